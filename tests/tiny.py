@@ -1,0 +1,226 @@
+"""Tiny random model folders of every supported family, written to disk in well under a second each.
+
+A folder has what a downloaded checkpoint has: ``config.json``, ``model.safetensors``, ``generation_config.json``,
+a byte-level BPE tokenizer, a chat template and an image processor, so tests go through the same doors as real models.
+All folders share one tokenizer text, so two folders of one family can be distilled into each other; pass another
+``tokenizer_text`` to get a pair that must be refused.
+
+    from tests.tiny import tiny_folder
+    folder = tiny_folder("qwen2_vl", tmp_path / "large", layers=6, hidden=64)
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "smolvlm", "idefics3")
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+#: What the tokenizer's merges are learned from. Any text works: bytes cover the rest.
+TOKENIZER_TEXT = (
+    "What is shown in the picture? A red circle, a blue square and a green triangle stand in a row. "
+    "How many shapes are there? Which shape is missing? The answer is three. Yes. No. Left, right, above, below. "
+    "0 1 2 3 4 5 6 7 8 9 10 user assistant system You are a helpful assistant."
+)
+
+_PATCH, _TILE = 4, 16
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '@IMAGE@' }}"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+SMOL = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% else %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+def special_tokens(family: str) -> list[str]:
+    """The added tokens of a family, in id order. The first three are pad, turn start and turn end."""
+    base = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    if family in QWEN:
+        return [*base, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    if family == "llava_onevision":
+        return [*base, "<image>", "<video>"]
+    grid = [f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)]
+    return [*base, "<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *grid]
+
+
+def tiny_tokenizer(family: str, text: str = TOKENIZER_TEXT) -> Any:
+    """A byte-level BPE tokenizer: 256 bytes, up to 64 merges learned from ``text``, the family's added tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    specials = special_tokens(family)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator([text], trainer)
+    tokenizer.add_special_tokens(specials)
+    end = "<end_of_utterance>" if family in ("smolvlm", "idefics3") else "<|im_end|>"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=specials[0],
+        eos_token=end,
+        extra_special_tokens=specials[1:],
+        clean_up_tokenization_spaces=False,
+        padding_side="right",
+        model_max_length=4096,
+    )
+
+
+def tiny_config(
+    family: str, tokenizer: Any, *, layers: int, hidden: int, vocabulary_rows: int, tied: bool
+) -> Any:
+    """The family's own config class at toy size: heads of 16, two vision layers, patches of 4 pixels."""
+    import transformers as tf
+
+    heads = max(hidden // 16, 1)
+    ids = {t: tokenizer.convert_tokens_to_ids(t) for t in special_tokens(family)}
+    end = tokenizer.eos_token_id
+    text: dict[str, Any] = {
+        "vocab_size": vocabulary_rows,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(heads // 2, 1),
+        "max_position_embeddings": 4096,
+        "initializer_range": 0.1,
+        "tie_word_embeddings": tied,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": end,
+        "bos_token_id": None,
+    }
+    tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
+    tower |= {"patch_size": _PATCH, "image_size": _TILE}
+    common = {"tie_word_embeddings": tied}
+    if family in QWEN:
+        rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+        if family == "qwen3_vl":
+            rope["mrope_interleaved"] = True
+            text["head_dim"] = 16
+        text["rope_parameters"] = rope
+        vision: dict[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": _PATCH, "spatial_merge_size": 2}
+        if family == "qwen2_vl":
+            vision |= {"embed_dim": 32, "hidden_size": hidden, "mlp_ratio": 2}
+        else:
+            vision |= {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": hidden}
+        if family == "qwen2_5_vl":
+            vision |= {"window_size": 16, "fullatt_block_indexes": [1]}
+        if family == "qwen3_vl":
+            vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+        cls = {"qwen2_vl": tf.Qwen2VLConfig, "qwen2_5_vl": tf.Qwen2_5_VLConfig, "qwen3_vl": tf.Qwen3VLConfig}
+        return cls[family](
+            text_config=text,
+            vision_config=vision,
+            image_token_id=ids["<|image_pad|>"],
+            video_token_id=ids["<|video_pad|>"],
+            vision_start_token_id=ids["<|vision_start|>"],
+            vision_end_token_id=ids["<|vision_end|>"],
+            **common,
+        )
+    if family == "llava_onevision":
+        return tf.LlavaOnevisionConfig(
+            text_config={"model_type": "qwen2", **text},
+            vision_config={"model_type": "siglip_vision_model", "vision_use_head": False, **tower},
+            image_token_index=ids["<image>"],
+            video_token_index=ids["<video>"],
+            image_grid_pinpoints=_pinpoints(),
+            **common,
+        )
+    cls = {"smolvlm": tf.SmolVLMConfig, "idefics3": tf.Idefics3Config}[family]
+    return cls(
+        text_config={"model_type": "llama", **text},
+        vision_config=tower,
+        image_token_id=ids["<image>"],
+        scale_factor=2,
+        pad_token_id=tokenizer.pad_token_id,
+        **common,
+    )
+
+
+def _pinpoints() -> list[list[int]]:
+    return [[_TILE * r, _TILE * c] for r in (1, 2) for c in (1, 2)]
+
+
+def _processor_files(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``preprocessor_config.json`` and ``processor_config.json`` as the hub's folders have them."""
+    half = [0.5, 0.5, 0.5]
+    image: dict[str, Any] = {"image_mean": half, "image_std": half}
+    if family in QWEN:
+        name = "Qwen3VLProcessor" if family == "qwen3_vl" else "Qwen2_5_VLProcessor"
+        name = "Qwen2VLProcessor" if family == "qwen2_vl" else name
+        image |= {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": _PATCH, "merge_size": 2}
+        image |= {"temporal_patch_size": 2, "size": {"shortest_edge": 64, "longest_edge": 1024}}
+        return image, {"processor_class": name}
+    if family == "llava_onevision":
+        image |= {"image_processor_type": "LlavaOnevisionImageProcessor", "image_grid_pinpoints": _pinpoints()}
+        image |= {"size": {"height": _TILE, "width": _TILE}}
+        processor = {"processor_class": "LlavaOnevisionProcessor", "num_image_tokens": (_TILE // _PATCH) ** 2}
+        return image, processor | {"vision_feature_select_strategy": "full"}
+    stem = "SmolVLM" if family == "smolvlm" else "Idefics3"
+    image |= {"image_processor_type": f"{stem}ImageProcessor", "size": {"longest_edge": 2 * _TILE}}
+    image |= {"max_image_size": {"longest_edge": _TILE}, "do_image_splitting": True}
+    return image, {"processor_class": f"{stem}Processor", "image_seq_len": (_TILE // _PATCH // 2) ** 2}
+
+
+def tiny_folder(
+    family: str,
+    path: Path | str,
+    *,
+    layers: int = 4,
+    hidden: int = 64,
+    vocabulary_rows: int | None = None,
+    seed: int = 0,
+    tied: bool = True,
+    tokenizer_text: str = TOKENIZER_TEXT,
+) -> Path:
+    """Write a complete random checkpoint of ``family`` to ``path`` and return the path.
+
+    Args:
+        family: one of ``FAMILIES``.
+        layers, hidden: decoder depth and width (a multiple of 16).
+        vocabulary_rows: rows of embeddings and head; default is the tokenizer's length rounded up to 64, so that
+            padding rows exist, as they do in real checkpoints.
+        tied: whether the head is the embedding matrix.
+        tokenizer_text: what the BPE merges are learned from; another text gives another tokenizer.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, GenerationConfig
+
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = tiny_tokenizer(family, tokenizer_text)
+    rows = vocabulary_rows or -(-len(tokenizer) // 64) * 64
+    config = tiny_config(family, tokenizer, layers=layers, hidden=hidden, vocabulary_rows=rows, tied=tied)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForImageTextToText.from_config(config)
+        with torch.no_grad():  # one-dimensional weights start at 1 or 0: make them distinguishable
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(0.05 * torch.randn_like(parameter))
+    model.generation_config = GenerationConfig(
+        eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id], pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    image, processor = _processor_files(family)
+    (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2), encoding="utf-8")
+    (folder / "processor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
+    placeholder = "<|vision_start|><|image_pad|><|vision_end|>" if family in QWEN else "<image>\n"
+    template = SMOL if family in ("smolvlm", "idefics3") else CHATML.replace("@IMAGE@", placeholder)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return folder
