@@ -1,0 +1,1 @@
+"""One thin module a subcommand: a signature, one call, and what is printed."""

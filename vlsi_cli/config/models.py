@@ -1,0 +1,79 @@
+"""Which two models take part, where their verbalizers sit, and what these are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from vlsi_cli.config.base import Config
+
+Architecture = Literal["verb-ffn", "verb-ffn-x2", "ffn", "ffn-x2", "mlp", "mlp-x2", "decoder", "decoder-x2"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+
+class VerbalizerConfig(Config):
+    """What stands between a target layer and the model's own language head (arXiv 2412.01822, Table 4f)."""
+
+    architecture: Architecture = "verb-ffn"
+    """`verb-ffn`: gated FFN of constant width (the paper's); `ffn`: the backbone's expansion; `mlp`: one matrix;
+    `decoder`: a decoder layer of the backbone's kind; `-x2`: two of them in a row."""
+    init: Literal["zero", "random"] = "zero"
+    """`zero`: the last matrix starts at zero, so that an untrained verbalizer with a residual is the logit lens
+    (method choice [D]); `random`: plain random start, nearer to the losses the paper prints."""
+    residual: bool = True
+    """Add the layer's output to what the verb-FFN makes of it (method choice [D])."""
+    norm: bool = True
+    """Pass the backbone's frozen final norm before its head (method choice [D])."""
+
+
+class LayersConfig(Config):
+    """Target layers: the decoder layers, counted from 1, that get a verbalizer. The last layer never is one."""
+
+    start: int = Field(default=2, ge=1)
+    """First target layer."""
+    stride: int = Field(default=4, ge=1)
+    """Distance between target layers: `start, start + stride, ...` up to the last layer but one."""
+    layers: tuple[int, ...] | None = None
+    """An explicit ascending list instead of `start` and `stride`."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        chosen = self.layers
+        if chosen is not None and (
+            not chosen or chosen[0] < 1 or any(b <= a for a, b in zip(chosen, chosen[1:], strict=False))
+        ):
+            raise ValueError("`layers` must be a non-empty ascending list of numbers from 1")
+        return self
+
+    def resolve(self, num_layers: int) -> tuple[int, ...]:
+        """The target layers of a decoder of ``num_layers`` layers.
+
+        Empty when none fits; numbers of an explicit list are returned as they stand, even beyond the model, for
+        the caller to refuse with both sides named.
+        """
+        if self.layers is not None:
+            return self.layers
+        return tuple(range(self.start, num_layers, self.stride))
+
+
+class ModelConfig(Config):
+    """One backbone: a hub id, a local folder, a size alias of the teacher's family (`2b`), or `demo/large|small`."""
+
+    id: str = Field(min_length=1)
+    """Hub id, local folder, or one of the shipped pair `demo/large` and `demo/small`."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """`random`: take the architecture of `id` with fresh weights, drawn from the run's seed."""
+    dtype: Precision = "auto"
+    """Precision of the stored weights; `auto` follows the run's `precision`."""
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention kernel; `auto` leaves the choice to transformers."""
+    trust_remote_code: bool = False
+    """Run code that comes with the checkpoint."""
+    targets: LayersConfig = LayersConfig()
+    """Layers that get a verbalizer."""
+    verbalizers: Path | None = None
+    """Folder of an already trained set of verbalizers to reuse (teacher only): its training is then skipped."""

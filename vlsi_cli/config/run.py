@@ -1,0 +1,124 @@
+"""What a distillation is: one frozen object without tensors, and the only home of every default.
+
+``from vlsi_cli.config.run import ...`` gives every part; they live in sibling modules by subject.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from vlsi_cli.config.base import Config
+from vlsi_cli.config.data import DataConfig, HubSource, LlavaSource, MessagesSource, PatternsSource, Source
+from vlsi_cli.config.models import Architecture, LayersConfig, ModelConfig, Precision, VerbalizerConfig
+from vlsi_cli.config.stages import (
+    InteractionConfig,
+    LayerLoss,
+    LoraConfig,
+    MatchingConfig,
+    OptimizerConfig,
+    ReinforcementConfig,
+    StageConfig,
+    VerbalizationConfig,
+)
+
+__all__ = [
+    "Architecture",
+    "DataConfig",
+    "DistillConfig",
+    "EvaluationConfig",
+    "HubSource",
+    "InteractionConfig",
+    "LayerLoss",
+    "LayersConfig",
+    "LlavaSource",
+    "LoraConfig",
+    "MatchingConfig",
+    "MessagesSource",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PatternsSource",
+    "Precision",
+    "ReinforcementConfig",
+    "Source",
+    "StageConfig",
+    "VerbalizationConfig",
+    "VerbalizerConfig",
+]
+
+
+class EvaluationConfig(Config):
+    """Greedy answers to held-out questions, before and after, and by the large model."""
+
+    data: DataConfig | None = None
+    """Held-out data; none: nothing is measured."""
+    samples: int | None = Field(default=None, ge=1)
+    """Questions to ask; none: all of the held-out data."""
+    max_new_tokens: int = Field(default=32, ge=1)
+    """Longest answer."""
+    batch_size: int = Field(default=8, ge=1)
+    """Questions answered together."""
+
+
+class DistillConfig(Config):
+    """A whole run. A stage that is none is left out; what is left must make sense together."""
+
+    name: str = "distillation"
+    """Short name; default output folders carry it."""
+    description: str = ""
+    """One line for `vlsi recipes ls`."""
+    teacher: ModelConfig | None = None
+    """The large model; none: the run is ordinary fine-tuning of the small one."""
+    student: ModelConfig
+    """The small model, which the run changes and writes out."""
+    verbalizer: VerbalizerConfig = VerbalizerConfig()
+    """Make of the verbalizers, the same on both sides."""
+    data: DataConfig
+    """Training data of every stage."""
+    verbalization: VerbalizationConfig | None = VerbalizationConfig()
+    """Step 1 of the small model (and of the large one unless `teacher_verbalization` says otherwise)."""
+    teacher_verbalization: VerbalizationConfig | None = None
+    """Step 1 of the large model; none: like `verbalization`. Not used when `teacher.verbalizers` is given."""
+    interaction: InteractionConfig | None = InteractionConfig()
+    """Step 2."""
+    reinforcement: ReinforcementConfig | None = ReinforcementConfig()
+    """Step 3."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Held-out measurement."""
+    seed: int = Field(default=0, ge=0)
+    """Order of data, draws of the matching, fresh weights."""
+    precision: Precision = "auto"
+    """Precision of the computation; `auto`: bf16 where the device has it, else fp32."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Optimizer steps between checkpoints."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Checkpoints kept on disk, newest first."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.verbalization is None and self.interaction is None and self.reinforcement is None:
+            raise ValueError("`verbalization`, `interaction` and `reinforcement` are all none: nothing would be trained")
+        if self.interaction is not None and self.teacher is None:
+            raise ValueError("`interaction` needs a `teacher`; give one, or set `interaction` to none")
+        if self.interaction is not None and self.interaction.verbalizes and self.verbalization is None:
+            raise ValueError(
+                "`interaction` compares verbalized layers, but `verbalization` is none; keep that stage, "
+                "or set `interaction.intermediate` to none for last-layer distillation"
+            )
+        if self.student.verbalizers is not None:
+            raise ValueError("`student.verbalizers` cannot be given: only a teacher's set is reused")
+        if self.teacher is not None and self.teacher.init == "random":
+            raise ValueError("`teacher.init: random` would teach noise")
+        return self
+
+    @property
+    def large_verbalization(self) -> VerbalizationConfig | None:
+        """Step 1 of the large model: None when there is no teacher, no need, or a trained set to reuse."""
+        if self.teacher is None or self.teacher.verbalizers is not None:
+            return None
+        if self.interaction is not None and not self.interaction.verbalizes:
+            return None
+        return self.teacher_verbalization or self.verbalization

@@ -1,0 +1,103 @@
+"""Every way in which a run can end by the user's or the machine's doing: one tree, one exit code a branch.
+
+A :class:`VlsiError` is shown as one sentence (and a hint) without a traceback. Anything else that escapes is
+a defect of this program and keeps its traceback. The table of codes is in ``docs/reference/errors.md``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VlsiError(Exception):
+    """An error whose message is enough to act upon: it names the value and the cause.
+
+    Args:
+        message: one sentence, starting in lower case, without a final stop or a traceback.
+        hint: the next thing to do (often a command); printed on its own line.
+    """
+
+    exit_code: int = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ConfigError(VlsiError):
+    """A recipe, key or value that cannot be used (the code of a wrong command line)."""
+
+    exit_code = 2
+
+
+class DataError(VlsiError):
+    """Training or held-out data that are missing, unreadable or empty."""
+
+    exit_code = 3
+
+
+class ModelError(VlsiError):
+    """A model that cannot be found, fetched or loaded, or whose family has no adapter."""
+
+    exit_code = 4
+
+
+class CompatibilityError(VlsiError):
+    """Two models that load, but cannot be distilled into one another (tokenizer, image tokens, target layers)."""
+
+    exit_code = 5
+
+
+class OutputError(VlsiError):
+    """A folder that cannot be written, already holds something else, or has no space left."""
+
+    exit_code = 6
+
+
+class CheckpointError(VlsiError):
+    """A checkpoint or a set of verbalizers that is damaged, or belongs to another model or run."""
+
+    exit_code = 7
+
+
+class TrainingError(VlsiError):
+    """A run that went wrong while training, such as a loss that is no longer finite."""
+
+    exit_code = 8
+
+
+class Interrupted(VlsiError):
+    """The run was asked to stop and left a checkpoint.
+
+    Args:
+        resume: the command that continues the run, or None when there is nothing to continue.
+        exit_code: 130 after Ctrl-C (SIGINT), 143 after SIGTERM.
+    """
+
+    exit_code = 130
+
+    def __init__(
+        self, message: str, *, resume: str | None = None, hint: str | None = None, exit_code: int = 130
+    ) -> None:
+        super().__init__(message, hint=hint if hint is not None else (f"resume with: {resume}" if resume else None))
+        self.resume = resume
+        self.exit_code = exit_code
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str | None:
+    """The option that ``word`` most probably stood for, or None when nothing is near.
+
+    Case and the difference between ``-``, ``_`` and ``.`` are ignored; ties go to the first in order.
+    """
+    plain = {_plain(option): option for option in reversed(list(options))}
+    near = difflib.get_close_matches(_plain(word), list(plain), n=1, cutoff=0.6)
+    return plain[near[0]] if near else None
+
+
+def _plain(word: str) -> str:
+    return word.casefold().replace("-", "_").replace(".", "_")

@@ -1,0 +1,191 @@
+"""What a run tells while it works, and what it hands back at the end: plain values, no printing, no tensors.
+
+The engine calls an :data:`Events` function with one frozen event at a time; ``commands`` draws them. A caller
+that does not care passes :func:`ignore`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """The run folder exists and the stages are known, e.g. ``("verbalization", "interaction")``."""
+
+    run: Path
+    stages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something worth knowing (the pairs of target layers, a download, an estimate)."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Warn:
+    """Something worth acting upon that does not stop the run (skipped records, a slow fallback)."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A stage begins, or continues after a resume (then ``first_step`` > 0).
+
+    Attributes:
+        stage: ``verbalization``, ``interaction`` or ``reinforcement``.
+        side: which model trains: ``small`` or ``large``.
+        total_steps: optimizer steps of the whole stage.
+        first_step: optimizer steps already done.
+    """
+
+    stage: str
+    side: str
+    total_steps: int
+    first_step: int = 0
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimizer step.
+
+    Attributes:
+        step: steps done so far, from 1.
+        loss: mean loss per response token, summed over the stage's terms.
+        per_layer: the same per target layer, keyed by its name (``"2"``, ``"6"``, ..., ``"last"``).
+        matched: small layer number -> large layer number drawn last in this step; None outside interaction.
+        learning_rate: the rate used in this step.
+        grad_norm: norm of the gradient before clipping.
+        tokens_per_second: input tokens per second since the stage began or resumed.
+        eta_seconds: expected time to the end of this stage, None while unknown.
+    """
+
+    stage: str
+    step: int
+    total: int
+    loss: float
+    per_layer: Mapping[str, float]
+    matched: Mapping[int, int] | None
+    learning_rate: float
+    grad_norm: float
+    tokens_per_second: float
+    eta_seconds: float | None
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """A checkpoint is complete on disk."""
+
+    path: Path
+    stage: str
+    step: int
+
+
+@dataclass(frozen=True)
+class StageEnded:
+    """A stage is over; ``final_loss`` is the loss of its last step."""
+
+    stage: str
+    seconds: float
+    final_loss: float
+    side: str = "small"
+
+
+@dataclass(frozen=True)
+class EvaluationStarted:
+    """A model is about to answer ``n`` held-out questions."""
+
+    who: str
+    n: int
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A model has answered the held-out questions.
+
+    Attributes:
+        who: ``small before``, ``small after`` or ``large``.
+        accuracy: share of exact answers, 0..1; None when the data have no exact answers to compare with.
+        loss: mean cross-entropy per response token, nats.
+        n: questions asked.
+        by_kind: accuracy of each kind of question, 0..1.
+    """
+
+    who: str
+    accuracy: float | None
+    loss: float | None
+    n: int
+    by_kind: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One line of the final table; the attributes are those of :class:`Evaluated`."""
+
+    who: str
+    accuracy: float | None
+    loss: float | None
+    n: int
+    by_kind: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What became of one stage: steps done, wall-clock seconds, the loss of the last step (per token, nats)."""
+
+    stage: str
+    side: str
+    steps: int
+    seconds: float
+    final_loss: float
+    per_layer: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a distillation hands back.
+
+    Attributes:
+        run: the run folder.
+        student: the stock checkpoint inside it, already reloaded and compared.
+        scores: small before, small after, large (those that were measured).
+        stages: one entry a stage, in the order in which they ran.
+        seconds: wall-clock time of this process (not of the parts before a resume).
+    """
+
+    run: Path
+    student: Path
+    scores: tuple[Score, ...]
+    stages: tuple[StageReport, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunEnded:
+    """The run is complete."""
+
+    report: Report
+
+
+Event = (
+    RunStarted
+    | Note
+    | Warn
+    | StageStarted
+    | StepDone
+    | CheckpointSaved
+    | StageEnded
+    | EvaluationStarted
+    | Evaluated
+    | RunEnded
+)
+Events = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """An :data:`Events` function for callers that do not watch."""
