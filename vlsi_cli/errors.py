@@ -48,7 +48,8 @@ class ModelError(VlsiError):
 
 
 class CompatibilityError(VlsiError):
-    """Two models that load, but cannot be distilled into one another (tokenizer, image tokens, target layers)."""
+    """Two models that load, but cannot be distilled into one another (tokenizer, image tokens, target
+    layers)."""
 
     exit_code = 5
 
@@ -84,7 +85,9 @@ class Interrupted(VlsiError):
     def __init__(
         self, message: str, *, resume: str | None = None, hint: str | None = None, exit_code: int = 130
     ) -> None:
-        super().__init__(message, hint=hint if hint is not None else (f"resume with: {resume}" if resume else None))
+        super().__init__(
+            message, hint=hint if hint is not None else (f"resume with: {resume}" if resume else None)
+        )
         self.resume = resume
         self.exit_code = exit_code
 

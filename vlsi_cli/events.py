@@ -136,7 +136,8 @@ class Score:
 
 @dataclass(frozen=True)
 class StageReport:
-    """What became of one stage: steps done, wall-clock seconds, the loss of the last step (per token, nats)."""
+    """What became of one stage: steps done, wall-clock seconds, the loss of the last step (per token,
+    nats)."""
 
     stage: str
     side: str

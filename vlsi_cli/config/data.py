@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,8 +14,8 @@ class _SourceConfig(Config):
     weight: float = Field(default=1.0, gt=0)
     """How often this source is drawn, relative to its size and to the other sources."""
     records: int | None = Field(default=None, ge=1)
-    """How many records the source is said to hold. Only the plan uses it, to turn epochs into steps when the data
-    are not on this machine; a run counts the real ones."""
+    """How many records the source is said to hold. Only the plan uses it, to turn epochs into steps when the
+    data are not on this machine; a run counts the real ones."""
 
 
 class PatternsSource(_SourceConfig):
@@ -25,9 +25,9 @@ class PatternsSource(_SourceConfig):
     split: Literal["train", "validation", "test"] = "train"
     """The three never share a puzzle, whatever the seed."""
     size: int | None = Field(default=None, ge=1)
-    """Number of records; none: endless, always fresh."""
+    """Number of records; null: endless, always fresh."""
     questions: tuple[str, ...] | None = None
-    """Kinds of question to ask; none: all."""
+    """Kinds of question to ask; null: all."""
     turns: int = Field(default=1, ge=1)
     """Questions about the same picture in one conversation."""
     seed: int = 0
@@ -35,13 +35,14 @@ class PatternsSource(_SourceConfig):
 
 
 class LlavaSource(_SourceConfig):
-    """LLaVA-style JSON or JSONL: `conversations` of `human` and `gpt`, `image` a path, `<image>` in the text."""
+    """LLaVA-style JSON or JSONL: `conversations` of `human` and `gpt`, `image` a path, `<image>` in the
+    text."""
 
     kind: Literal["llava"] = "llava"
     path: Path
     """The `.json` or `.jsonl` file."""
     image_root: Path | None = None
-    """Folder that image paths start from, and must not leave; none: the folder of the file."""
+    """Folder that image paths start from, and must not leave; null: the folder of the file."""
 
 
 class MessagesSource(_SourceConfig):
@@ -51,11 +52,12 @@ class MessagesSource(_SourceConfig):
     path: Path
     """The `.json` or `.jsonl` file."""
     image_root: Path | None = None
-    """Folder that image paths start from, and must not leave; none: the folder of the file."""
+    """Folder that image paths start from, and must not leave; null: the folder of the file."""
 
 
 class HubSource(_SourceConfig):
-    """A Hugging Face dataset: hub id, local folder or parquet file, with `messages` or `conversations` columns."""
+    """A Hugging Face dataset: hub id, local folder or parquet file, with `messages` or `conversations`
+    columns."""
 
     kind: Literal["huggingface"] = "huggingface"
     id: str = Field(min_length=1)
@@ -72,8 +74,6 @@ class HubSource(_SourceConfig):
 
 Source = Annotated[PatternsSource | LlavaSource | MessagesSource | HubSource, Field(discriminator="kind")]
 
-_S = TypeVar("_S", PatternsSource, LlavaSource, MessagesSource, HubSource)
-
 
 class DataConfig(Config):
     """A weighted mix of sources and how their records become model inputs."""
@@ -81,13 +81,14 @@ class DataConfig(Config):
     sources: tuple[Source, ...] = Field(min_length=1)
     """Where records come from."""
     root: Path | None = None
-    """Folder that relative paths of the sources start from; none: the folder in which `vlsi` is started."""
+    """Folder that relative paths of the sources start from; null: the folder in which `vlsi` is started."""
     max_length: int = Field(default=2048, ge=8)
-    """Tokens of a record, image tokens included; a longer record is counted and skipped (or refused), never cut."""
+    """Tokens of a record, image tokens included; a longer record is counted and skipped (or refused), never
+    cut."""
     min_pixels: int | None = Field(default=None, ge=1)
-    """Lower bound of the image processor's budget; none: the processor's own."""
+    """Lower bound of the image processor's budget; null: the processor's own."""
     max_pixels: int | None = Field(default=None, ge=1)
-    """Upper bound of the image processor's budget; none: the processor's own."""
+    """Upper bound of the image processor's budget; null: the processor's own."""
     on_bad_record: Literal["skip", "refuse"] = "skip"
     """What to do with an unreadable or over-long record: count and skip it, or end the run naming it."""
     shuffle: bool = True
@@ -98,7 +99,7 @@ class DataConfig(Config):
         return tuple(_located(source, self.root) for source in self.sources)
 
 
-def _located(source: _S, root: Path | None) -> _S:
+def _located(source: Source, root: Path | None) -> Source:
     if root is None:
         return source
     change: dict[str, object] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, Self
 
@@ -17,11 +18,11 @@ class VerbalizerConfig(Config):
     """What stands between a target layer and the model's own language head (arXiv 2412.01822, Table 4f)."""
 
     architecture: Architecture = "verb-ffn"
-    """`verb-ffn`: gated FFN of constant width (the paper's); `ffn`: the backbone's expansion; `mlp`: one matrix;
-    `decoder`: a decoder layer of the backbone's kind; `-x2`: two of them in a row."""
+    """`verb-ffn`: gated FFN of constant width (the paper's); `ffn`: the backbone's expansion; `mlp`: one
+    matrix; `decoder`: a decoder layer of the backbone's kind; `-x2`: two of them in a row."""
     init: Literal["zero", "random"] = "zero"
-    """`zero`: the last matrix starts at zero, so that an untrained verbalizer with a residual is the logit lens
-    (method choice [D]); `random`: plain random start, nearer to the losses the paper prints."""
+    """`zero`: the last matrix starts at zero, so that an untrained verbalizer with a residual is the logit
+    lens (method choice [D]); `random`: plain random start, nearer to the losses the paper prints."""
     residual: bool = True
     """Add the layer's output to what the verb-FFN makes of it (method choice [D])."""
     norm: bool = True
@@ -29,7 +30,8 @@ class VerbalizerConfig(Config):
 
 
 class LayersConfig(Config):
-    """Target layers: the decoder layers, counted from 1, that get a verbalizer. The last layer never is one."""
+    """Target layers: the decoder layers, counted from 1, that get a verbalizer. The last layer never is
+    one."""
 
     start: int = Field(default=2, ge=1)
     """First target layer."""
@@ -41,17 +43,15 @@ class LayersConfig(Config):
     @model_validator(mode="after")
     def _ascending(self) -> Self:
         chosen = self.layers
-        if chosen is not None and (
-            not chosen or chosen[0] < 1 or any(b <= a for a, b in zip(chosen, chosen[1:], strict=False))
-        ):
+        if chosen is not None and (not chosen or chosen[0] < 1 or any(b <= a for a, b in pairwise(chosen))):
             raise ValueError("`layers` must be a non-empty ascending list of numbers from 1")
         return self
 
     def resolve(self, num_layers: int) -> tuple[int, ...]:
         """The target layers of a decoder of ``num_layers`` layers.
 
-        Empty when none fits; numbers of an explicit list are returned as they stand, even beyond the model, for
-        the caller to refuse with both sides named.
+        Empty when none fits; numbers of an explicit list are returned as they stand, even beyond the model,
+        for the caller to refuse with both sides named.
         """
         if self.layers is not None:
             return self.layers
@@ -59,7 +59,8 @@ class LayersConfig(Config):
 
 
 class ModelConfig(Config):
-    """One backbone: a hub id, a local folder, a size alias of the teacher's family (`2b`), or `demo/large|small`."""
+    """One backbone: a hub id, a local folder, a size alias of the teacher's family (`2b`), or
+    `demo/large|small`."""
 
     id: str = Field(min_length=1)
     """Hub id, local folder, or one of the shipped pair `demo/large` and `demo/small`."""
@@ -76,4 +77,5 @@ class ModelConfig(Config):
     targets: LayersConfig = LayersConfig()
     """Layers that get a verbalizer."""
     verbalizers: Path | None = None
-    """Folder of an already trained set of verbalizers to reuse (teacher only): its training is then skipped."""
+    """Folder of an already trained set of verbalizers to reuse (teacher only): its training is then
+    skipped."""

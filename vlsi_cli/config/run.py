@@ -52,9 +52,9 @@ class EvaluationConfig(Config):
     """Greedy answers to held-out questions, before and after, and by the large model."""
 
     data: DataConfig | None = None
-    """Held-out data; none: nothing is measured."""
+    """Held-out data; null: nothing is measured."""
     samples: int | None = Field(default=None, ge=1)
-    """Questions to ask; none: all of the held-out data."""
+    """Questions to ask; null: all of the held-out data."""
     max_new_tokens: int = Field(default=32, ge=1)
     """Longest answer."""
     batch_size: int = Field(default=8, ge=1)
@@ -62,14 +62,14 @@ class EvaluationConfig(Config):
 
 
 class DistillConfig(Config):
-    """A whole run. A stage that is none is left out; what is left must make sense together."""
+    """A whole run. A stage that is null is left out; what is left must make sense together."""
 
     name: str = "distillation"
     """Short name; default output folders carry it."""
     description: str = ""
     """One line for `vlsi recipes ls`."""
     teacher: ModelConfig | None = None
-    """The large model; none: the run is ordinary fine-tuning of the small one."""
+    """The large model; null: the run is ordinary fine-tuning of the small one."""
     student: ModelConfig
     """The small model, which the run changes and writes out."""
     verbalizer: VerbalizerConfig = VerbalizerConfig()
@@ -79,7 +79,7 @@ class DistillConfig(Config):
     verbalization: VerbalizationConfig | None = VerbalizationConfig()
     """Step 1 of the small model (and of the large one unless `teacher_verbalization` says otherwise)."""
     teacher_verbalization: VerbalizationConfig | None = None
-    """Step 1 of the large model; none: like `verbalization`. Not used when `teacher.verbalizers` is given."""
+    """Step 1 of the large model; null: like `verbalization`. Not used when `teacher.verbalizers` is given."""
     interaction: InteractionConfig | None = InteractionConfig()
     """Step 2."""
     reinforcement: ReinforcementConfig | None = ReinforcementConfig()
@@ -100,12 +100,14 @@ class DistillConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.verbalization is None and self.interaction is None and self.reinforcement is None:
-            raise ValueError("`verbalization`, `interaction` and `reinforcement` are all none: nothing would be trained")
+            raise ValueError(
+                "`verbalization`, `interaction` and `reinforcement` are all null: nothing would be trained"
+            )
         if self.interaction is not None and self.teacher is None:
-            raise ValueError("`interaction` needs a `teacher`; give one, or set `interaction` to none")
+            raise ValueError("`interaction` needs a `teacher`; give one, or set `interaction` to null")
         if self.interaction is not None and self.interaction.verbalizes and self.verbalization is None:
             raise ValueError(
-                "`interaction` compares verbalized layers, but `verbalization` is none; keep that stage, "
+                "`interaction` compares verbalized layers, but `verbalization` is null; keep that stage, "
                 "or set `interaction.intermediate` to none for last-layer distillation"
             )
         if self.student.verbalizers is not None:

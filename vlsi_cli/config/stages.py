@@ -27,11 +27,12 @@ class OptimizerConfig(Config):
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled decay; norms and biases are exempt."""
     max_grad_norm: float | None = Field(default=1.0, gt=0)
-    """Norm to which gradients are clipped; none: not clipped."""
+    """Norm to which gradients are clipped; null: not clipped."""
 
 
 class LoraConfig(Config):
-    """Low-rank adapters on the linear layers of the decoder; merged when the stage ends. Defaults: the paper's."""
+    """Low-rank adapters on the linear layers of the decoder; merged when the stage ends. Defaults: the
+    paper's."""
 
     rank: int = Field(default=64, ge=1)
     """Rank of the update."""
@@ -84,8 +85,8 @@ class MatchingConfig(Config):
     """Which large target layer teaches which small one (arXiv 2412.01822, Table 4e)."""
 
     strategy: Literal["random", "uniform", "bottom-k", "multinomial"] = "multinomial"
-    """`random`: any large target; `uniform`: every n-th; `bottom-k`: the mean of the k nearest; `multinomial`: a draw
-    by nearness. `multinomial` with all three switches below is VLsI's."""
+    """`random`: any large target; `uniform`: every n-th; `bottom-k`: the mean of the k nearest;
+    `multinomial`: a draw by nearness. `multinomial` with all three switches below is VLsI's."""
     k: int = Field(default=1, ge=1)
     """How many nearest layers `bottom-k` averages."""
     search_range: bool = True
@@ -97,7 +98,8 @@ class MatchingConfig(Config):
 
 
 class InteractionConfig(StageConfig):
-    """Step 2: small target layers learn to say what their matched large layers say; the last layer follows the last."""
+    """Step 2: small target layers learn to say what their matched large layers say; the last layer follows
+    the last."""
 
     train: Literal["full", "lora"] = "full"
     """Train the small model's decoder layers themselves, or adapters on them."""

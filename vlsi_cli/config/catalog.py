@@ -1,0 +1,208 @@
+"""Built-in facts of well-known backbones, so that a run can be planned offline, and the names people type for
+them.
+
+Sources: the public ``config.json`` of each checkpoint; counts of the vision side are those of the
+transformers classes built from it (tests compare). ``demo/large`` and ``demo/small`` are the pair that ships
+with this package.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from vlsi_cli.config.facts import ModelFacts, facts_from_folder
+from vlsi_cli.config.presence import cached_snapshot
+from vlsi_cli.errors import ConfigError, did_you_mean
+
+DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo"
+_Shape = tuple[int, int, int, int, int, int]
+_SIZE = re.compile(r"\d+(\.\d+)?[bm]", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A backbone of the catalogue.
+
+    Attributes:
+        group: models that share a tokenizer and an image processor, e.g. ``Qwen2-VL``.
+        size: the alias within the group, e.g. ``2b``.
+        ids: hub ids; the first is the one that an alias stands for.
+        facts: its shape.
+    """
+
+    group: str
+    size: str
+    ids: tuple[str, ...]
+    facts: ModelFacts
+
+
+def _entry(
+    group: str,
+    model_type: str,
+    size: str,
+    ids: str,
+    shape: _Shape,
+    tied: bool,
+    vision: int,
+    head_dim: int = 0,
+) -> Entry:
+    layers, hidden, ffn, heads, kv_heads, vocab = shape
+    facts = ModelFacts(
+        name=f"{group}-{size.upper()}",
+        model_type=model_type,
+        layers=layers,
+        hidden=hidden,
+        ffn=ffn,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim or hidden // heads,
+        vocab=vocab,
+        tied=tied,
+        vision=vision,
+        attention_bias=model_type not in {"qwen3_vl", "idefics3"},
+        qk_norm=model_type == "qwen3_vl",
+    )
+    return Entry(group, size, tuple(ids.split()), facts)
+
+
+def _qwen2(size: str, shape: _Shape, tied: bool, vision: int) -> Entry:
+    ids = f"Qwen/Qwen2-VL-{size.upper()}-Instruct Qwen/Qwen2-VL-{size.upper()}"
+    return _entry("Qwen2-VL", "qwen2_vl", size, ids, shape, tied, vision)
+
+
+def _qwen25(size: str, shape: _Shape, tied: bool, vision: int) -> Entry:
+    ids = f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct"
+    return _entry("Qwen2.5-VL", "qwen2_5_vl", size, ids, shape, tied, vision)
+
+
+def _qwen3(size: str, shape: _Shape, tied: bool, vision: int) -> Entry:
+    ids = f"Qwen/Qwen3-VL-{size.upper()}-Instruct"
+    return _entry("Qwen3-VL", "qwen3_vl", size, ids, shape, tied, vision, head_dim=128)
+
+
+def _onevision(size: str, shape: _Shape, tied: bool, vision: int) -> Entry:
+    # The hub also holds `-chat` editions of two sizes; the paper compares with the `ov` ones.
+    ids = f"llava-hf/llava-onevision-qwen2-{size}-ov-hf"
+    return _entry("LLaVA-OV", "llava_onevision", size, ids, shape, tied, vision)
+
+
+def _smol(size: str, hub_id: str, shape: tuple[int, int, int, int, int, int], vision: int) -> Entry:
+    return _entry("SmolVLM", "idefics3", size, f"HuggingFaceTB/{hub_id}", shape, False, vision)
+
+
+# shape: layers, hidden, ffn, heads, key/value heads, vocabulary rows
+ENTRIES: tuple[Entry, ...] = (
+    _qwen2("2b", (28, 1536, 8960, 12, 2, 151936), True, 665_271_296),
+    _qwen2("7b", (28, 3584, 18944, 28, 4, 152064), False, 675_759_104),
+    _qwen2("72b", (80, 8192, 29568, 64, 8, 152064), False, 699_356_672),
+    _onevision("0.5b", (24, 896, 4864, 14, 2, 152000), True, 399_585_440),
+    _onevision("7b", (28, 3584, 18944, 28, 4, 152128), False, 414_732_320),
+    _onevision("72b", (80, 8192, 29568, 64, 8, 152128), False, 474_318_368),
+    _qwen25("3b", (36, 2048, 11008, 16, 2, 151936), True, 668_684_288),
+    _qwen25("7b", (28, 3584, 18944, 28, 4, 152064), False, 676_550_144),
+    _qwen25("32b", (64, 5120, 27648, 40, 8, 152064), False, 688_841_984),
+    _qwen25("72b", (80, 8192, 29568, 64, 8, 152064), False, 704_573_696),
+    _qwen3("2b", (28, 2048, 6144, 16, 8, 151936), True, 406_957_056),
+    _qwen3("4b", (36, 2560, 9728, 32, 8, 151936), True, 415_347_712),
+    _qwen3("8b", (36, 4096, 12288, 32, 8, 151936), False, 576_388_336),
+    _qwen3("32b", (64, 5120, 25600, 64, 8, 151936), False, 595_266_800),
+    _smol("256m", "SmolVLM-256M-Instruct", (30, 576, 1536, 9, 3, 49280), 93_510_912),
+    _smol("500m", "SmolVLM-500M-Instruct", (32, 960, 2560, 15, 5, 49280), 98_229_504),
+    _smol("2.2b", "SmolVLM-Instruct", (24, 2048, 8192, 32, 32, 49155), 434_220_912),
+)
+DEMO_IDS = ("demo/large", "demo/small")
+
+
+def find(model: str) -> Entry | None:
+    """The catalogue's entry for a hub id or a name such as ``Qwen2-VL-2B``; case does not matter."""
+    return _by_name().get(model.casefold())
+
+
+def facts_of(model: str, revision: str | None = None) -> ModelFacts | None:
+    """Facts of a demo model, of a local folder, of the catalogue, or of a snapshot in the hub's cache; else
+    None."""
+    if model in DEMO_IDS:
+        return facts_from_folder(DEMO_FOLDER / model.removeprefix("demo/"), name=model)
+    if Path(model).is_dir():
+        return facts_from_folder(Path(model))
+    if entry := find(model):
+        return entry.facts
+    snapshot = cached_snapshot(model, revision)
+    return facts_from_folder(snapshot, name=model) if snapshot else None
+
+
+def resolve_alias(model: str, teacher: str | None = None) -> str:
+    """What a typed name stands for.
+
+    ``2b`` is the 2B of the teacher's family (its instruct checkpoint), ``small`` next to ``demo/large`` is
+    ``demo/small``, a catalogue name such as ``Qwen2-VL-2B`` is its first hub id. Hub ids and folders stay as
+    typed, so that ``Qwen/Qwen2-VL-72B`` remains the base checkpoint of that name.
+
+    Raises:
+        ConfigError: a size that the teacher's family does not have, or a word that names nothing.
+    """
+    if _SIZE.fullmatch(model) or (model in ("small", "large") and not Path(model).is_dir()):
+        return _resolve_size(model, teacher)
+    if "/" in model or "\\" in model or Path(model).is_dir():
+        return model
+    if entry := find(model):
+        return entry.ids[0]
+    names = [entry.facts.name for entry in ENTRIES] + list(DEMO_IDS)
+    near = did_you_mean(model, names)
+    raise ConfigError(
+        f"no model is named '{model}'",
+        hint=f"did you mean {near}?"
+        if near
+        else "give a hub id (owner/name), a local folder, or one of " + ", ".join(names),
+    )
+
+
+def _resolve_size(size: str, teacher: str | None) -> str:
+    if teacher is None:
+        raise ConfigError(
+            f"'{size}' is a size within the teacher's family, but no teacher is given",
+            hint="add --teacher, or give the whole hub id",
+        )
+    if teacher in DEMO_IDS:
+        choices = {"small": "demo/small", "large": "demo/large"}
+        family = "demo"
+    else:
+        group = group_of(teacher)
+        if group is None:
+            raise ConfigError(
+                f"'{size}' cannot be resolved: the family of the teacher '{teacher}' is not in the catalogue",
+                hint="give the student's hub id or folder",
+            )
+        choices = {entry.size: entry.ids[0] for entry in ENTRIES if entry.group == group}
+        family = group
+    if size.casefold() in choices:
+        return choices[size.casefold()]
+    near = did_you_mean(size, choices)
+    raise ConfigError(
+        f"the family {family} has no size '{size}'",
+        hint=(f"did you mean {near}? " if near else "") + f"it has {', '.join(choices)}",
+    )
+
+
+def group_of(model: str) -> str | None:
+    """The family group of a hub id, or of a local folder by its model type; None when the catalogue has
+    none."""
+    if entry := find(model):
+        return entry.group
+    facts = facts_of(model)
+    groups = {entry.facts.model_type: entry.group for entry in ENTRIES}
+    return groups.get(facts.model_type) if facts else None
+
+
+@cache
+def _by_name() -> dict[str, Entry]:
+    names: dict[str, Entry] = {}
+    for entry in ENTRIES:
+        for name in (entry.facts.name, *entry.ids):
+            names[name.casefold()] = entry
+        if entry.group == "LLaVA-OV":
+            names[f"llava-onevision-{entry.size}"] = entry
+    return names

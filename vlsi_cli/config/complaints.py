@@ -1,0 +1,105 @@
+"""Pydantic's findings as one sentence: the file or flag, the key, what is wrong, and the nearest right
+key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from vlsi_cli.config.run import DistillConfig
+from vlsi_cli.errors import ConfigError, did_you_mean
+
+_HINTS = {
+    "data": "pass --data PATH (LLaVA-style JSON, messages JSONL, a Hugging Face dataset, or patterns)",
+    "student": "pass --student with a hub id, a folder, or a size of the teacher's family such as 2b",
+}
+
+
+def complain(error: ValidationError, origins: Mapping[str, str]) -> ConfigError:
+    """The error to raise for a failed check.
+
+    Unknown keys come first: they are the usual cause of whatever else is wrong.
+    """
+    found = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    sentences = [_sentence(one["type"], one["loc"], one["msg"], one.get("input"), origins) for one in found]
+    first, hint = sentences[0]
+    others = [text for text, _ in sentences[1:] if "at least 1 item after validation" not in text]
+    if others:
+        more = "also: " + "; ".join(others)
+        hint = f"{hint}\n{more}" if hint else more
+    return ConfigError(first, hint=hint)
+
+
+def all_keys(model: type[BaseModel] = DistillConfig, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of every field, with ``*`` for the number of a list's entry."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        listed = "tuple" in str(field.annotation)
+        for inner in _models(field.annotation):
+            yield from all_keys(inner, f"{prefix}{name}.{'*.' if listed else ''}")
+
+
+def _sentence(
+    kind: str, loc: tuple[int | str, ...], message: str, value: Any, origins: Mapping[str, str]
+) -> tuple[str, str | None]:
+    keys, model = _walk(loc[:-1] if kind in ("extra_forbidden", "missing") else loc)
+    if kind == "extra_forbidden":
+        key = ".".join([*keys, str(loc[-1])])
+        inside = ".".join(keys)
+        text = f"{_where(key, origins)}unknown key '{loc[-1]}'" + (f" in '{inside}'" if inside else "")
+        return text, _suggest(str(loc[-1]), inside, model)
+    if kind == "missing":
+        key = ".".join([*keys, str(loc[-1])])
+        inside = ".".join(keys)
+        return f"{_where(inside, origins)}{key} is not given", _HINTS.get(key)
+    key = ".".join(keys)
+    message = message.removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{_where(key, origins)}{key + ': ' if key else ''}{message}", None
+    message = message[:1].lower() + message[1:]
+    return f"{_where(key, origins)}{key}: {message}, not {value!r}", None
+
+
+def _walk(loc: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel] | None]:
+    """The keys of a location, without pydantic's names of alternatives, and the model found there."""
+    keys: list[str] = []
+    models: list[type[BaseModel]] = [DistillConfig]
+    for part in loc:
+        tagged = [model for model in models if "kind" in model.model_fields]
+        tagged = [model for model in tagged if model.model_fields["kind"].default == part]
+        if tagged and len(models) > 1:
+            models = tagged
+            continue
+        keys.append(str(part))
+        if isinstance(part, str):
+            fields = [model.model_fields[part] for model in models if part in model.model_fields]
+            models = [inner for field in fields for inner in _models(field.annotation)]
+    return keys, models[0] if models else None
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
+
+
+def _suggest(word: str, inside: str, model: type[BaseModel] | None) -> str | None:
+    siblings = list(model.model_fields) if model else []
+    if near := did_you_mean(word, siblings):
+        return f"did you mean {near}?"
+    elsewhere = [key for key in dict.fromkeys(all_keys()) if key.rsplit(".", 1)[-1] == word]
+    within = [key for key in elsewhere if key.startswith(f"{inside}.")] if inside else elsewhere
+    if within or elsewhere:
+        return f"did you mean {(within or elsewhere)[0]}?"
+    return f"keys there: {', '.join(siblings)}" if siblings else None
+
+
+def _where(key: str, origins: Mapping[str, str]) -> str:
+    """Who said it: the origin of the key itself, of something in it, or of what it is in."""
+    for known, origin in origins.items():
+        if key and (f"{known}.".startswith(f"{key}.") or key.startswith(f"{known}.")):
+            return f"{origin}: "
+    return ""

@@ -1,0 +1,153 @@
+"""The shape of a backbone, and the parameter counts that follow from it: arithmetic, no tensors.
+
+Facts come from the built-in catalogue, from a folder's ``config.json``, or from the hub's cache on this
+machine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlsi_cli.config.models import Architecture
+
+_NOT_LANGUAGE = ("visual.", "vision", "connector", "multi_modal_projector", "image_newline")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the plan needs to know about a backbone.
+
+    Attributes:
+        name: for people, e.g. ``Qwen2-VL-2B``.
+        model_type: the family as transformers spells it, e.g. ``qwen2_vl``.
+        layers: decoder layers.
+        hidden: width of the decoder.
+        ffn: inner width of its feed-forward layers.
+        heads: attention heads.
+        kv_heads: key/value heads.
+        head_dim: width of a head.
+        vocab: rows of the head, padding rows included.
+        tied: whether the head is the embedding matrix.
+        attention_bias: whether query, key and value projections have a bias.
+        qk_norm: whether queries and keys are normalised per head.
+        vision: parameters of vision tower and projector together; None when not known before loading.
+    """
+
+    name: str
+    model_type: str
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool
+    attention_bias: bool
+    qk_norm: bool
+    vision: int | None
+
+    @property
+    def embedding_parameters(self) -> int:
+        """The input embeddings (and the head too, when it is tied)."""
+        return self.vocab * self.hidden
+
+    @property
+    def layer_parameters(self) -> int:
+        """One decoder layer: attention, gated feed-forward and two norms."""
+        query, keyvalue = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = self.hidden * (query + 2 * keyvalue) + query * self.hidden
+        attention += (query + 2 * keyvalue) if self.attention_bias else 0
+        attention += 2 * self.head_dim if self.qk_norm else 0
+        return attention + 3 * self.hidden * self.ffn + 2 * self.hidden
+
+    @property
+    def decoder_parameters(self) -> int:
+        """All decoder layers, without embeddings, final norm and head."""
+        return self.layers * self.layer_parameters
+
+    @property
+    def language_parameters(self) -> int:
+        """The whole language model: embeddings, layers, final norm, head."""
+        head = 0 if self.tied else self.embedding_parameters
+        return self.embedding_parameters + self.decoder_parameters + self.hidden + head
+
+    @property
+    def parameters(self) -> int:
+        """Everything that is known: the language model and, if known, the vision side."""
+        return self.language_parameters + (self.vision or 0)
+
+    def lora_parameters(self, rank: int) -> int:
+        """Adapters of one rank on the seven linear maps of every decoder layer: rank x (in + out) each."""
+        query, keyvalue = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        sides = (self.hidden + query) * 2 + (self.hidden + keyvalue) * 2 + (self.hidden + self.ffn) * 3
+        return self.layers * rank * sides
+
+    def verbalizer_parameters(self, architecture: Architecture) -> int:
+        """One verbalizer without the head, which is the model's own (Table 4f; verb-FFN is 3 x h x h)."""
+        one = {
+            "verb-ffn": 3 * self.hidden**2,
+            "ffn": 3 * self.hidden * self.ffn,
+            "mlp": self.hidden**2,
+            "decoder": self.layer_parameters,
+        }
+        return one[architecture.removesuffix("-x2")] * (2 if architecture.endswith("-x2") else 1)
+
+
+def facts_from_folder(folder: Path, name: str | None = None) -> ModelFacts | None:
+    """The facts of a checkpoint on disk, or None when its ``config.json`` leaves one of them unsaid."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(config, dict):
+        return None
+    text = {**config, **(config.get("text_config") or {})}
+    try:
+        model_type = str(config["model_type"])
+        hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
+        return ModelFacts(
+            name=name or folder.name,
+            model_type=model_type,
+            layers=int(text["num_hidden_layers"]),
+            hidden=hidden,
+            ffn=int(text["intermediate_size"]),
+            heads=heads,
+            kv_heads=int(text.get("num_key_value_heads") or heads),
+            head_dim=int(text.get("head_dim") or hidden // heads),
+            vocab=int(text["vocab_size"]),
+            tied=bool(text.get("tie_word_embeddings", False)),
+            attention_bias=model_type in {"qwen2_vl", "qwen2_5_vl", "llava_onevision"},
+            qk_norm=model_type == "qwen3_vl",
+            vision=_vision_parameters(folder),
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _vision_parameters(folder: Path) -> int | None:
+    """Parameters outside the language model, read from the headers of the safetensors files."""
+    shapes: dict[str, int] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            shapes.update(_tensor_sizes(file))
+        except (OSError, ValueError, struct.error):
+            return None
+    if not shapes:
+        return None
+    return sum(size for name, size in shapes.items() if any(mark in name for mark in _NOT_LANGUAGE))
+
+
+def _tensor_sizes(file: Path) -> dict[str, int]:
+    """Number of values of each tensor: the header is 8 bytes of length (little endian), then JSON."""
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > 100_000_000:
+            raise ValueError("not a safetensors file")
+        header: dict[str, Any] = json.loads(stream.read(length))
+    return {name: math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}

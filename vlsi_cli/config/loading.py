@@ -1,0 +1,238 @@
+"""From a recipe, ``--set`` and flags to one checked configuration in which every value knows where it came
+from.
+
+Precedence: default < recipe < ``--set`` < flag. Mappings are merged key by key; lists are replaced as a
+whole, but ``--set data.sources.0.path=...`` reaches into one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from vlsi_cli.config import catalog, recipes
+from vlsi_cli.config.complaints import complain
+from vlsi_cli.config.run import DistillConfig
+from vlsi_cli.errors import CheckpointError, ConfigError, OutputError
+
+FLAGS = {
+    "teacher.id": "--teacher",
+    "student.id": "--student",
+    "data.sources": "--data",
+    "seed": "--seed",
+    "device": "--device",
+    "precision": "--precision",
+}
+CONFIG_FILE, ORIGINS_FILE = "config.yaml", "origins.json"
+# Keys that say the same thing in two ways: naming one in a later layer lifts the other.
+_ALTERNATIVES = {
+    "steps": ("epochs",),
+    "epochs": ("steps",),
+    "start": ("layers",),
+    "stride": ("layers",),
+    "layers": ("start", "stride"),
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A checked configuration.
+
+    Attributes:
+        config: the configuration.
+        origins: for every leaf, by dotted key: ``default``, ``recipe NAME``, ``--set``, or the flag.
+        recipe: name of the recipe, None when there was none.
+    """
+
+    config: DistillConfig
+    origins: dict[str, str]
+    recipe: str | None = None
+
+    def leaves(self) -> Iterator[tuple[str, Any, str]]:
+        """Every leaf as (dotted key, JSON-ready value, origin)."""
+        for key, value in flatten(self.config.model_dump(mode="json")):
+            yield key, value, self.origins[key]
+
+    def save(self, folder: Path) -> None:
+        """Write ``config.yaml`` (itself a recipe) and ``origins.json`` into a run folder.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        origins = {"recipe": self.recipe, "origins": self.origins}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+            (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+            (folder / ORIGINS_FILE).write_text(json.dumps(origins, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(
+                f"the run folder {folder} cannot be written: {error.strerror or error}"
+            ) from error
+
+
+def resolve(
+    recipe: str | Path | None = None, sets: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+) -> Resolved:
+    """Merge and check.
+
+    Args:
+        recipe: name or file; None: defaults only.
+        sets: ``key=value`` with a dotted key and a YAML value.
+        flags: dotted key -> value, for the keys of :data:`FLAGS`; a value of None is a flag not given.
+
+    Raises:
+        ConfigError: no such recipe, an unknown key or alias, or a value that does not fit; names file and
+            key.
+    """
+    tree: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    label = None
+    if recipe is not None:
+        read = recipes.read(recipe)
+        label = read.name
+        origin = f"recipe {read.name if recipe == read.name else read.path}"
+        _merge(tree, origins, (), {"name": read.name, **read.values}, origin)
+    for text in sets:
+        path, value = parse_set(text)
+        _merge(tree, origins, path, value, "--set")
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _merge(tree, origins, tuple(key.split(".")), value, FLAGS.get(key, "flag"))
+    _resolve_models(tree)
+    if label is None and "name" not in tree and isinstance(tree.get("student"), dict):
+        tree["name"] = str(tree["student"].get("id", "distillation")).rstrip("/").rsplit("/", 1)[-1]
+    try:
+        config = DistillConfig.model_validate(tree)
+    except ValidationError as error:
+        raise complain(error, origins) from None
+    leaves = (key for key, _ in flatten(config.model_dump(mode="json")))
+    return Resolved(config, {key: _origin(key, origins) for key in leaves}, label)
+
+
+def load_saved(folder: Path) -> Resolved:
+    """The configuration of an existing run folder.
+
+    Raises:
+        CheckpointError: the folder is no run folder, or its configuration is damaged.
+    """
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise CheckpointError(
+            f"{folder} is not a run folder: it has no {CONFIG_FILE}",
+            hint="give the folder that `vlsi distill` wrote",
+        )
+    try:
+        resolved = resolve(file)
+        saved = json.loads((folder / ORIGINS_FILE).read_text(encoding="utf-8"))
+        origins = {key: str(saved["origins"].get(key, "run folder")) for key in resolved.origins}
+        return Resolved(resolved.config, origins, saved["recipe"])
+    except (ConfigError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"the configuration of the run {folder} is damaged: {error}") from error
+
+
+def parse_set(text: str) -> tuple[tuple[str, ...], Any]:
+    """``"a.b=1e-4"`` as (("a", "b"), value); values are YAML, and ``1e-4`` is a number as people expect.
+
+    Raises:
+        ConfigError: no ``=``, an empty key, or a value that is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    path = tuple(part.strip() for part in key.strip().split("."))
+    if not equals or not all(path):
+        raise ConfigError(f"--set {text}: expected key=value", hint="for example --set interaction.steps=100")
+    try:
+        return path, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not valid YAML") from error
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested mappings, and of lists of mappings, by dotted key."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list | tuple) and value and all(isinstance(inner, dict) for inner in value):
+        for number, inner in enumerate(value):
+            yield from flatten(inner, f"{prefix}.{number}" if prefix else str(number))
+    else:
+        yield prefix, value
+
+
+def _merge(
+    tree: dict[str, Any], origins: dict[str, str], path: tuple[str, ...], value: Any, origin: str
+) -> None:
+    if path in (("teacher",), ("student",)) and isinstance(value, str):
+        path = (*path, "id")
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            _merge(tree, origins, (*path, str(key)), inner, origin)
+    else:
+        _assign(tree, origins, path, value, origin)
+
+
+def _assign(
+    tree: dict[str, Any], origins: dict[str, str], path: tuple[str, ...], value: Any, origin: str
+) -> None:
+    here: Any = tree
+    for depth, part in enumerate(path[:-1]):
+        inner = _get(here, part, path[: depth + 1])
+        if not isinstance(inner, dict | list):
+            inner = {}
+            _put(here, part, inner)
+            origins.pop(".".join(path[: depth + 1]), None)
+        here = inner
+    _get(here, path[-1], path)
+    dotted = ".".join(path)
+    for known in [key for key in origins if key == dotted or key.startswith(dotted + ".")]:
+        del origins[known]
+    if isinstance(value, list):
+        value = [dict(inner) if isinstance(inner, dict) else inner for inner in value]
+    _put(here, path[-1], value)
+    for key, _ in flatten(value, dotted):
+        origins[key] = origin
+    for other in _ALTERNATIVES.get(path[-1], ()) if value is not None else ():
+        rival = ".".join((*path[:-1], other))
+        if isinstance(here, dict) and origins.get(rival, origin) != origin:
+            here.pop(other, None)
+            del origins[rival]
+
+
+def _get(here: Any, part: str, path: tuple[str, ...]) -> Any:
+    if isinstance(here, list):
+        if not part.isdigit() or int(part) >= len(here):
+            raise ConfigError(
+                f"{'.'.join(path)}: the list {'.'.join(path[:-1])} has no entry {part}",
+                hint=f"entries are 0 to {len(here) - 1}" if here else "the list is empty",
+            )
+        return here[int(part)]
+    return here.get(part)
+
+
+def _put(here: Any, part: str, value: Any) -> None:
+    here[int(part) if isinstance(here, list) else part] = value
+
+
+def _resolve_models(tree: dict[str, Any]) -> None:
+    """Replace aliases by ids, the student's with the teacher's family."""
+    large = None
+    for side in ("teacher", "student"):
+        model = tree.get(side)
+        if isinstance(model, dict) and isinstance(model.get("id"), str):
+            model["id"] = catalog.resolve_alias(model["id"], large if side == "student" else None)
+            large = model["id"]
+
+
+def _origin(key: str, origins: Mapping[str, str]) -> str:
+    """The origin of a leaf, or of the nearest whole that was given in its place (an empty mapping)."""
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        if found := origins.get(".".join(parts[:length])):
+            return found
+    return "default"

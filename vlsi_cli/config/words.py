@@ -1,0 +1,58 @@
+"""What a word after ``--data`` stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vlsi_cli.config.presence import looks_local
+from vlsi_cli.errors import ConfigError, DataError, did_you_mean
+
+_PEEK = 1 << 16
+
+
+def source_from_word(word: str) -> dict[str, Any]:
+    """A source as a recipe would spell it, from a file, a folder, a hub id, or the word ``patterns``.
+
+    A ``.json`` or ``.jsonl`` file is told by the first of ``conversations`` and ``messages`` that occurs in
+    it. Paths become absolute: they are relative to where the command was typed, not to a recipe's
+    ``data.root``.
+
+    Raises:
+        ConfigError: the word is none of these.
+        DataError: a JSON file cannot be read or holds neither key.
+    """
+    if word == "patterns":
+        return {"kind": "patterns"}
+    path = Path(word).expanduser()
+    if path.suffix in (".json", ".jsonl"):
+        return {"kind": _shape(path), "path": str(path.absolute())}
+    if path.exists() or path.suffix == ".parquet":
+        return {"kind": "huggingface", "id": str(path.absolute())}
+    if not looks_local(word):
+        return {"kind": "huggingface", "id": word}
+    near = did_you_mean(word, ["patterns"])
+    raise ConfigError(
+        f"--data {word}: there is no such file or folder",
+        hint=f"did you mean {near}?"
+        if near
+        else "give a .json or .jsonl file, a dataset folder or parquet file, a hub id, or patterns",
+    )
+
+
+def _shape(path: Path) -> str:
+    if not path.is_file():
+        return "llava" if path.suffix == ".json" else "messages"
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(_PEEK)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    places = {"llava": start.find(b'"conversations"'), "messages": start.find(b'"messages"')}
+    found = {kind: place for kind, place in places.items() if place >= 0}
+    if not found:
+        raise DataError(
+            f"{path}: no record at its start has `conversations` or `messages`",
+            hint="see the chapter on data formats, or name the kind in a recipe",
+        )
+    return min(found, key=lambda kind: found[kind])
