@@ -1,0 +1,82 @@
+"""What a training step consumes: model inputs, and which positions predict which response token.
+
+Names of dimensions: B records, S tokens of the longest record, R response tokens of the whole batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A right-padded batch of records.
+
+    Labels are shifted once, where this object is built: ``hidden[rows, cols]`` is the state *before* each
+    response token and ``targets`` is that token, so no loss ever shifts anything.
+
+    Attributes:
+        inputs: what the model's base forward takes: ``input_ids`` [B, S], ``attention_mask`` [B, S], and with
+            images
+            the family's own tensors (``pixel_values``, ``image_grid_thw``, ``mm_token_type_ids``, ...).
+        rows: [R] record of each response token.
+        cols: [R] position whose hidden state predicts it (its own position minus one).
+        targets: [R] the token.
+        records: the B record ids, for messages.
+    """
+
+    inputs: dict[str, Tensor]
+    rows: Tensor
+    cols: Tensor
+    targets: Tensor
+    records: tuple[str, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """R, the number of response tokens: what sums of per-token losses are divided by."""
+        return int(self.targets.numel())
+
+    @property
+    def num_input_tokens(self) -> int:
+        """Tokens that are not padding, image tokens included."""
+        return int(self.inputs["attention_mask"].sum())
+
+    @property
+    def has_images(self) -> bool:
+        """Whether any record of the batch brings an image."""
+        return "pixel_values" in self.inputs
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on another device."""
+        return type(self)(
+            inputs={name: value.to(device, non_blocking=True) for name, value in self.inputs.items()},
+            rows=self.rows.to(device, non_blocking=True),
+            cols=self.cols.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            records=self.records,
+        )
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """A left-padded batch of generation prompts, with the answers that the data give.
+
+    Attributes:
+        inputs: what ``generate`` takes, prompts ending in the generation prompt, [B, S] and the images'
+            tensors.
+        references: the B reference answers, as text.
+        records: the B record ids.
+    """
+
+    inputs: dict[str, Tensor]
+    references: tuple[str, ...]
+    records: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same prompts on another device."""
+        inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
+        return type(self)(inputs=inputs, references=self.references, records=self.records)

@@ -1,0 +1,110 @@
+"""Records put together into one batch: padding, image tensors, and the single place where labels are shifted.
+
+Image tensors come in two layouts. Most families list items (patches, images, tiles) along the first
+dimension, over all records: those are concatenated. Idefics3 and SmolVLM nest them in records, [record, tile,
+...]: those are stacked, padded with zeros that the model drops, with an all-zero row for a record without
+images. Such a processor says so by returning a ``pixel_attention_mask``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vlsi_cli.engine.batch import Batch, PromptBatch
+from vlsi_cli.engine.data.template import Encoded, EncodedPrompt
+from vlsi_cli.errors import ModelError
+
+_NESTED_BY = "pixel_attention_mask"
+
+
+def collate(records: Sequence[Encoded], pad_id: int) -> Batch:
+    """A right-padded batch.
+
+    The state at position ``t - 1`` predicts token ``t``: for every trained token at ``t`` of record ``b`` the
+    batch has one entry ``rows = b``, ``cols = t - 1``, ``targets = input_ids[b, t]``.
+    """
+    rows, cols, targets = [], [], []
+    for number, record in enumerate(records):
+        positions = record.trained.nonzero().squeeze(1)
+        positions = positions[positions > 0]  # nothing comes before the first token that could predict it
+        rows.append(torch.full_like(positions, number))
+        cols.append(positions - 1)
+        targets.append(record.input_ids[positions])
+    return Batch(
+        inputs=_inputs(records, pad_id, left=False),
+        rows=torch.cat(rows),
+        cols=torch.cat(cols),
+        targets=torch.cat(targets),
+        records=tuple(record.record for record in records),
+    )
+
+
+def collate_prompts(prompts: Sequence[EncodedPrompt], pad_id: int) -> PromptBatch:
+    """A left-padded batch: generation continues from the last column of every row."""
+    return PromptBatch(
+        inputs=_inputs(prompts, pad_id, left=True),
+        references=tuple(prompt.reference for prompt in prompts),
+        records=tuple(prompt.record for prompt in prompts),
+    )
+
+
+def _inputs(
+    records: Sequence[Encoded] | Sequence[EncodedPrompt], pad_id: int, *, left: bool
+) -> dict[str, Tensor]:
+    if not records:
+        raise ValueError("a batch needs at least one record")
+    length = max(len(record.input_ids) for record in records)
+
+    def pad(row: Tensor, value: int) -> Tensor:
+        fill = row.new_full((length - len(row),), value)
+        return torch.cat([fill, row] if left else [row, fill])
+
+    inputs = {
+        "input_ids": torch.stack([pad(record.input_ids, pad_id) for record in records]),
+        "attention_mask": torch.stack([pad(torch.ones_like(record.input_ids), 0) for record in records]),
+    }
+    types = [record.token_types for record in records if record.token_types is not None]
+    if types:
+        inputs["mm_token_type_ids"] = torch.stack([pad(row, 0) for row in types])
+    return inputs | _image_tensors([record.tensors for record in records])
+
+
+def _image_tensors(per_record: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    with_images = [tensors for tensors in per_record if tensors]
+    if not with_images:
+        return {}
+    names = list(with_images[0])
+    if any(set(tensors) != set(names) for tensors in with_images):
+        raise ModelError(
+            "the processor returns different tensors for different records; they cannot be batched"
+        )
+    nested = _NESTED_BY in names
+    result = {}
+    for name in names:
+        values = [tensors[name] for tensors in with_images]
+        if nested:
+            empty = values[0].new_zeros((1, 0, *values[0].shape[2:]))
+            values = [tensors.get(name, empty) for tensors in per_record]
+        result[name] = torch.cat(_same_shape(name, values))
+    return result
+
+
+def _same_shape(name: str, values: list[Tensor]) -> list[Tensor]:
+    """Pixel tensors filled up with zeros to equal shapes behind the first dimension."""
+    shapes = {tuple(value.shape[1:]) for value in values}
+    if len(shapes) == 1:
+        return values
+    if not name.startswith("pixel_") or len({len(shape) for shape in shapes}) != 1:
+        raise ModelError(
+            f"{name} differs in shape between records ({sorted(shapes)}); they cannot be batched"
+        )
+    target = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    padded = []
+    for value in values:
+        room = value.new_zeros((value.shape[0], *target))
+        room[tuple(slice(0, size) for size in value.shape)] = value
+        padded.append(room)
+    return padded

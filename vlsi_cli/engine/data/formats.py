@@ -1,0 +1,205 @@
+"""The shapes in which conversations are written down, each turned into a :class:`Record`.
+
+``llava``: ``{"id", "image": path | [paths], "conversations": [{"from": "human", "value": "<image>\\n..."},
+...]}``. ``messages``: ``{"messages": [{"role", "content": text | [parts]}, ...], "images": [...]}`` where a
+part is ``{"type": "text", "text"}`` or ``{"type": "image", "image" | "path" | "url"}``; an image part without
+a source, and a ``<image>`` inside text, take the next entry of ``images``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlsi_cli.engine.data.records import (
+    BadRecord,
+    ImageRef,
+    Message,
+    Numbering,
+    Part,
+    Record,
+    Role,
+    make_record,
+)
+
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+}
+
+
+def from_llava(row: Mapping[str, Any], *, default_id: str, where: str, root: Path | None) -> Record:
+    """A record from a LLaVA-style object.
+
+    Raises:
+        BadRecord: a field of the wrong type, or a conversation that :func:`make_record` refuses.
+    """
+    return _conversation(row, row.get("conversations"), "from", "value", default_id, where, root)
+
+
+def from_messages(row: Mapping[str, Any], *, default_id: str, where: str, root: Path | None) -> Record:
+    """A record from an object with chat ``messages``.
+
+    Raises:
+        BadRecord: a field of the wrong type, or a conversation that :func:`make_record` refuses.
+    """
+    return _conversation(row, row.get("messages"), "role", "content", default_id, where, root)
+
+
+def from_row(row: Mapping[str, Any], *, default_id: str, where: str, root: Path | None) -> Record:
+    """A record from a table's row.
+
+    The conversation is ``messages`` or ``conversations``, keyed by role/content or by from/value, or
+    ``texts`` of ``{"user", "assistant"}`` pairs about all ``images``.
+    """
+    talk = row.get("messages")
+    if talk is None:
+        talk = row.get("conversations")
+    if talk is None and isinstance(row.get("texts"), list):
+        talk = _pairs(row)
+    llava = isinstance(talk, Sequence) and bool(talk) and isinstance(talk[0], Mapping) and "from" in talk[0]
+    keys = ("from", "value") if llava else ("role", "content")
+    return _conversation(row, talk, *keys, default_id, where, root)
+
+
+def from_question(
+    row: Mapping[str, Any],
+    *,
+    question: str,
+    answer: str,
+    image: str | None,
+    default_id: str,
+    where: str,
+    root: Path | None,
+) -> Record:
+    """A record of one turn from columns of a question, an answer and (optionally) one image or several."""
+    name = record_id(row, default_id)
+    texts = [row.get(question), row.get(answer)]
+    if not all(isinstance(text, str) for text in texts):
+        raise BadRecord(
+            "bad-format", f"columns {question!r} and {answer!r} must be text", record=name, where=where
+        )
+    images = image_refs(row.get(image) if image else None, root, name, where)
+    user = Message("user", (*range(len(images)), str(texts[0])))
+    return make_record(name, [user, Message("assistant", (str(texts[1]),))], images, where=where)
+
+
+def record_id(row: Mapping[str, Any], default: str) -> str:
+    """The row's own id as text, or the default."""
+    value = row.get("id")
+    return default if value is None or value == "" else str(value)
+
+
+def image_refs(value: Any, root: Path | None, record: str, where: str) -> list[ImageRef]:
+    """References to one image, several, or none.
+
+    An image is a path, ``{"bytes", "path"}`` as Hugging Face tables store it, ``{"image" | "path" | "url":
+    path}``, raw bytes, or a PIL picture.
+    """
+    if value is None or value == "":
+        return []
+    if isinstance(value, list | tuple):
+        return [ref for item in value for ref in image_refs(item, root, record, where)]
+    if isinstance(value, str):
+        return [ImageRef(path=value, root=root)]
+    if isinstance(value, bytes):
+        return [ImageRef(data=value)]
+    if isinstance(value, Mapping):
+        if isinstance(value.get("bytes"), bytes):
+            return [ImageRef(data=value["bytes"])]
+        for key in ("image", "path", "url"):
+            if value.get(key) is not None:
+                return image_refs(value[key], root, record, where)
+        raise BadRecord("bad-format", "an image without bytes or path", record=record, where=where)
+    if hasattr(value, "getbands"):  # a PIL picture, told without importing PIL
+        return [ImageRef(picture=value)]
+    raise BadRecord("bad-format", f"an image of type {type(value).__name__}", record=record, where=where)
+
+
+def _pairs(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    talk: list[dict[str, Any]] = []
+    for pair in row["texts"]:
+        for role in ("user", "assistant"):
+            talk.append({"role": role, "content": pair.get(role) if isinstance(pair, Mapping) else None})
+    images = row.get("images") or ()
+    if talk and isinstance(talk[0]["content"], str):
+        talk[0]["content"] = [{"type": "image"}] * len(images) + [
+            {"type": "text", "text": talk[0]["content"]}
+        ]
+    return talk
+
+
+def _conversation(
+    row: Mapping[str, Any],
+    talk: Any,
+    role_key: str,
+    text_key: str,
+    default_id: str,
+    where: str,
+    root: Path | None,
+) -> Record:
+    name = record_id(row, default_id)
+
+    def bad(reason: str, detail: str) -> BadRecord:
+        return BadRecord(reason, detail, record=name, where=where)
+
+    if not isinstance(talk, list | tuple) or not talk:
+        raise bad("bad-format", "no list of messages")
+    given = row.get("images")
+    if given is None:
+        given = row.get("image")
+    listed = image_refs(given, root, name, where)
+    images: list[ImageRef] = []
+    numbering, messages = Numbering(), []
+    for entry in talk:
+        if not isinstance(entry, Mapping) or not isinstance(entry.get(role_key), str):
+            raise bad("bad-format", f"a message without {role_key!r}")
+        role = _ROLES.get(entry[role_key])
+        if role is None:
+            raise bad("bad-role", repr(entry[role_key])[:60])
+        messages.append(
+            Message(role, _parts(entry.get(text_key), numbering, listed, images, root, name, where))
+        )
+    if numbering.count > len(images) or listed:
+        raise bad("image-count", f"{numbering.count} in the text, {len(images) + len(listed)} images")
+    return make_record(name, messages, images, where=where)
+
+
+def _parts(
+    content: Any,
+    numbering: Numbering,
+    listed: list[ImageRef],
+    images: list[ImageRef],
+    root: Path | None,
+    record: str,
+    where: str,
+) -> tuple[Part, ...]:
+    """The pieces of one message. Moves images from ``listed`` to ``images`` as they are mentioned."""
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(blocks, list | tuple):
+        raise BadRecord("bad-format", "a message without text", record=record, where=where)
+    parts: list[Part] = []
+    for block in blocks:
+        kind = block.get("type") if isinstance(block, Mapping) else None
+        if kind == "text" and isinstance(block.get("text"), str):
+            pieces = numbering.split(block["text"])
+            mentioned = sum(isinstance(piece, int) for piece in pieces)
+            images.extend(listed[:mentioned])
+            del listed[:mentioned]
+            parts.extend(pieces)
+        elif kind in ("image", "image_url"):
+            parts.append(numbering.next())
+            own = [block[key] for key in ("image", "path", "url", "image_url") if block.get(key) is not None]
+            if own:
+                source = own[0]
+                images.extend(image_refs(source, root, record, where)[:1])
+            else:
+                images.extend(listed[:1])
+                del listed[:1]
+        else:
+            raise BadRecord("bad-format", f"a part of type {kind!r}", record=record, where=where)
+    return tuple(parts)

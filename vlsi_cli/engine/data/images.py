@@ -1,0 +1,136 @@
+"""Decoding images that nobody vouches for.
+
+Every image becomes 8-bit RGB, upright. What would need a guess is refused with a reason instead: animations,
+32-bit and floating-point pixels. The size is read from the header and checked *before* any pixel is decoded.
+Nothing is downloaded, and a path may not leave its folder, not even through a symbolic link.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vlsi_cli.engine.data.records import BadRecord, ImageRef
+
+#: Raster formats only; PostScript and the like would start other programs. MPO is a JPEG with a second view.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+_URL = re.compile(r"^[a-z][a-z0-9+.-]+:", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What is refused by its header alone.
+
+    Attributes:
+        max_pixels: width times height; 64 million is an 8000 x 8000 picture, 192 MB once decoded.
+        max_aspect_ratio: long side over short side; Qwen2-VL's own processor refuses more than 200.
+    """
+
+    max_pixels: int = 64_000_000
+    max_aspect_ratio: float = 200.0
+
+
+def load_image(ref: ImageRef, limits: ImageLimits | None = None) -> Image.Image:
+    """The decoded picture, 8-bit RGB and upright (EXIF orientation applied).
+
+    Transparency is laid on white. 16-bit grey is scaled to 8 bits (65535 becomes 255); grey, palette and CMYK
+    are converted by PIL.
+
+    Raises:
+        BadRecord: with one of the ``image-*`` reasons.
+    """
+    limits = limits or ImageLimits()
+    if ref.picture is not None:
+        _check_size(ref.picture.size, limits, "picture")
+        return _to_rgb(ref.picture, "picture")
+    if ref.data is not None:
+        return _decode(io.BytesIO(ref.data), f"{len(ref.data)} bytes", limits)
+    path = locate(ref)
+    try:
+        with path.open("rb") as file:
+            return _decode(file, str(ref.path), limits)
+    except OSError as error:
+        raise BadRecord("image-unreadable", f"{ref.path}: {error.strerror or error}") from error
+
+
+def locate(ref: ImageRef) -> Path:
+    """The file a reference means, symbolic links resolved.
+
+    Raises:
+        BadRecord: an address, a path outside ``ref.root``, or no such regular file.
+    """
+    text = ref.path or ""
+    # One letter before the colon is a Windows drive, not a scheme.
+    if _URL.match(text):
+        raise BadRecord("image-url", text[:80])
+    root = (ref.root or Path()).resolve()
+    try:
+        path = (root / text).resolve()
+        inside, exists = path.is_relative_to(root), path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL byte, a name too long, a loop of links
+        raise BadRecord("image-missing", f"{text[:80]!r}: {error}") from error
+    if not inside:
+        raise BadRecord("image-escape", f"{text} is not inside {root}")
+    if not exists:
+        raise BadRecord("image-missing", text)
+    return path
+
+
+def _check_size(size: tuple[int, int], limits: ImageLimits, name: str) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise BadRecord("image-unreadable", f"{name}: {width} x {height}")
+    if width * height > limits.max_pixels:
+        raise BadRecord("image-too-large", f"{name}: {width} x {height}, limit {limits.max_pixels} pixels")
+    if max(size) > limits.max_aspect_ratio * min(size):
+        raise BadRecord("image-aspect-ratio", f"{name}: {width} x {height}")
+
+
+def _decode(file: IO[bytes], name: str, limits: ImageLimits) -> Image.Image:
+    with warnings.catch_warnings():
+        # PIL warns of large pictures, odd metadata and palettes; size is checked here, the rest is handled
+        # below.
+        warnings.simplefilter("ignore")
+        try:
+            picture = Image.open(file, formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise BadRecord("image-too-large", f"{name}: {error}") from error
+        except UnidentifiedImageError as error:
+            raise BadRecord("image-unreadable", name) from error
+        except Exception as error:  # hostile headers make decoders raise anything
+            raise BadRecord("image-unreadable", f"{name}: {error}") from error
+        with picture:
+            _check_size(picture.size, limits, name)
+            try:
+                # An MPO's second frame is another view or a preview of the same photograph, not an animation.
+                frames = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
+                if frames > 1:
+                    raise BadRecord("image-animated", f"{name}: {frames} frames")
+                picture.load()
+                return _to_rgb(picture, name)
+            except BadRecord:
+                raise
+            except Exception as error:  # so do hostile pixels
+                raise BadRecord("image-damaged", f"{name}: {error}") from error
+
+
+def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        grey = np.asarray(picture).astype(np.uint32)
+        picture = Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
+    elif picture.mode in ("I", "F"):
+        raise BadRecord("image-mode", f"{name}: mode {picture.mode}")
+    if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
+        layer = picture.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return picture.convert("RGB")

@@ -1,0 +1,309 @@
+"""From a record to token ids, with the response tokens marked.
+
+The response mask does not come from searching tokens. The chat template renders the conversation step by
+step; what each step adds is cut, as text, into the prompt (up to and including the generation prompt) and the
+response (up to and including its end-of-turn token). Each segment is tokenized by itself, so a trained token
+is exactly what the model would have to generate after exactly the prompt it would see. What the template
+writes after the end of a turn (often a line break) belongs to the next prompt and is not trained.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import torch
+from torch import Tensor
+
+from vlsi_cli.engine.data.images import ImageLimits, load_image
+from vlsi_cli.engine.data.records import BadRecord, Message, Record
+from vlsi_cli.errors import DataError, ModelError
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One record as model inputs, without a batch dimension and without padding.
+
+    Attributes:
+        record: its id.
+        input_ids: [S], image placeholders expanded.
+        trained: [S] bool, the response tokens.
+        token_types: [S], 0 text and 1 image, or None for a model that does not take them.
+        tensors: what the processor made of the images; layouts differ between families, see ``collate``.
+    """
+
+    record: str
+    input_ids: Tensor
+    trained: Tensor
+    token_types: Tensor | None
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """One generation prompt, as :class:`Encoded`, and the answer that the data give.
+
+    Attributes:
+        reference: the response text of the record, without surrounding white space.
+    """
+
+    record: str
+    input_ids: Tensor
+    token_types: Tensor | None
+    tensors: dict[str, Tensor]
+    reference: str
+
+
+class ChatEncoder:
+    """Encodes records for one model.
+
+    Args:
+        processor: the model's combined processor (``tokenizer``, ``image_processor``,
+            ``apply_chat_template``).
+        max_length: longest record in tokens, image tokens included; None for no limit. Nothing is ever cut.
+        min_pixels, max_pixels: the image processor's budget per image, for families that have one (Qwen);
+            None keeps the processor's own.
+        limits: which images are refused before they are decoded.
+
+    Raises:
+        ModelError: the processor has no chat template, or has no pixel budget and one is asked for.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        *,
+        max_length: int | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        limits: ImageLimits | None = None,
+    ) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.max_length = max_length
+        self.limits = limits or ImageLimits()
+        self.image_token = str(getattr(processor, "image_token", ""))
+        if not getattr(processor, "chat_template", None):
+            raise ModelError(
+                f"{type(processor).__name__} has no chat template, so records cannot be rendered"
+            )
+        self._images_kwargs = _pixel_budget(processor, min_pixels, max_pixels)
+        self._takes_token_types = "mm_token_type_ids" in processor.model_input_names
+        self._image_ids = torch.tensor(_image_token_ids(processor), dtype=torch.long)
+        self._control = self._control_tokens()
+        self._any_control = re.compile("|".join(map(re.escape, sorted(self._control, key=len, reverse=True))))
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills up a batch; where it stands the attention mask is 0."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.tokenizer.eos_token_id)
+
+    @property
+    def image_token_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that image features replace."""
+        return tuple(self._image_ids.tolist())
+
+    def encode(self, record: Record) -> Encoded:
+        """Token ids, response mask and image tensors of a record.
+
+        Raises:
+            BadRecord: an unusable image, too many tokens, control tokens in the text, or a template that
+            cannot be
+                cut into prompts and responses.
+        """
+        try:
+            segments = [piece for turn in self.turns(record) for piece in turn]
+            pieces, tensors = self._tokenize(record, segments)
+            ids = torch.tensor([token for piece in pieces for token in piece], dtype=torch.long)
+            # Segments alternate: even ones are prompts, odd ones responses.
+            trained = torch.tensor(
+                [i % 2 == 1 for i, piece in enumerate(pieces) for _ in piece], dtype=torch.bool
+            )
+            self._check_length(ids)
+        except BadRecord as bad:
+            raise bad.at(record=record.id, where=record.where) from bad
+        return Encoded(record.id, ids, trained, self._token_types(ids), tensors)
+
+    def encode_prompt(self, record: Record, turn: int = -1) -> EncodedPrompt:
+        """The prompt of one response (the last by default) as ``generate`` takes it, and the reference
+        answer.
+
+        Raises:
+            BadRecord: as :meth:`encode`.
+        """
+        answers = [i for i, message in enumerate(record.messages) if message.role == "assistant"]
+        last = answers[turn]
+        try:
+            segments = [piece for pair in self.turns(record, upto=last) for piece in pair][:-1]
+            pieces, tensors = self._tokenize(record, segments, upto=last)
+            ids = torch.tensor([token for piece in pieces for token in piece], dtype=torch.long)
+            self._check_length(ids)
+        except BadRecord as bad:
+            raise bad.at(record=record.id, where=record.where) from bad
+        reference = record.messages[last].text.strip()
+        return EncodedPrompt(record.id, ids, self._token_types(ids), tensors, reference)
+
+    def turns(self, record: Record, upto: int | None = None) -> list[tuple[str, str]]:
+        """The rendered conversation as (prompt, response) texts, up to message ``upto``; joined they are all
+        of it.
+
+        Some templates write another header before a response than the one they prompt with (LLaVA-OneVision's
+        has a space more); the one that the model is prompted with at generation is used.
+        """
+        messages = record.messages
+        for message in messages:
+            if found := self._any_control.search(message.text):
+                raise BadRecord("control-token", repr(found.group()))
+        turns: list[tuple[str, str]] = []
+        history = carry = ""
+        for index, message in enumerate(messages[: None if upto is None else upto + 1]):
+            if message.role != "assistant":
+                continue
+            before = self._render(messages[:index])
+            prompted = self._render(messages[:index], prompt=True)
+            whole = self._render(messages[: index + 1])
+            if not (before.startswith(history) and prompted.startswith(before) and whole.startswith(before)):
+                raise BadRecord("template-history", f"at message {index + 1}")
+            header = prompted[len(before) :]
+            response, rest = self._response(whole[len(before) :], header, message.text)
+            turns.append((carry + before[len(history) :] + header, response))
+            history, carry = whole, rest
+        return turns
+
+    def _response(self, added: str, header: str, text: str) -> tuple[str, str]:
+        """What a response adds to the conversation, cut after its end of turn: (trained text, remainder)."""
+        wanted = text.strip()
+        if added.startswith(header):
+            answer = added[len(header) :]
+        else:
+            start = added.rfind(wanted)
+            if start < 0:
+                raise BadRecord("template-response", "the text is changed")
+            answer = added[start:]
+        end = self._any_control.search(answer)
+        if end is None:
+            raise BadRecord("template-response", "no end-of-turn token follows")
+        if answer[: end.start()].strip() != wanted:
+            raise BadRecord("template-response", "the text is changed")
+        return answer[: end.end()], answer[end.end() :]
+
+    def _tokenize(
+        self, record: Record, segments: list[str], upto: int | None = None
+    ) -> tuple[list[list[int]], dict[str, Tensor]]:
+        """Token ids of every segment, image placeholders expanded by the model's own processor, and image
+        tensors.
+
+        The processor is called once, on the whole text and all images as one sample, as at generation: some
+        families lay out a single image differently from several (LLaVA-OneVision), so images must not be
+        processed apart.
+        """
+        images = [load_image(record.images[i], self.limits) for i in _mentioned(record.messages[:upto])]
+        tensors: dict[str, Tensor] = {}
+        if images:
+            if "".join(segments).count(self.image_token) != len(images):
+                raise BadRecord("template-refused", "it does not write one image token an image")
+            outputs = self._process("".join(segments), images)
+            expansions = [e["replacement"] for e in outputs.pop("text_replacement_offsets")[0]]
+            segments = _expand(segments, self.image_token, expansions)
+            text_names = {"input_ids", "attention_mask", "mm_token_type_ids"}
+            tensors = {
+                name: torch.as_tensor(value) for name, value in outputs.items() if name not in text_names
+            }
+        bos = self.tokenizer.bos_token
+        pieces: list[list[int]] = []
+        for number, segment in enumerate(segments):
+            # As the stock processor does: the tokenizer's own prefix, unless the template has written it.
+            prefix = number == 0 and bos is not None and not segment.startswith(bos)
+            pieces.append(self.tokenizer(segment, add_special_tokens=prefix)["input_ids"])
+        return pieces, tensors
+
+    def _process(self, text: str, images: list[Any]) -> dict[str, Any]:
+        try:
+            outputs = self.processor(
+                text=[text],
+                images=[images],
+                images_kwargs={"return_tensors": "pt", **self._images_kwargs},
+                return_text_replacement_offsets=True,
+            )
+        except ValueError as error:
+            raise BadRecord("image-refused", str(error)) from error
+        return dict(outputs)
+
+    def _render(self, messages: Iterable[Message], *, prompt: bool = False) -> str:
+        talk = [
+            {
+                "role": message.role,
+                "content": [
+                    {"type": "image"} if isinstance(part, int) else {"type": "text", "text": part}
+                    for part in message.parts
+                ],
+            }
+            for message in messages
+        ]
+        if not talk:
+            return ""
+        try:
+            return str(self.processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=prompt))
+        except (jinja2.TemplateError, TypeError) as error:
+            raise BadRecord("template-refused", str(error)) from error
+
+    def _control_tokens(self) -> frozenset[str]:
+        """Special tokens that the template itself writes, the end of sequence, and image and video tokens.
+
+        Inside a record's text they would end turns or stand for images that do not exist. Other special
+        tokens, such as those that mark boxes, are ordinary text.
+        """
+        probe = [Message("user", (0, "a")), Message("assistant", ("b",)), Message("user", ("c",))]
+        rendered = self._render(probe, prompt=True)
+        special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        special |= {str(token) for token in self.tokenizer.all_special_tokens}
+        control = {token for token in special if token and token in rendered}
+        named = (self.tokenizer.eos_token, self.image_token, getattr(self.processor, "video_token", None))
+        return frozenset(control | {str(token) for token in named if token})
+
+    def _token_types(self, ids: Tensor) -> Tensor | None:
+        return torch.isin(ids, self._image_ids).long() if self._takes_token_types else None
+
+    def _check_length(self, ids: Tensor) -> None:
+        if self.max_length is not None and len(ids) > self.max_length:
+            raise BadRecord("too-long", f"{len(ids)} tokens, max_length {self.max_length}")
+
+
+def _mentioned(messages: Iterable[Message]) -> list[int]:
+    return [part for message in messages for part in message.parts if isinstance(part, int)]
+
+
+def _expand(segments: list[str], token: str, expansions: list[str]) -> list[str]:
+    """Each ``token`` in the segments replaced by the next expansion."""
+    rest = iter(expansions)
+    return [re.sub(re.escape(token), lambda _: next(rest), segment) for segment in segments]
+
+
+def _image_token_ids(processor: Any) -> list[int]:
+    ids = getattr(processor, "image_token_ids", None) or [getattr(processor, "image_token_id", None)]
+    known = [int(i) for i in ids if i is not None]
+    if not known:
+        raise ModelError(f"{type(processor).__name__} does not say which token stands for an image")
+    return known
+
+
+def _pixel_budget(processor: Any, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
+    """Arguments of the image processor that set its pixel budget; empty when none is asked for."""
+    if min_pixels is None and max_pixels is None:
+        return {}
+    image_processor = processor.image_processor
+    size = getattr(image_processor, "size", None)
+    if size is None or not hasattr(image_processor, "merge_size"):
+        raise ModelError(
+            f"{type(image_processor).__name__} has no pixel budget: min_pixels and max_pixels must stay unset"
+        )
+    low = int(size["shortest_edge"] if min_pixels is None else min_pixels)
+    high = int(size["longest_edge"] if max_pixels is None else max_pixels)
+    if low > high:
+        raise DataError(f"min_pixels ({low}) is more than max_pixels ({high})")
+    # Qwen's processors keep pixel counts under these names of edges.
+    return {"size": {"shortest_edge": low, "longest_edge": high}}
