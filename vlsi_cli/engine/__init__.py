@@ -1,0 +1,3 @@
+"""The shared core: models, data and the work. It never prints and never parses arguments."""
+
+from __future__ import annotations

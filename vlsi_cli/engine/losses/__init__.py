@@ -1,0 +1,18 @@
+"""Losses on hidden states and language heads: pure tensor code, tiled, one value a token."""
+
+from __future__ import annotations
+
+from vlsi_cli.engine.losses.cross_entropy import cross_entropy
+from vlsi_cli.engine.losses.divergence import DivergenceKind, divergence
+from vlsi_cli.engine.losses.features import FeatureProjectors, feature_l2, feature_matrix
+from vlsi_cli.engine.losses.matrix import divergence_matrix
+
+__all__ = [
+    "DivergenceKind",
+    "FeatureProjectors",
+    "cross_entropy",
+    "divergence",
+    "divergence_matrix",
+    "feature_l2",
+    "feature_matrix",
+]
