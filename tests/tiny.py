@@ -166,7 +166,10 @@ def _processor_files(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
         image |= {"temporal_patch_size": 2, "size": {"shortest_edge": 64, "longest_edge": 1024}}
         return image, {"processor_class": name}
     if family == "llava_onevision":
-        image |= {"image_processor_type": "LlavaOnevisionImageProcessor", "image_grid_pinpoints": _pinpoints()}
+        image |= {
+            "image_processor_type": "LlavaOnevisionImageProcessor",
+            "image_grid_pinpoints": _pinpoints(),
+        }
         image |= {"size": {"height": _TILE, "width": _TILE}}
         processor = {"processor_class": "LlavaOnevisionProcessor", "num_image_tokens": (_TILE // _PATCH) ** 2}
         return image, processor | {"vision_feature_select_strategy": "full"}

@@ -1,0 +1,254 @@
+"""One vision language model behind one small interface: its layers, norm and head, frozen, tapped or trained.
+
+Everything above this floor speaks to a :class:`Backbone` and never to a transformers class.
+
+Shapes: B rows, S positions, H hidden width, L decoder layers, V vocabulary rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlsi_cli.engine.backbones.families import Family
+from vlsi_cli.engine.backbones.tap import Tapped, tap
+
+#: What can be trained apart. "adapters" are LoRA matrices (:mod:`vlsi_cli.engine.backbones.lora`).
+PARTS = ("layers", "final_norm", "head", "embeddings", "vision", "projector", "adapters")
+
+
+class Backbone:
+    """A loaded vision language model. Build it with :func:`vlsi_cli.engine.backbones.load.load_backbone`.
+
+    Attributes:
+        model: the transformers model, head included; nothing of it is wrapped or renamed.
+        family: where this model keeps its parts.
+        processor: the family's processor (chat template, tokenizer, image processor).
+        id: what the user called it: a hub id, "demo/small" or a path.
+        revision: the hub revision asked for, or None.
+        folder: the local folder that it was loaded from.
+    """
+
+    def __init__(
+        self, *, model: Any, family: Family, processor: Any, id: str, revision: str | None, folder: Path
+    ) -> None:
+        self.model = model
+        self.family = family
+        self.processor = processor
+        self.id = id
+        self.revision = revision
+        self.folder = folder
+
+    # ---------------------------------------------------------------- parts
+
+    @property
+    def config(self) -> Any:
+        """The model's transformers config."""
+        return self.model.config
+
+    @property
+    def base(self) -> nn.Module:
+        """The model without its head."""
+        return self.family.base(self.model)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The text decoder inside the base."""
+        return self.family.decoder_of(self.model)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers; layer k of this project is ``layers[k - 1]``."""
+        layers = self.decoder.get_submodule("layers")
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm between the last decoder layer and the head."""
+        return self.decoder.get_submodule("norm")
+
+    @property
+    def head(self) -> nn.Linear:
+        """The language head, weight [V, H], no bias in any supported family."""
+        head = self.model.get_output_embeddings()
+        assert isinstance(head, nn.Linear)
+        return head
+
+    @property
+    def embeddings(self) -> nn.Embedding:
+        """The token embeddings, weight [V, H]; the head's own tensor when the head is tied."""
+        embeddings = self.model.get_input_embeddings()
+        assert isinstance(embeddings, nn.Embedding)
+        return embeddings
+
+    @property
+    def vision(self) -> nn.ModuleList:
+        """The vision tower and, where it is a module of its own, the projector."""
+        rooms = (*self.family.vision, *self.family.projector)
+        found = [self.base.get_submodule(room) for room in rooms if _is_module(self.base, room)]
+        return nn.ModuleList(found)
+
+    @property
+    def head_tied(self) -> bool:
+        """Whether head and embeddings are one tensor."""
+        return self.head.weight is self.embeddings.weight
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the decoder's width."""
+        return int(self.head.weight.shape[1])
+
+    @property
+    def num_layers(self) -> int:
+        """L, the number of decoder layers."""
+        return len(self.layers)
+
+    @property
+    def vocabulary_rows(self) -> int:
+        """V, the rows of the head: the tokenizer's length plus padding."""
+        return int(self.head.weight.shape[0])
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer
+
+    @cached_property
+    def tokenizer_length(self) -> int:
+        """The largest token id + 1: rows of the head from here on are padding and belong to no token."""
+        return max(self.tokenizer.get_vocab().values()) + 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the head's weights are stored in."""
+        return self.head.weight.dtype
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the token that each image feature replaces."""
+        return self.family.image_token_id(self.config)
+
+    # ---------------------------------------------------------------- forward
+
+    def forward_base(self, inputs: dict[str, Any]) -> Tensor:
+        """Run the model up to its head: last hidden state, final-normed, [B, S, H].
+
+        ``head(forward_base(inputs))`` would be the model's logits; nothing of the size of the vocabulary is built.
+
+        Args:
+            inputs: what the processor returned, right padded, on the model's device.
+        """
+        base: Any = self.base
+        if hasattr(base, "rope_deltas"):
+            base.rope_deltas = None  # Qwen keeps the last call's image offsets; they are not this call's
+        state = base(**inputs, use_cache=False).last_hidden_state
+        assert isinstance(state, Tensor)
+        return state
+
+    def tap(
+        self,
+        layers: Sequence[int],
+        *,
+        rows: Tensor | None = None,
+        cols: Tensor | None = None,
+        calls: bool = False,
+    ) -> AbstractContextManager[Tapped]:
+        """Catch raw outputs of decoder layers during :meth:`forward_base`; see :func:`.tap.tap`.
+
+        Args:
+            layers: layer numbers from 1 to L.
+            rows, cols: response positions, [R] each; then each state is [R, H] instead of [B, S, H].
+            calls: keep the layers' keyword arguments too.
+        """
+        return tap(self.base, list(self.layers), layers, rows=rows, cols=cols, calls=calls)
+
+    # ---------------------------------------------------------------- training
+
+    def named_parts(self) -> Iterator[tuple[str, str, nn.Parameter]]:
+        """Every parameter once: (part, name, parameter). A tied head appears as "embeddings"."""
+        for name, parameter in self.model.named_parameters():
+            part = "adapters" if ".lora_" in name else self.family.part_of(name)
+            yield part, name, parameter
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Number of parameters of each part that this model has."""
+        counts: dict[str, int] = {}
+        for part, _, parameter in self.named_parts():
+            counts[part] = counts.get(part, 0) + parameter.numel()
+        return counts
+
+    def set_trainable(self, parts: Iterable[str]) -> list[tuple[str, nn.Parameter]]:
+        """Let the named parts train and freeze everything else.
+
+        With a tied head, "head" and "embeddings" name one tensor: either word trains it. Frozen modules go to eval
+        mode and trained ones to train mode (:meth:`train`).
+
+        Args:
+            parts: any of ``PARTS``; empty freezes the whole model.
+
+        Returns:
+            Names and parameters that now train, in the model's order.
+
+        Raises:
+            ValueError: a word that is not a part.
+        """
+        wanted = set(parts)
+        unknown = sorted(wanted - set(PARTS))
+        if unknown:
+            raise ValueError(f"'{unknown[0]}' is not a part of a backbone: {', '.join(PARTS)}")
+        if self.head_tied and "head" in wanted:
+            wanted.add("embeddings")
+        chosen = []
+        for part, name, parameter in self.named_parts():
+            parameter.requires_grad_(part in wanted)
+            if part in wanted:
+                chosen.append((name, parameter))
+            else:
+                parameter.grad = None
+        self.train()
+        return chosen
+
+    def freeze(self) -> None:
+        """Freeze every parameter and put the whole model in eval mode."""
+        self.set_trainable(())
+
+    def train(self, mode: bool = True) -> None:
+        """Train mode (dropout, checkpointing) for modules with trained parameters only; eval mode for the rest.
+
+        ``model.train()`` of torch would switch dropout on in frozen modules too: call this instead, and again after
+        anything that called it.
+        """
+        self.model.eval()
+        if not mode:
+            return
+        for module in (*self.layers, *self.vision):
+            if any(parameter.requires_grad for parameter in module.parameters()):
+                module.train()
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute layers in backward instead of keeping their activations (the non-reentrant kind).
+
+        Only modules in train mode checkpoint, so frozen towers never pay for it.
+        """
+        if enabled:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            self.model.gradient_checkpointing_disable()
+
+
+def _is_module(base: nn.Module, path: str) -> bool:
+    """Whether ``path`` is a module of its own, and not a bare parameter or a room inside the tower."""
+    top = path.split(".")[0]
+    return isinstance(getattr(base, top, None), nn.Module) and top == path

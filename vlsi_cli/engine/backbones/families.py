@@ -1,0 +1,221 @@
+"""The families of vision language models this toolkit can read, one small description each.
+
+All of them are ``AutoModelForImageTextToText`` models with the same plan: ``model.model`` is the base (vision tower,
+projector, decoder), ``model.lm_head`` the language head. What differs is the names of the rooms, the token that
+stands for an image, and how the processor is built where torchvision is not installed. A family that is not listed
+is refused by name: guessing where a model keeps its norm would give wrong losses, not an error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from vlsi_cli.errors import ModelError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where one family keeps things.
+
+    Attributes:
+        name: ``model_type`` in ``config.json``.
+        title: the name people use.
+        decoder: the decoder's attribute inside the base model.
+        vision: attributes of the base model that hold the vision tower.
+        projector: attributes (dotted) that carry picture features to the decoder's width. A projector that lives
+            inside the tower (Qwen) is listed here and does not count as vision.
+        image_token: attribute of the config with the id of the token that stands for one image feature.
+        image_processor: module and class of the image processor that works on PIL and numpy alone.
+        processor: class of the processor that joins image processor and tokenizer.
+        pixel_budget: whether pictures are resized to a budget of pixels (``min_pixels``, ``max_pixels``).
+    """
+
+    name: str
+    title: str
+    decoder: str
+    vision: tuple[str, ...]
+    projector: tuple[str, ...]
+    image_token: str
+    video_token: str | None
+    image_processor: tuple[str, str]
+    processor: str
+    pixel_budget: bool
+
+    def base(self, model: nn.Module) -> nn.Module:
+        """The model without its head: ids and pixels to final-normed hidden states."""
+        return model.get_submodule("model")
+
+    def decoder_of(self, model: nn.Module) -> nn.Module:
+        """The text decoder: ``embed_tokens``, ``layers``, ``norm``."""
+        return self.base(model).get_submodule(self.decoder)
+
+    def part_of(self, name: str) -> str:
+        """The part that a parameter belongs to, from its name in ``model.named_parameters()``.
+
+        Returns:
+            "embeddings", "layers", "final_norm", "head", "vision" or "projector".
+
+        Raises:
+            ModelError: a parameter in no known room (a model that only claims the family).
+        """
+        if name.startswith("lm_head."):
+            return "head"
+        inner = name.removeprefix("model.")
+        text = inner.removeprefix(self.decoder + ".")
+        if text != inner:
+            for prefix, part in (
+                ("embed_tokens.", "embeddings"),
+                ("layers.", "layers"),
+                ("norm.", "final_norm"),
+            ):
+                if text.startswith(prefix):
+                    return part
+        if any(inner == room or inner.startswith(room + ".") for room in self.projector):
+            return "projector"
+        if any(inner.startswith(room + ".") for room in self.vision):
+            return "vision"
+        raise ModelError(f"parameter '{name}' is in no part of a {self.title} model that this program knows")
+
+    def image_token_id(self, config: Any) -> int:
+        """Id of the token that each image feature replaces."""
+        return int(getattr(config, self.image_token))
+
+    def video_token_id(self, config: Any) -> int | None:
+        """Id of the token that each video feature replaces, or None in families that write videos as images."""
+        return int(getattr(config, self.video_token)) if self.video_token else None
+
+    def image_tokens(self, config: Any, inputs: dict[str, Tensor]) -> list[int]:
+        """Image features per row of processed inputs: how many tokens of each row are image tokens. [B] integers."""
+        return [int(n) for n in (inputs["input_ids"] == self.image_token_id(config)).sum(dim=1)]
+
+    def image_processor_class(self) -> Any:
+        """The PIL image processor's class (imported on call; both transformers 5.17 and newer keep it there)."""
+        module, name = self.image_processor
+        return getattr(importlib.import_module(module), name)
+
+    def processor_class(self) -> Any:
+        """The stock processor's class."""
+        import transformers
+
+        return getattr(transformers, self.processor)
+
+
+_PIL = "transformers.models.{0}.image_processing_pil_{0}"
+_QWEN_PIL = (_PIL.format("qwen2_vl"), "Qwen2VLImageProcessorPil")
+
+
+def _qwen(name: str, title: str, processor: str, *extra: str) -> Family:
+    projector = ("visual.merger", *extra)
+    return Family(
+        name,
+        title,
+        "language_model",
+        ("visual",),
+        projector,
+        "image_token_id",
+        "video_token_id",
+        _QWEN_PIL,
+        processor,
+        True,
+    )
+
+
+def _idefics(name: str, title: str, stem: str) -> Family:
+    # SmolVLM writes its images exactly as Idefics3 does; its own processor wants num2words and torchvision for videos,
+    # so the image-only route joins SmolVLM's image processor with Idefics3's processor.
+    return Family(
+        name,
+        title,
+        "text_model",
+        ("vision_model",),
+        ("connector",),
+        "image_token_id",
+        None,
+        (_PIL.format(name), f"{stem}ImageProcessorPil"),
+        "Idefics3Processor",
+        False,
+    )
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        _qwen("qwen2_vl", "Qwen2-VL", "Qwen2VLProcessor"),
+        _qwen("qwen2_5_vl", "Qwen2.5-VL", "Qwen2_5_VLProcessor"),
+        _qwen("qwen3_vl", "Qwen3-VL", "Qwen3VLProcessor", "visual.deepstack_merger_list"),
+        Family(
+            "llava_onevision",
+            "LLaVA-OneVision",
+            "language_model",
+            ("vision_tower",),
+            ("multi_modal_projector", "image_newline"),
+            "image_token_index",
+            "video_token_index",
+            (_PIL.format("llava_onevision"), "LlavaOnevisionImageProcessorPil"),
+            "LlavaOnevisionProcessor",
+            False,
+        ),
+        _idefics("smolvlm", "SmolVLM", "SmolVLM"),
+        _idefics("idefics3", "Idefics3", "Idefics3"),
+    )
+}
+
+
+def supported() -> str:
+    """The supported families as a phrase for messages: "Qwen2-VL (qwen2_vl), ..."."""
+    return ", ".join(f"{family.title} ({family.name})" for family in FAMILIES.values())
+
+
+def read_config(folder: Path, shown: str | None = None) -> dict[str, Any]:
+    """``config.json`` of a model folder as a dict.
+
+    Args:
+        folder: the local folder.
+        shown: what to call it in a message; default the folder itself.
+
+    Raises:
+        ModelError: no such file, or not a JSON object with a ``model_type``.
+    """
+    shown = shown or str(folder)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(
+            f"'{shown}' has no config.json, so it is not a model folder", hint=f"looked in {folder}"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"config.json of '{shown}' is not readable JSON: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelError(f"config.json of '{shown}' names no model_type, so its family is unknown")
+    return config
+
+
+def family_of(config: dict[str, Any], shown: str) -> Family:
+    """The family of a parsed ``config.json``.
+
+    Raises:
+        ModelError: the model is text-only, or of a family without an adapter; both say so by name.
+    """
+    name = config["model_type"]
+    if name in FAMILIES:
+        return FAMILIES[name]
+    hint = f"supported families: {supported()}"
+    if "vision_config" in config or "visual" in config:
+        raise ModelError(
+            f"'{shown}' is a vision language model of the family '{name}', which has no adapter here",
+            hint=hint,
+        )
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(f"'{shown}' is a text-only model ('{name}'): it cannot see images", hint=hint)
+    near = did_you_mean(name, FAMILIES)
+    guess = f" (did you mean '{near}'?)" if near else ""
+    raise ModelError(f"'{shown}' is of the family '{name}', which has no adapter here{guess}", hint=hint)

@@ -1,0 +1,119 @@
+"""From a model's name to its folder: the demo pair, local folders, the hub's cache, and the hub itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import vlsi_cli
+from vlsi_cli.errors import ModelError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
+#: How long to wait for the hub's first answer, in seconds, before calling the machine offline.
+_HUB_TIMEOUT = 10.0
+
+
+def resolve_folder(id: str, revision: str | None = None, *, weights: bool = True) -> Path:
+    """The local folder of a model, fetched from the hub when it is not there yet.
+
+    Args:
+        id: "demo/large" or "demo/small" (shipped with this package), a local folder, or a hub id.
+        revision: branch, tag or commit of a hub model.
+        weights: whether the weights are needed; without them only the small files are fetched.
+
+    Raises:
+        ModelError: no such folder or hub model, no access to it, or not cached and no network; the message names
+            the model and the hint the command that fetches it.
+    """
+    if id.startswith("demo/"):
+        folder = Path(vlsi_cli.__file__).parent / "demo" / id.removeprefix("demo/")
+        if not folder.is_dir():
+            raise ModelError(f"'{id}' is not a model of the demo pair", hint="use demo/large or demo/small")
+        return folder
+    path = Path(id).expanduser()
+    if path.is_dir():
+        return path
+    if not _HUB_ID.fullmatch(id):
+        raise ModelError(
+            f"no model folder '{id}'",
+            hint="give a local folder or a hub id such as Qwen/Qwen2-VL-2B-Instruct",
+        )
+    cached = _cached(id, revision)
+    if cached is not None and _complete(cached, weights):
+        return cached
+    return _fetch(id, revision, weights)
+
+
+def _cached(id: str, revision: str | None) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(id, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _complete(folder: Path, weights: bool) -> bool:
+    """Whether a cached snapshot has what is needed: an interrupted download leaves some of the files."""
+    if not (folder / "config.json").is_file():
+        return False
+    if not weights:
+        return True
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return all((folder / shard).is_file() for shard in shards)
+    return any(folder.glob("*.safetensors"))
+
+
+def _fetch(id: str, revision: str | None, weights: bool) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    command = f"hf download {id}" + (f" --revision {revision}" if revision else "")
+    patterns = [*_SMALL_FILES, *(("*.safetensors",) if weights else ())]
+    try:
+        # One short question first: the download itself would retry for minutes without a network.
+        HfApi().model_info(id, revision=revision, timeout=_HUB_TIMEOUT)
+        return Path(snapshot_download(id, revision=revision, allow_patterns=patterns))
+    except GatedRepoError as error:
+        raise ModelError(
+            f"'{id}' is gated: its owner must grant you access",
+            hint=f"accept its terms at https://huggingface.co/{id}, then: hf auth login",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"no folder and no hub model '{id}' (or it is private)",
+            hint="check the name; for a private model: hf auth login",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"hub model '{id}' has no revision '{revision}'") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise _offline(id, command, error) from error
+    except Exception as error:
+        # The hub's HTTP client differs between versions, and so do its network errors; ours is the same sentence.
+        if not _is_network_error(error):
+            raise
+        raise _offline(id, command, error) from error
+
+
+def _is_network_error(error: Exception) -> bool:
+    return any(
+        base.__name__ in ("TransportError", "RequestError", "HTTPError") for base in type(error).__mro__
+    )
+
+
+def _offline(id: str, command: str, error: Exception) -> ModelError:
+    cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ModelError(
+        f"'{id}' is not a local folder, is not in the cache, and the Hugging Face hub cannot be reached ({cause})",
+        hint=f"with a network: {command}",
+    )

@@ -1,0 +1,227 @@
+"""From a name to a loaded model: safetensors only, nothing missing, and errors that say what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.backbones.families import Family, family_of, read_config
+from vlsi_cli.engine.backbones.folders import resolve_folder
+from vlsi_cli.engine.backbones.processors import load_processor
+from vlsi_cli.engine.backbones.quiet import quiet_transformers
+from vlsi_cli.engine.devices import seeded
+from vlsi_cli.errors import ModelError
+
+# ---------------------------------------------------------------- facts without weights
+
+
+@dataclass
+class Description:
+    """What is known of a model before its weights are loaded: enough for a plan and for the pair's checks."""
+
+    id: str
+    revision: str | None
+    folder: Path
+    family: Family
+    config: Any
+    processor: Any
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return int(self.config.get_text_config().num_hidden_layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the decoder."""
+        return int(self.config.get_text_config().hidden_size)
+
+    @property
+    def vocabulary_rows(self) -> int:
+        """Rows of the head."""
+        return int(self.config.get_text_config().vocab_size)
+
+    @cached_property
+    def tokenizer_length(self) -> int:
+        """The largest token id + 1."""
+        return max(self.processor.tokenizer.get_vocab().values()) + 1
+
+
+def describe(
+    id: str, *, revision: str | None = None, min_pixels: int | None = None, max_pixels: int | None = None
+) -> Description:
+    """Family, config and processor of a model, without its weights.
+
+    Raises:
+        ModelError, ConfigError: as :func:`load_backbone`.
+    """
+    folder = resolve_folder(id, revision, weights=False)
+    family = family_of(read_config(folder, id), id)
+    processor = load_processor(folder, min_pixels=min_pixels, max_pixels=max_pixels, shown=id)
+    return Description(id, revision, folder, family, _read_model_config(folder, id), processor)
+
+
+def _read_model_config(folder: Path, shown: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # its validators raise errors of many unrelated kinds
+        raise ModelError(
+            f"config.json of '{shown}' does not describe a model: {_last_line(error)}"
+        ) from error
+
+
+# ---------------------------------------------------------------- loading
+
+
+def load_backbone(
+    id: str,
+    *,
+    revision: str | None = None,
+    init: Literal["pretrained", "random"] = "pretrained",
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    attn_implementation: str = "sdpa",
+    trust_remote_code: bool = False,
+    seed: int = 0,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> Backbone:
+    """Load a vision language model, frozen and in eval mode.
+
+    A model that is only read can be loaded in its compute dtype; one that is trained should be loaded in fp32 and
+    computed with under autocast, so that small updates are not rounded away.
+
+    Args:
+        id, revision: see :func:`resolve_folder`.
+        init: "random" takes the architecture of the folder's config and fresh weights from ``seed``, drawn on the
+            CPU in fp32, so they are the same on every machine; torch's generators stay as they were.
+        dtype: what all weights are stored in.
+        device: where they go.
+        attn_implementation: "sdpa", "eager" or "flash_attention_2".
+        trust_remote_code: refused: every supported family is part of transformers.
+        seed: for ``init="random"``.
+        min_pixels, max_pixels: see :func:`.processors.load_processor`.
+
+    Raises:
+        ModelError: no such model, not fetched and offline, unsupported family, no safetensors, weights missing.
+        ConfigError: a pixel budget for a family without.
+    """
+    if trust_remote_code:
+        raise ModelError(
+            f"'{id}' was to run code from its own folder, which this program never does",
+            hint="leave trust_remote_code out: supported families need none",
+        )
+    device = torch.device(device)
+    folder = resolve_folder(id, revision, weights=init == "pretrained")
+    family = family_of(read_config(folder, id), id)
+    processor = load_processor(folder, min_pixels=min_pixels, max_pixels=max_pixels, shown=id)
+    if init == "random":
+        model = _random_model(folder, id, attn_implementation, seed).to(device=device, dtype=dtype)
+    else:
+        model = _pretrained_model(folder, id, dtype, device, attn_implementation)
+    backbone = Backbone(
+        model=model, family=family, processor=processor, id=id, revision=revision, folder=folder
+    )
+    backbone.freeze()
+    if backbone.vocabulary_rows < backbone.tokenizer_length:
+        raise ModelError(
+            f"'{id}' has {backbone.vocabulary_rows} rows in its head, but its tokenizer has ids up to "
+            f"{backbone.tokenizer_length - 1}: folder and tokenizer do not belong together"
+        )
+    return backbone
+
+
+def _random_model(folder: Path, shown: str, attn_implementation: str, seed: int) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    config = _read_model_config(folder, shown)
+    with quiet_transformers(), seeded(seed):
+        model = AutoModelForImageTextToText.from_config(
+            config, dtype=torch.float32, attn_implementation=attn_implementation
+        )
+    _adopt_generation_config(model, folder)
+    return model
+
+
+def _adopt_generation_config(model: Any, folder: Path) -> None:
+    """A model built from its config lacks the folder's generation settings (end tokens), which generate needs."""
+    from transformers import GenerationConfig
+
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+
+
+def _pretrained_model(folder: Path, id: str, dtype: torch.dtype, device: torch.device, attention: str) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    _require_safetensors(folder, id)
+    config = _read_model_config(folder, id)
+    # Straight to the device: through host memory a 72B model would need its size in RAM first.
+    placement = {"device_map": {"": str(device)}} if device.type == "cuda" else {}
+    try:
+        with quiet_transformers():
+            model, info = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=False,
+                **placement,
+            )
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"'{id}' does not fit into the memory of {device}: {_last_line(error)}") from error
+    except Exception as error:  # damaged files raise errors of many unrelated kinds
+        raise ModelError(
+            f"the weights of '{id}' cannot be loaded: {_last_line(error)}", hint=f"folder: {folder}"
+        ) from error
+    _require_whole(model, info, id)
+    return model if placement else model.to(device)
+
+
+def _require_safetensors(folder: Path, id: str) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    if pickles:
+        raise ModelError(
+            f"'{id}' has its weights as pickles only ({pickles[0]}), which can run code when opened and are refused",
+            hint="convert them to safetensors, or take a revision that has them",
+        )
+    raise ModelError(
+        f"'{id}' has no weights: no *.safetensors in {folder}",
+        hint="to start from fresh weights: init: random",
+    )
+
+
+def _require_whole(model: Any, info: dict[str, Any], id: str) -> None:
+    """Refuse a checkpoint that does not fill the model, or that holds weights the model has no place for."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    missing = sorted(k for k in info.get("missing_keys", ()) if k not in tied)
+    unexpected = sorted(k for k in info.get("unexpected_keys", ()) if not k.endswith("rotary_emb.inv_freq"))
+    wrong = sorted(str(k[0] if isinstance(k, tuple) else k) for k in info.get("mismatched_keys", ()))
+    for kind, keys in (
+        ("lacks", missing),
+        ("has weights that the model does not know:", unexpected),
+        ("has another shape for", wrong),
+    ):
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise ModelError(
+                f"the checkpoint of '{id}' {kind} {keys[0]}{more}",
+                hint="config.json and weights do not belong together",
+            )
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()

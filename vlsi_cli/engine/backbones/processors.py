@@ -1,0 +1,143 @@
+"""Processors: chat template, tokenizer and image processor of a model folder, with or without torchvision.
+
+transformers builds the joint processor of most families only where torchvision is installed, because the same class
+also reads videos. This toolkit reads images, so without torchvision it joins the family's PIL image processor and
+the tokenizer in a subclass of the stock processor that leaves the video part out. Text and image tokens are the
+stock ones; pixel values differ from torchvision's resize by rounding only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from vlsi_cli.engine.backbones.families import Family, family_of, read_config
+from vlsi_cli.engine.backbones.quiet import quiet_transformers
+from vlsi_cli.errors import ConfigError, ModelError
+
+#: Files that make up a processor. Copied byte for byte into a student's folder, where they exist.
+PROCESSOR_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+
+
+def load_processor(
+    folder: Path,
+    *,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    shown: str | None = None,
+) -> Any:
+    """The processor of a model folder: ``processor(text=[...], images=[...])`` gives the model's inputs.
+
+    Args:
+        folder: a local model folder.
+        min_pixels, max_pixels: budget that pictures are resized to, in pixels; only in families that resize to a
+            budget (the Qwen ones). None keeps what the folder says.
+        shown: what to call the model in a message; default the folder.
+
+    Raises:
+        ModelError: no tokenizer, no image processor settings or no chat template in the folder.
+        ConfigError: a pixel budget that is not one, or for a family without.
+    """
+    shown = shown or str(folder)
+    family = family_of(read_config(folder, shown), shown)
+    budget = _pixel_budget(family, shown, min_pixels, max_pixels)
+    try:
+        with quiet_transformers():
+            processor = _stock_processor(folder) if torchvision_works() else None
+            if processor is None:
+                processor = _image_only_processor(family, folder, budget)
+            elif budget:
+                image_processor = type(processor.image_processor)
+                processor.image_processor = image_processor.from_pretrained(folder, **budget)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"the processor of '{shown}' cannot be loaded: {_first_line(error)}",
+            hint="the folder needs tokenizer and preprocessor files beside its weights",
+        ) from error
+    if not processor.chat_template:
+        processor.chat_template = getattr(processor.tokenizer, "chat_template", None)
+    if not processor.chat_template:
+        raise ModelError(
+            f"'{shown}' has no chat template, so its prompts cannot be written (a base model, perhaps)",
+            hint="take the instruction-tuned model of the family, or put a chat_template.jinja into the folder",
+        )
+    return processor
+
+
+def torchvision_works() -> bool:
+    """Whether torchvision is installed and can be imported (a wheel built for another torch cannot)."""
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
+
+
+def _stock_processor(folder: Path) -> Any:
+    """What plain transformers would load, or None when a package for videos is missing."""
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(folder, local_files_only=True)
+    except ImportError:
+        return None
+
+
+def _image_only_processor(family: Family, folder: Path, budget: dict[str, int]) -> Any:
+    """The family's processor without its video part."""
+    from transformers import AutoTokenizer
+
+    stock = family.processor_class()
+    members = {"get_attributes": classmethod(lambda _cls: ["image_processor", "tokenizer"])}
+    image_only: Any = type(stock.__name__, (stock,), members)
+    image_processor = family.image_processor_class().from_pretrained(folder, local_files_only=True, **budget)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    settings, _ = image_only.get_processor_dict(folder, local_files_only=True)
+    return image_only.from_args_and_dict([image_processor, tokenizer], settings)
+
+
+def _pixel_budget(family: Family, shown: str, low: int | None, high: int | None) -> dict[str, int]:
+    budget = {key: value for key, value in (("min_pixels", low), ("max_pixels", high)) if value is not None}
+    if not budget:
+        return {}
+    if not family.pixel_budget:
+        raise ConfigError(
+            f"min_pixels and max_pixels do not apply to '{shown}': {family.title} cuts pictures into tiles of one size",
+            hint="leave data.min_pixels and data.max_pixels out",
+        )
+    if any(value <= 0 for value in budget.values()) or (low is not None and high is not None and low > high):
+        raise ConfigError(f"min_pixels {low} and max_pixels {high} are not a range of pixel counts")
+    return budget
+
+
+def copy_processor_files(source: Path, target: Path) -> list[str]:
+    """Copy the processor's files of one model folder to another, byte for byte.
+
+    Returns:
+        The names that were there to copy.
+    """
+    present = [name for name in PROCESSOR_FILES if (source / name).is_file()]
+    for name in present:
+        shutil.copyfile(source / name, target / name)
+    return present
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
