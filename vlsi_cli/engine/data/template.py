@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vlsi_cli.engine.data.images import ImageLimits, load_image
 from vlsi_cli.engine.data.records import BadRecord, Message, Record
-from vlsi_cli.errors import DataError, ModelError
+from vlsi_cli.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,10 @@ class ChatEncoder:
         processor: the model's combined processor (``tokenizer``, ``image_processor``,
             ``apply_chat_template``).
         max_length: longest record in tokens, image tokens included; None for no limit. Nothing is ever cut.
-        min_pixels, max_pixels: the image processor's budget per image, for families that have one (Qwen);
-            None keeps the processor's own.
         limits: which images are refused before they are decoded.
 
     Raises:
-        ModelError: the processor has no chat template, or has no pixel budget and one is asked for.
+        ModelError: the processor has no chat template, or no image token.
     """
 
     def __init__(
@@ -77,8 +75,6 @@ class ChatEncoder:
         processor: Any,
         *,
         max_length: int | None = None,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
         limits: ImageLimits | None = None,
     ) -> None:
         self.processor = processor
@@ -90,7 +86,6 @@ class ChatEncoder:
             raise ModelError(
                 f"{type(processor).__name__} has no chat template, so records cannot be rendered"
             )
-        self._images_kwargs = _pixel_budget(processor, min_pixels, max_pixels)
         self._takes_token_types = "mm_token_type_ids" in processor.model_input_names
         self._image_ids = torch.tensor(_image_token_ids(processor), dtype=torch.long)
         self._control = self._control_tokens()
@@ -226,7 +221,7 @@ class ChatEncoder:
             outputs = self.processor(
                 text=[text],
                 images=[images],
-                images_kwargs={"return_tensors": "pt", **self._images_kwargs},
+                images_kwargs={"return_tensors": "pt"},
                 return_text_replacement_offsets=True,
             )
         except ValueError as error:
@@ -289,21 +284,3 @@ def _image_token_ids(processor: Any) -> list[int]:
     if not known:
         raise ModelError(f"{type(processor).__name__} does not say which token stands for an image")
     return known
-
-
-def _pixel_budget(processor: Any, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
-    """Arguments of the image processor that set its pixel budget; empty when none is asked for."""
-    if min_pixels is None and max_pixels is None:
-        return {}
-    image_processor = processor.image_processor
-    size = getattr(image_processor, "size", None)
-    if size is None or not hasattr(image_processor, "merge_size"):
-        raise ModelError(
-            f"{type(image_processor).__name__} has no pixel budget: min_pixels and max_pixels must stay unset"
-        )
-    low = int(size["shortest_edge"] if min_pixels is None else min_pixels)
-    high = int(size["longest_edge"] if max_pixels is None else max_pixels)
-    if low > high:
-        raise DataError(f"min_pixels ({low}) is more than max_pixels ({high})")
-    # Qwen's processors keep pixel counts under these names of edges.
-    return {"size": {"shortest_edge": low, "longest_edge": high}}

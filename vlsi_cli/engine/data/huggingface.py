@@ -1,0 +1,168 @@
+"""Hugging Face data sets as sources: hub ids, folders, table files; in memory maps or streamed.
+
+Rows are read in their stored form, so images arrive as bytes or paths and are decoded by this package's own
+rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vlsi_cli.engine.data.formats import from_question, from_row
+from vlsi_cli.engine.data.records import Record
+from vlsi_cli.engine.data.stream import EndOfSource
+from vlsi_cli.errors import DataError
+
+#: File endings and the builder that reads them.
+BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
+
+_TALKS = ("messages", "conversations", "texts")
+
+
+class HuggingFaceSource:
+    """A data set whose rows are conversations, or questions and answers.
+
+    Conversations are taken from a column ``messages``, ``conversations`` or ``texts``, with images from
+    ``images`` or ``image``. Anything else needs ``columns``.
+
+    Args:
+        id: hub id, folder (saved by ``save_to_disk``, or of table files) or one table file.
+        name, revision: configuration, and branch, tag or commit, of a hub data set.
+        split: which split.
+        streaming: read while downloading; the length is then unknown and the order is the data set's own, or
+            shuffled
+            in a buffer of 1,000 rows.
+        shuffle_seed: seed of that buffer; None keeps the order.
+        columns: names of the ``question``, ``answer`` and (optionally) ``image`` columns.
+
+    Raises:
+        DataError: not found, not reachable, no such split, or no usable columns.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        *,
+        name: str | None = None,
+        split: str = "train",
+        streaming: bool = False,
+        revision: str | None = None,
+        shuffle_seed: int | None = None,
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = f"{id} ({split})" if name is None else f"{id} ({name}, {split})"
+        self.shuffles_itself = streaming
+        local = Path(id)
+        #: Paths in rows are looked up here; a hub data set has no local files that its rows may name.
+        self._root = (local if local.is_dir() else local.parent) if local.exists() else None
+        self._columns = dict(columns) if columns else None
+        with _quiet(), _told(id, split):
+            data = _open(id, name, split, streaming, revision)
+            self._check_columns(list(data.column_names or ()))
+            if streaming and shuffle_seed is not None:
+                data = data.shuffle(seed=shuffle_seed, buffer_size=1000)
+            # Stored form: bytes and paths instead of decoded pictures.
+            self._data = data.with_format("arrow")
+        self.size: int | None = None if streaming else len(data)
+        self._rows: Iterator[Any] | None = None
+        self._next = (0, 0)
+
+    def read(self, index: int, epoch: int = 0) -> Record:
+        """The record at an index. Streams read on to it; going back, or another epoch, starts them anew.
+
+        Raises:
+            BadRecord: the row cannot be used.
+            EndOfSource: a streamed data set has fewer rows.
+        """
+        row = self._data[index] if self.size is not None else self._streamed(index, epoch)
+        values = row.to_pylist()[0]
+        where = f"{self.name} row {index}"
+        if self._columns:
+            return from_question(
+                values,
+                question=self._columns["question"],
+                answer=self._columns["answer"],
+                image=self._columns.get("image"),
+                default_id=where,
+                where=where,
+                root=self._root,
+            )
+        return from_row(values, default_id=where, where=where, root=self._root)
+
+    def _streamed(self, index: int, epoch: int) -> Any:
+        if self._rows is None or self._next[0] != epoch or self._next[1] > index:
+            self._data.set_epoch(epoch)
+            self._rows, self._next = iter(self._data), (epoch, 0)
+        row = None
+        while self._next[1] <= index:
+            row = next(self._rows, None)
+            if row is None:
+                self._rows = None
+                raise EndOfSource(self.name)
+            self._next = (epoch, self._next[1] + 1)
+        return row
+
+    def _check_columns(self, names: list[str]) -> None:
+        if self._columns is not None:
+            wanted = [self._columns.get("question"), self._columns.get("answer")]
+            wanted += [self._columns[key] for key in ("image",) if key in self._columns]
+            missing = [str(column) for column in wanted if column not in names]
+            if missing and names:
+                raise DataError(f"{self.name} has no column {', '.join(missing)}; it has {', '.join(names)}")
+        elif names and not any(talk in names for talk in _TALKS):
+            raise DataError(
+                f"{self.name} has no column {', '.join(_TALKS)}; it has {', '.join(names)}",
+                hint="name the columns of question, answer and image",
+            )
+
+
+def _open(id: str, name: str | None, split: str, streaming: bool, revision: str | None) -> Any:
+    import datasets
+
+    path = Path(id)
+    if path.is_dir() and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file()):
+        saved = datasets.load_from_disk(str(path))
+        if isinstance(saved, datasets.DatasetDict):
+            if split not in saved:
+                raise ValueError(f"splits are {', '.join(saved)}")
+            saved = saved[split]
+        return saved.to_iterable_dataset() if streaming else saved
+    if path.suffix in BUILDERS:
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        builder, files = BUILDERS[path.suffix], {split: str(path)}
+        return datasets.load_dataset(builder, data_files=files, split=split, streaming=streaming)
+    return datasets.load_dataset(id, name, split=split, streaming=streaming, revision=revision)
+
+
+@contextmanager
+def _told(id: str, split: str) -> Iterator[None]:
+    """Whatever the library raises while opening, as one DataError that names the data set."""
+    try:
+        yield
+    except DataError:
+        raise
+    except ConnectionError as error:
+        raise DataError(
+            f"data set {id!r} is neither a local path nor in the cache, and the hub cannot be reached",
+            hint=f"where there is a network: hf download --repo-type dataset {id}",
+        ) from error
+    except Exception as error:
+        raise DataError(f"data set {id!r} (split {split!r}) cannot be opened: {error}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's progress bars: speech is the commands' business."""
+    import datasets
+
+    hidden = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            datasets.enable_progress_bars()

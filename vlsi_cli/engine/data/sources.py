@@ -1,0 +1,157 @@
+"""Where records are read from: JSON and JSON Lines files, Hugging Face data sets, built-in puzzles.
+
+Every source reads by index and raises :class:`BadRecord` for a record that cannot be used; what to do about
+it is the stream's business. Images are only referred to here, never opened.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from vlsi_cli.engine.data.formats import from_llava, from_messages
+from vlsi_cli.engine.data.patterns import pattern_record
+from vlsi_cli.engine.data.records import BadRecord, ImageRef, Message, Record, make_record
+from vlsi_cli.errors import DataError
+
+Style = Literal["llava", "messages"]
+
+
+class _Parse(Protocol):
+    def __call__(
+        self, row: Mapping[str, Any], *, default_id: str, where: str, root: Path | None
+    ) -> Record: ...
+
+
+_PARSERS: dict[Style, _Parse] = {"llava": from_llava, "messages": from_messages}
+
+
+class PatternsSource:
+    """Puzzles drawn on the fly, one conversation about one picture a record.
+
+    Args:
+        split: train, validation or test; they never share a puzzle.
+        size: number of records; None for an endless supply, where no record comes twice.
+        questions: kinds to ask; None for all.
+        turns: most questions about one picture.
+        seed: other records of the same split.
+    """
+
+    shuffles_itself = True
+
+    def __init__(
+        self,
+        split: str,
+        *,
+        size: int | None = None,
+        questions: Sequence[str] | None = None,
+        turns: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.size = size
+        self._make: Callable[[int], Any] = lambda index: pattern_record(
+            split, index, seed=seed, questions=questions, turns=turns
+        )
+        kinds = "all" if questions is None else "+".join(questions)
+        self.name = f"patterns ({split}, {kinds}, turns {turns}, seed {seed})"
+        self._make(0)  # a wrong split or kind is told before the run starts
+
+    def read(self, index: int, epoch: int = 0) -> Record:
+        """The puzzle at an index."""
+        puzzle = self._make(index)
+        messages = []
+        for number, question in enumerate(puzzle.turns):
+            parts = (0, question.text) if number == 0 else (question.text,)
+            messages += [Message("user", parts), Message("assistant", (question.answer,))]
+        return make_record(puzzle.id, messages, [ImageRef(picture=puzzle.image)], where=self.name)
+
+
+class JsonSource:
+    """A JSON array or a JSON Lines file of conversations.
+
+    An array is loaded whole. Of JSON Lines only the place of every line is kept (16 bytes a record), found in
+    one pass over the file when it is first needed; a line is parsed when it is read.
+
+    Args:
+        path: the file; one that starts with ``[`` is an array, anything else JSON Lines.
+        style: how conversations are written down, see ``formats``.
+        image_root: folder that image paths start from and must not leave; None for the file's own folder.
+
+    Raises:
+        DataError: no such file, unreadable, or an array that is not valid JSON.
+    """
+
+    shuffles_itself = False
+
+    def __init__(self, path: Path | str, style: Style, *, image_root: Path | str | None = None) -> None:
+        self.path = Path(path)
+        self.name = str(self.path)
+        self._parse = _PARSERS[style]
+        self._root = Path(image_root) if image_root is not None else self.path.parent
+        if not self.path.is_file():
+            raise DataError(
+                f"there is no data file {self.path}", hint="check `path` in the recipe's `data.sources`"
+            )
+        if not self._root.is_dir():
+            raise DataError(f"there is no image folder {self._root}")
+        try:
+            with self.path.open("rb") as file:
+                head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
+        self._array = self._load_array() if head.startswith(b"[") else None
+
+    @property
+    def size(self) -> int:
+        """Number of records: entries of the array, or lines that are not blank."""
+        return len(self._array) if self._array is not None else len(self._lines[0])
+
+    def read(self, index: int, epoch: int = 0) -> Record:
+        """The record at an index; its place in messages is ``file:line``, or ``file[index]`` of an array."""
+        if self._array is not None:
+            where = f"{self.path}[{index}]"
+            row = self._array[index]
+        else:
+            where = f"{self.path}:{self._lines[1][index]}"
+            row = self._line(index, where)
+        if not isinstance(row, dict):
+            raise BadRecord("bad-format", f"a {type(row).__name__} instead of an object", where=where)
+        return self._parse(
+            row, default_id=where.removeprefix(f"{self.path.parent}/"), where=where, root=self._root
+        )
+
+    def _line(self, index: int, where: str) -> Any:
+        with self.path.open("rb") as file:
+            file.seek(self._lines[0][index])
+            line = file.readline()
+        try:
+            return json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise BadRecord("broken-json", str(error), where=where) from error
+
+    @cached_property
+    def _lines(self) -> tuple[array[int], array[int]]:
+        """Byte offset and 1-based line number of every line that is not blank."""
+        offsets, numbers, offset = array("Q"), array("Q"), 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.isspace():
+                    offsets.append(offset)
+                    numbers.append(number)
+                offset += len(line)
+        return offsets, numbers
+
+    def _load_array(self) -> list[Any]:
+        try:
+            with self.path.open(encoding="utf-8-sig") as file:
+                return list(json.load(file))
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{self.path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{self.path} is not valid JSON: {error}") from error

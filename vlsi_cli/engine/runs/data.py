@@ -1,0 +1,107 @@
+"""From a data configuration to a stream of batches: the only place that turns source configs into sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from vlsi_cli.config.run import DataConfig, HubSource, LlavaSource, PatternsSource, Source
+from vlsi_cli.engine.batch import Batch, PromptBatch
+from vlsi_cli.engine.data import sources
+from vlsi_cli.engine.data.collate import collate, collate_prompts
+from vlsi_cli.engine.data.huggingface import HuggingFaceSource
+from vlsi_cli.engine.data.records import Record
+from vlsi_cli.engine.data.report import DataReport
+from vlsi_cli.engine.data.stream import RecordSource, RecordStream
+from vlsi_cli.engine.data.template import ChatEncoder, Encoded, EncodedPrompt
+
+_Item = TypeVar("_Item")
+_Out = TypeVar("_Out")
+
+
+def open_source(config: Source, *, shuffle_seed: int | None) -> RecordSource:
+    """One source. ``shuffle_seed`` is for streamed data sets, which shuffle in their own buffer.
+
+    Raises:
+        DataError: it is not there or cannot be read.
+    """
+    if isinstance(config, PatternsSource):
+        return sources.PatternsSource(
+            config.split,
+            size=config.size,
+            questions=config.questions,
+            turns=config.turns,
+            seed=config.seed,
+        )
+    if isinstance(config, HubSource):
+        return HuggingFaceSource(
+            config.id,
+            name=config.name,
+            split=config.split,
+            streaming=config.streaming,
+            revision=config.revision,
+            shuffle_seed=shuffle_seed,
+        )
+    style: sources.Style = "llava" if isinstance(config, LlavaSource) else "messages"
+    return sources.JsonSource(config.path, style, image_root=config.image_root)
+
+
+def open_sources(config: DataConfig, seed: int) -> list[tuple[RecordSource, float]]:
+    """Every source of a configuration with its weight."""
+    shuffle_seed = seed if config.shuffle else None
+    return [(open_source(s, shuffle_seed=shuffle_seed), s.weight) for s in config.located_sources()]
+
+
+def training_stream(
+    config: DataConfig,
+    encoder: ChatEncoder,
+    *,
+    seed: int,
+    report: DataReport | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> RecordStream[Encoded, Batch]:
+    """Endless training batches of a configuration: ``stream.next_batch(n)``."""
+    return _stream(
+        config, encoder.encode, partial(_collate, pad_id=encoder.pad_id), seed, report, rank, world_size
+    )
+
+
+def prompt_stream(
+    config: DataConfig, encoder: ChatEncoder, *, seed: int, report: DataReport | None = None
+) -> RecordStream[EncodedPrompt, PromptBatch]:
+    """Generation prompts of held-out data: ``stream.one_pass(samples)`` gives them one by one."""
+    return _stream(
+        config, encoder.encode_prompt, partial(_collate_prompts, pad_id=encoder.pad_id), seed, report, 0, 1
+    )
+
+
+def _collate(records: list[Encoded], *, pad_id: int) -> Batch:
+    return collate(records, pad_id)
+
+
+def _collate_prompts(prompts: list[EncodedPrompt], *, pad_id: int) -> PromptBatch:
+    return collate_prompts(prompts, pad_id)
+
+
+def _stream(
+    config: DataConfig,
+    encode: Callable[[Record], _Item],
+    collate_items: Callable[[list[_Item]], _Out],
+    seed: int,
+    report: DataReport | None,
+    rank: int,
+    world_size: int,
+) -> RecordStream[_Item, _Out]:
+    return RecordStream(
+        open_sources(config, seed),
+        encode,
+        collate_items,
+        seed=seed,
+        shuffle=config.shuffle,
+        policy=config.on_bad_record,
+        report=report,
+        rank=rank,
+        world_size=world_size,
+    )
