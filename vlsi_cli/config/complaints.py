@@ -90,7 +90,9 @@ def _suggest(word: str, inside: str, model: type[BaseModel] | None) -> str | Non
     siblings = list(model.model_fields) if model else []
     if near := did_you_mean(word, siblings):
         return f"did you mean {near}?"
-    elsewhere = [key for key in dict.fromkeys(all_keys()) if key.rsplit(".", 1)[-1] == word]
+    elsewhere = [
+        key for key in dict.fromkeys(all_keys()) if key.rsplit(".", 1)[-1] == word and "*" not in key
+    ]
     within = [key for key in elsewhere if key.startswith(f"{inside}.")] if inside else elsewhere
     if within or elsewhere:
         return f"did you mean {(within or elsewhere)[0]}?"
@@ -98,8 +100,11 @@ def _suggest(word: str, inside: str, model: type[BaseModel] | None) -> str | Non
 
 
 def _where(key: str, origins: Mapping[str, str]) -> str:
-    """Who said it: the origin of the key itself, of something in it, or of what it is in."""
-    for known, origin in origins.items():
-        if key and (f"{known}.".startswith(f"{key}.") or key.startswith(f"{known}.")):
-            return f"{origin}: "
-    return ""
+    """Who said it: the origin of the key, of something in it, or of what it is in; the strongest of them."""
+    found = [
+        origin
+        for known, origin in origins.items()
+        if key and (f"{known}.".startswith(f"{key}.") or key.startswith(f"{known}."))
+    ]
+    found.sort(key=lambda origin: not origin.startswith("--"))
+    return f"{found[0]}: " if found else ""

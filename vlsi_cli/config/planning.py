@@ -1,0 +1,115 @@
+"""What a run would do, computed from the configuration and the facts of both models: no weights, no network.
+
+Steps, batches, target layers and parameter counts are arithmetic. Memory is an estimate (see ``memory``), for
+one device that holds everything of a stage.
+"""
+
+from __future__ import annotations
+
+from vlsi_cli.config.catalog import facts_of
+from vlsi_cli.config.loading import Resolved
+from vlsi_cli.config.plans import PairPlan, Plan, SidePlan
+from vlsi_cli.config.presence import Need, data_needs, model_need
+from vlsi_cli.config.run import DistillConfig, ModelConfig
+from vlsi_cli.config.stage_plans import stage_plans, stored_precision
+from vlsi_cli.errors import CompatibilityError
+
+
+def plan(resolved: Resolved) -> Plan:
+    """Plan a run.
+
+    Raises:
+        CompatibilityError: more small than large target layers, or targets beyond a model's depth.
+        ConfigError: epochs over endless data.
+    """
+    config = resolved.config
+    student = _side("small", config.student, config)
+    teacher = _side("large", config.teacher, config) if config.teacher else None
+    pairs = _pairs(config, teacher, student) if teacher else ()
+    stages = tuple(stage_plans(config, teacher, student))
+    notes = [
+        "memory is an estimate for one device that holds the whole stage, at the longest allowed records",
+        f"numbers of frozen weights are stored in {stored_precision(config, None)}, those that train in fp32",
+    ]
+    if any(stage.steps is None for stage in stages):
+        notes.append("steps are counted when the data are there: no source says how many records it holds")
+    for side in (teacher, student):
+        if side and side.facts is None:
+            notes.append(
+                f"the shape of {side.id} is unknown until it is fetched: its numbers are missing here"
+            )
+    return Plan(
+        name=config.name,
+        recipe=resolved.recipe,
+        teacher=teacher,
+        student=student,
+        pairs=pairs,
+        stages=stages,
+        needs=needs(config),
+        notes=tuple(notes),
+        settings=tuple(resolved.leaves()),
+    )
+
+
+def needs(config: DistillConfig) -> tuple[Need, ...]:
+    """Everything that the run reads, and whether it is on this machine."""
+    found: list[Need] = []
+    if config.teacher:
+        found.append(model_need("teacher", config.teacher))
+        if config.teacher.verbalizers is not None:
+            path = config.teacher.verbalizers
+            found.append(Need("teacher.verbalizers", "verbalizers", str(path), path.is_dir(), None))
+    found.append(model_need("student", config.student))
+    found.extend(data_needs("data", config.data))
+    if config.evaluation.data:
+        found.extend(data_needs("evaluation.data", config.evaluation.data))
+    return tuple(found)
+
+
+def _side(side: str, model: ModelConfig, config: DistillConfig) -> SidePlan:
+    facts = facts_of(model.id, model.revision)
+    if facts is None:
+        return SidePlan(side, model.id, None, (), 0)
+    targets = model.targets.resolve(facts.layers)
+    if _verbalizes(config) and (not targets or targets[-1] >= facts.layers):
+        raise CompatibilityError(
+            f"the {side} model {model.id} has {facts.layers} decoder layers, but its target layers are "
+            f"{', '.join(map(str, targets)) or 'none'}: they must lie between 1 and {facts.layers - 1}",
+            hint=f"set {'student' if side == 'small' else 'teacher'}.targets",
+        )
+    return SidePlan(
+        side, model.id, facts, targets, facts.verbalizer_parameters(config.verbalizer.architecture)
+    )
+
+
+def _verbalizes(config: DistillConfig) -> bool:
+    compared = config.interaction is not None and config.interaction.intermediate != "none"
+    return config.verbalization is not None or compared
+
+
+def _pairs(config: DistillConfig, large: SidePlan, small: SidePlan) -> tuple[PairPlan, ...]:
+    """Which large targets each small one can meet (the search window of the method's step 2)."""
+    stage = config.interaction
+    if stage is None or stage.intermediate == "none" or not large.facts or not small.facts:
+        return ()
+    n_small, n_large = len(small.targets), len(large.targets)
+    if n_small > n_large:
+        raise CompatibilityError(
+            f"the small model {small.id} has {n_small} target layers ({_list(small.targets)}), but the large one "
+            f"{large.id} only {n_large} ({_list(large.targets)}): each small one needs its own",
+            hint="set student.targets or teacher.targets (start, stride, or an explicit layers list)",
+        )
+    matching = stage.matching
+    pairs = []
+    for number, layer in enumerate(small.targets):
+        first, last = 0, n_large - 1
+        if matching.strategy == "uniform":
+            first = last = number * (n_large // n_small)
+        elif matching.strategy == "multinomial" and (matching.order_preservation or matching.search_range):
+            first, last = number, n_large - n_small + number
+        pairs.append(PairPlan(layer, large.targets[first : last + 1]))
+    return tuple(pairs)
+
+
+def _list(layers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, layers))

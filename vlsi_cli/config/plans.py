@@ -1,0 +1,81 @@
+"""What a plan consists of: plain frozen values, ready to be shown or written as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vlsi_cli.config.facts import ModelFacts
+from vlsi_cli.config.memory import Memory
+from vlsi_cli.config.presence import Need
+
+
+@dataclass(frozen=True)
+class SidePlan:
+    """One model: its facts (None when its shape is not known before it is fetched) and its verbalizers."""
+
+    side: str
+    id: str
+    facts: ModelFacts | None
+    targets: tuple[int, ...]
+    verbalizer_parameters: int
+
+
+@dataclass(frozen=True)
+class PairPlan:
+    """A small target layer and the large ones that the matching can choose for it."""
+
+    small: int
+    large: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage on one side.
+
+    Attributes:
+        steps: optimizer steps; None while the number of records is unknown.
+        batch_size: records in memory at a time.
+        gradient_accumulation: micro-batches in a step.
+        effective_batch: their product.
+        trains: what trains, in words.
+        trained_parameters: how many numbers that is; None when the model's shape is unknown.
+        memory: estimate for one device; None when a model's shape is unknown.
+    """
+
+    stage: str
+    side: str
+    steps: int | None
+    batch_size: int
+    gradient_accumulation: int
+    effective_batch: int
+    trains: str
+    trained_parameters: int | None
+    memory: Memory | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that `vlsi distill --dry-run` shows."""
+
+    name: str
+    recipe: str | None
+    teacher: SidePlan | None
+    student: SidePlan
+    pairs: tuple[PairPlan, ...]
+    stages: tuple[StagePlan, ...]
+    needs: tuple[Need, ...]
+    notes: tuple[str, ...]
+    settings: tuple[tuple[str, Any, str], ...] = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON-ready values; settings become ``{key: {"value": ..., "origin": ...}}``."""
+        plan = asdict(self)
+        plan["settings"] = {key: {"value": value, "origin": origin} for key, value, origin in self.settings}
+        for stage, known in zip(plan["stages"], self.stages, strict=True):
+            if known.memory:
+                stage["memory"]["total"] = known.memory.total
+        for side, known_side in (("teacher", self.teacher), ("student", self.student)):
+            if known_side and known_side.facts:
+                plan[side]["facts"]["parameters"] = known_side.facts.parameters
+        return plan
