@@ -31,11 +31,11 @@ class FeatureProjectors(nn.Module):
     def __init__(self, layers: Sequence[int], small_size: int, large_size: int, *, seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.maps = nn.ModuleDict({str(k): nn.Linear(small_size, large_size, bias=False) for k in layers})
-        for linear in self.maps.values():
-            assert isinstance(linear, nn.Linear)
-            if not linear.weight.is_meta:
-                nn.init.normal_(linear.weight, std=small_size**-0.5, generator=generator)
+        self.maps = nn.ModuleDict()
+        for layer in layers:
+            linear = nn.utils.skip_init(nn.Linear, small_size, large_size, bias=False)
+            nn.init.normal_(linear.weight, std=small_size**-0.5, generator=generator)
+            self.maps[str(layer)] = linear
 
     def forward(self, layer: int, x: Tensor) -> Tensor:
         """``[R, H_s]`` states of small layer ``layer`` in the large model's width, ``[R, H_t]``."""

@@ -1,0 +1,184 @@
+"""The blocks a verbalizer can be made of: Table 4f of the paper, each with its initialisation.
+
+Every projection is without bias and every activation is SiLU (method choices [D]). A verbalizer is one
+block or, in the "x2" forms, two. The paper does not say how two are joined: here they stand one after the
+other, each with its own residual connection when residuals are on. The exception is ``mlp-x2``: two
+matrices in a row are one matrix, so it is a single block of two matrices with the activation between
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Architecture = Literal["verb-ffn", "verb-ffn-x2", "ffn", "ffn-x2", "mlp", "mlp-x2", "decoder", "decoder-x2"]
+ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
+
+DecoderFactory = Callable[[int], nn.Module]
+"""Decoder layer number (from 1) -> a fresh decoder layer of the backbone's own class."""
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    """A projection without bias and with undefined values, on torch's current default device."""
+    made: nn.Linear = nn.utils.skip_init(
+        nn.Linear, inputs, outputs, bias=False, device=torch.get_default_device()
+    )
+    return made
+
+
+class GatedFFN(nn.Module):
+    """``down(silu(gate(x)) * up(x))``: a verb-FFN with ``inner = hidden``, a backbone's FFN with its own width.
+
+    Three matrices; with ``inner = hidden`` the 3 h^2 parameters that give the paper's 269M for seven
+    layers of width 3584.
+    """
+
+    def __init__(self, hidden: int, inner: int) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = linear(hidden, inner), linear(hidden, inner), linear(inner, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., H]`` to ``[..., H]``."""
+        result: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return result
+
+    def last(self) -> list[nn.Linear]:
+        """The projections that end the block's residual branch."""
+        return [self.down]
+
+
+class Matrix(nn.Module):
+    """One ``h x h`` matrix: Table 4f's MLP."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.down = linear(hidden, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., H]`` to ``[..., H]``."""
+        result: Tensor = self.down(x)
+        return result
+
+    def last(self) -> list[nn.Linear]:
+        """The projections that end the block's residual branch."""
+        return [self.down]
+
+
+class TwoMatrices(nn.Module):
+    """``down(silu(up(x)))`` of constant width: Table 4f's MLP x2."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.up, self.down = linear(hidden, hidden), linear(hidden, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., H]`` to ``[..., H]``."""
+        result: Tensor = self.down(F.silu(self.up(x)))
+        return result
+
+    def last(self) -> list[nn.Linear]:
+        """The projections that end the block's residual branch."""
+        return [self.down]
+
+
+class DecoderBlock(nn.Module):
+    """One decoder layer of the backbone's own class, with its own attention, norms and residual connections.
+
+    It reads the whole sequence and the keyword arguments that the tapped layer itself was called with
+    (attention mask, position embeddings, ...).
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, call: dict[str, Any]) -> Tensor:
+        """``[B, S, H]`` to ``[B, S, H]``."""
+        output = self.layer(x, **{name: _like(value, x) for name, value in call.items()})
+        result: Tensor = output if isinstance(output, Tensor) else output[0]
+        return result
+
+    def last(self) -> list[nn.Linear]:
+        """The projections that end the layer's two residual branches."""
+        ends = ("o_proj", "out_proj", "down_proj", "fc2")
+        return [
+            m for n, m in self.named_modules() if isinstance(m, nn.Linear) and n.rsplit(".", 1)[-1] in ends
+        ]
+
+
+def _like(value: Any, x: Tensor) -> Any:
+    """Float tensors of a recorded call in the block's dtype: the verbalizer may be fp32 on a bf16 backbone."""
+    if isinstance(value, Tensor):
+        return value.to(x.dtype) if value.is_floating_point() else value
+    if isinstance(value, tuple):
+        return tuple(_like(part, x) for part in value)
+    return value
+
+
+def decoder_layers_like(layers: Sequence[nn.Module]) -> DecoderFactory:
+    """A factory of fresh decoder layers, each of the class and configuration of the layer it stands behind.
+
+    Args:
+        layers: the backbone's decoder layers, first to last.
+    """
+
+    def make(number: int) -> nn.Module:
+        like: Any = layers[number - 1]
+        fresh: nn.Module = type(like)(like.self_attn.config, number - 1)
+        return fresh
+
+    return make
+
+
+def build_blocks(
+    architecture: Architecture,
+    layer: int,
+    *,
+    hidden: int,
+    intermediate: int,
+    decoder_factory: DecoderFactory | None,
+) -> list[nn.Module]:
+    """The blocks behind one target layer, with undefined values except in decoder layers.
+
+    Args:
+        architecture: one of :data:`ARCHITECTURES`.
+        layer: the target layer's number, from 1.
+        hidden: the backbone's width H.
+        intermediate: the width of the backbone's own FFN; used by ``ffn``.
+        decoder_factory: used by ``decoder``, which cannot be built without.
+    """
+    kind, count = architecture.removesuffix("-x2"), 2 if architecture.endswith("-x2") else 1
+    if kind == "verb-ffn":
+        return [GatedFFN(hidden, hidden) for _ in range(count)]
+    if kind == "ffn":
+        return [GatedFFN(hidden, intermediate) for _ in range(count)]
+    if kind == "mlp":
+        return [Matrix(hidden) if count == 1 else TwoMatrices(hidden)]
+    if decoder_factory is None:
+        raise ValueError(f"a {architecture!r} verbalizer needs a decoder_factory")
+    return [DecoderBlock(decoder_factory(layer)) for _ in range(count)]
+
+
+@torch.no_grad()
+def initialize(
+    block: nn.Module, init: Literal["zero", "random"], initializer_range: float, generator: torch.Generator
+) -> None:
+    """Give a block its first values, in the order of its modules.
+
+    Matrices are normal with deviation ``initializer_range`` (the backbone's own) and biases zero; norms
+    inside a decoder layer keep what their constructor gave them. With ``zero`` the projections that end a
+    residual branch are zero, so that a residual block changes nothing at first.
+    """
+    for module in block.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.normal_(0.0, initializer_range, generator=generator)
+            if module.bias is not None:
+                module.bias.zero_()
+    if init == "zero":
+        for projection in block.last():  # type: ignore[operator]
+            projection.weight.zero_()
