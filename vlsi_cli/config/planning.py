@@ -29,7 +29,7 @@ def plan(resolved: Resolved) -> Plan:
     stages = tuple(stage_plans(config, teacher, student))
     notes = [
         "memory is an estimate for one device that holds the whole stage, at the longest allowed records",
-        f"numbers of frozen weights are stored in {stored_precision(config, None)}, those that train in fp32",
+        f"frozen weights count as {stored_precision(config, None)}, what trains as fp32 with two fp32 moments",
     ]
     if any(stage.steps is None for stage in stages):
         notes.append("steps are counted when the data are there: no source says how many records it holds")

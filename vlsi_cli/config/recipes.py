@@ -123,6 +123,28 @@ def for_pair(teacher: str, student: str) -> str | None:
     return None
 
 
+def choose(recipe: str | None, teacher: str | None, student: str | None) -> str | None:
+    """The recipe that a command line stands for.
+
+    The one it names; else, with both models, the shipped recipe of that pair, or None for the plain defaults;
+    else, with neither, the demo.
+
+    Raises:
+        ConfigError: one model alone, without a recipe that gives the other.
+    """
+    if recipe is not None:
+        return recipe
+    if teacher is None and student is None:
+        return DEFAULT
+    if teacher is None or student is None:
+        given, lacking = ("--teacher", "--student") if student is None else ("--student", "--teacher")
+        raise ConfigError(
+            f"{given} is given without {lacking}",
+            hint=f"add {lacking}, or a --recipe that names the other model",
+        )
+    return for_pair(teacher, student)
+
+
 def copy(name: str, target: Path, *, overwrite: bool = False) -> Path:
     """Copy a shipped recipe to a file or into a folder, and give the file's path.
 

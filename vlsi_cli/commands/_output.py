@@ -1,0 +1,106 @@
+"""The only place that prints. Data go to standard output, speech goes to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from vlsi_cli.errors import Interrupted, VlsiError
+
+
+@dataclass
+class _State:
+    """How much is said. One command runs in a process, so one state is enough."""
+
+    verbose: bool = False
+    quiet: bool = False
+    json: bool = False
+
+
+_state = _State()
+
+
+def begin(*, verbose: bool = False, quiet: bool = False) -> None:
+    """Start a command with these manners."""
+    _state.verbose, _state.quiet, _state.json = verbose, quiet, False
+
+
+def use_json(asked: bool) -> None:
+    """Whether data, and errors too, are wanted as JSON on standard output."""
+    _state.json = asked
+
+
+def speech() -> Console:
+    """The console of standard error; made anew, since tests and redirections change what that is."""
+    return Console(file=sys.stderr, soft_wrap=not sys.stderr.isatty(), highlight=False)
+
+
+def data(value: RenderableType) -> None:
+    """Print data for people. Without a terminal, tables are wide enough to be cut by no one."""
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=sys.stdout, highlight=False, width=200)
+    console.print(value, soft_wrap=isinstance(value, str), markup=not isinstance(value, str))
+
+
+def document(value: Any) -> None:
+    """Print one JSON document."""
+    sys.stdout.write(json.dumps(value, default=_plain, ensure_ascii=False, indent=1) + "\n")
+    sys.stdout.flush()
+
+
+def say(text: RenderableType) -> None:
+    """Say something in passing."""
+    if not _state.quiet:
+        speech().print(text, markup=False)
+
+
+def warn(text: str) -> None:
+    """Say something that wants attention; not even `--quiet` hides it."""
+    speech().print(Text.assemble(("warning: ", "yellow"), text))
+
+
+def error(problem: VlsiError) -> None:
+    """Show the user's or the machine's error: one sentence and, on a line of its own, what to do next."""
+    console = speech()
+    if _state.verbose:
+        console.print("".join(traceback.format_exception(problem)), markup=False)
+    label = "stopped: " if isinstance(problem, Interrupted) else "error: "
+    console.print(Text.assemble((label, "bold red"), problem.message))
+    for line in (problem.hint or "").splitlines():
+        console.print(Text.assemble(("hint: ", "cyan"), line))
+    if _state.json:
+        kind = type(problem).__name__
+        fields = {
+            "type": kind,
+            "message": problem.message,
+            "hint": problem.hint,
+            "exit_code": problem.exit_code,
+        }
+        document({"error": fields})
+
+
+def has_colours() -> bool:
+    """Whether standard output is a terminal that shows colours."""
+    console = Console(file=sys.stdout)
+    return console.is_terminal and console.color_system is not None
+
+
+def is_quiet() -> bool:
+    """Whether progress is unwanted."""
+    return _state.quiet
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")

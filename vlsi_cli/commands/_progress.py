@@ -1,0 +1,155 @@
+"""A run as it goes: a live display on a terminal, plain lines elsewhere. Draws through ``_output``."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from vlsi_cli import events as ev
+from vlsi_cli.commands import _output
+
+PLAIN_SECONDS = 10.0  # between plain lines of one stage
+
+
+class RunView:
+    """Shows the events of a run; used as a context manager, called with each event."""
+
+    def __init__(self) -> None:
+        self._console = _output.speech()
+        self._live: Live | None = None
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._last_line = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def __call__(self, event: ev.Event) -> None:
+        """Show one event."""
+        match event:
+            case ev.Warn(text):
+                self._print(Text.assemble(("warning: ", "yellow"), text))
+            case _ if _output.is_quiet():
+                return
+            case ev.RunStarted(run, stages):
+                self._print(f"run folder: {run} ({', '.join(stages)})")
+            case ev.Note(text):
+                self._print(text)
+            case ev.StageStarted():
+                self._open(event)
+            case ev.StepDone():
+                self._step(event)
+            case ev.CheckpointSaved(path, _, step):
+                self._print(f"checkpoint of step {step}: {path}")
+            case ev.StageEnded(stage, seconds, loss, side):
+                self._close()
+                self._print(f"{title(stage, side)} done in {duration(seconds)}, loss {loss:.4f}")
+            case ev.EvaluationStarted(who, n):
+                self._print(f"asking {who}: {n} held-out questions")
+            case ev.Evaluated(who, accuracy, loss, n, _):
+                self._print(f"{who}: accuracy {percent(accuracy)}, loss {number(loss)} on {n}")
+            case ev.RunEnded(report):
+                self._close()
+                self._print(f"done in {duration(report.seconds)}; the student is in {report.student}")
+
+    def _print(self, text: str | Text) -> None:
+        (self._live.console if self._live else self._console).print(text, markup=False)
+
+    def _open(self, event: ev.StageStarted) -> None:
+        self._close()
+        self._last_line = 0.0
+        name = title(event.stage, event.side)
+        resumed = f", continuing after step {event.first_step}" if event.first_step else ""
+        if not self._console.is_terminal:
+            self._print(f"{name}: {event.total_steps} steps{resumed}")
+            return
+        self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._task = self._bar.add_task(name, total=event.total_steps, completed=event.first_step)
+        self._live = Live(self._bar, console=self._console, refresh_per_second=4, transient=True)
+        self._live.start()
+
+    def _close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+        self._live = self._bar = self._task = None
+
+    def _step(self, event: ev.StepDone) -> None:
+        if self._live is None or self._bar is None or self._task is None:
+            now = time.monotonic()
+            if event.step == event.total or now - self._last_line >= PLAIN_SECONDS:
+                self._last_line = now
+                self._print(plain_line(event))
+            return
+        self._bar.update(self._task, completed=event.step)
+        self._live.update(Group(self._bar, _panel(event)))
+
+
+def plain_line(event: ev.StepDone) -> str:
+    """One step on one line, for logs."""
+    parts = [f"{event.stage} {event.step}/{event.total}", f"loss {event.loss:.4f}"]
+    parts.append("layers " + " ".join(f"{name}:{loss:.3f}" for name, loss in event.per_layer.items()))
+    if event.matched:
+        parts.append("matched " + " ".join(f"{small}>{large}" for small, large in event.matched.items()))
+    parts += [
+        f"lr {event.learning_rate:.2e}",
+        f"{event.tokens_per_second:,.0f} tokens/s",
+        f"left {left(event)}",
+    ]
+    return ", ".join(parts)
+
+
+def _panel(event: ev.StepDone) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_row("loss", f"{event.loss:.4f}", "lr", f"{event.learning_rate:.2e}", "grad", f"{event.grad_norm:.2f}",
+                  "tokens/s", f"{event.tokens_per_second:,.0f}", "left", left(event))  # fmt: skip
+    layers = Table.grid(padding=(0, 1))
+    layers.add_row(Text("layer", style="dim"), *event.per_layer)
+    layers.add_row(Text("loss", style="dim"), *(f"{loss:.2f}" for loss in event.per_layer.values()))
+    if event.matched:
+        large = {str(small): str(number) for small, number in event.matched.items()}
+        layers.add_row(Text("large", style="dim"), *(large.get(name, "") for name in event.per_layer))
+    both = Table.grid()
+    both.add_row(table)
+    both.add_row(layers)
+    return both
+
+
+def left(event: ev.StepDone) -> str:
+    """Time to the end of the stage."""
+    return "?" if event.eta_seconds is None else duration(event.eta_seconds)
+
+
+def title(stage: str, side: str) -> str:
+    """A stage by name, with the model that trains."""
+    return f"{stage} ({side})"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage; a dash when it was not measured."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def number(value: float | None) -> str:
+    """A loss; a dash when it was not measured."""
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,193 @@
+"""Plans, reports and recipes as tables. Makes them; ``_output`` prints them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from vlsi_cli.commands._progress import duration, number, percent
+from vlsi_cli.config.plans import Plan, SidePlan
+from vlsi_cli.config.recipes import Recipe
+from vlsi_cli.events import Report
+
+if TYPE_CHECKING:
+    from vlsi_cli.engine.runs.preview import PreviewReport
+
+
+def plan_tables(plan: Plan) -> Iterator[RenderableType]:
+    """Everything that a dry run shows, part by part."""
+    yield f"Plan of {plan.name}" + (f" (recipe {plan.recipe})" if plan.recipe else "")
+    yield _settings(plan)
+    sides = [side for side in (plan.teacher, plan.student) if side is not None]
+    yield _sides(sides)
+    for side in sides:
+        if side.facts:
+            yield f"target layers, {side.side}: {_layers(side.targets)} of {side.facts.layers}"
+    if plan.pairs:
+        yield _pairs(plan)
+    yield _stages(plan)
+    yield _needs(plan)
+    for note in plan.notes:
+        yield f"note: {note}"
+
+
+def report_table(report: Report) -> Table:
+    """Small before, small after, large, on the held-out data."""
+    kinds = list(dict.fromkeys(kind for score in report.scores for kind in score.by_kind))
+    table = _table("Held-out data", "model", "accuracy", "loss", "questions", *kinds)
+    for score in report.scores:
+        by_kind = [percent(score.by_kind.get(kind)) for kind in kinds]
+        table.add_row(score.who, percent(score.accuracy), number(score.loss), str(score.n), *by_kind)
+    return table
+
+
+def stages_table(report: Report) -> Table:
+    """What each stage did."""
+    table = _table("Stages", "stage", "trains", "steps", "time", "final loss")
+    for stage in report.stages:
+        row = (stage.stage, stage.side, str(stage.steps), duration(stage.seconds), number(stage.final_loss))
+        table.add_row(*row)
+    return table
+
+
+def recipes_table(recipes: list[Recipe]) -> Table:
+    """The shipped recipes."""
+    table = _table("Recipes", "name", "large", "small", "about")
+    for recipe in recipes:
+        large, small = recipe.model("teacher"), recipe.model("student")
+        table.add_row(recipe.name, large or "-", small or "-", recipe.description)
+    return table
+
+
+def preview_parts(report: PreviewReport, *, colours: bool) -> Iterator[RenderableType]:
+    """One record: where it is from, its tokens with the trained ones marked, and its numbers."""
+    yield f"{report.source}, record {report.record} ({report.where}), as {report.model} sees it"
+    text, open_mark = Text(), False
+    for piece in report.pieces:
+        if not colours and piece.trained != open_mark:
+            text.append("⟦" if piece.trained else "⟧")
+            open_mark = piece.trained
+        shown = f"{piece.text} x {piece.tokens} " if piece.image else piece.text
+        text.append(shown, style="bold green" if piece.trained else "cyan" if piece.image else "dim")
+    if open_mark:
+        text.append("⟧")
+    yield text
+    yield f"{report.tokens} tokens: {report.image_tokens} of images, {report.trained_tokens} trained"
+    for name, shape in report.tensors.items():
+        yield f"{name}: {' x '.join(map(str, shape))}"
+
+
+def _settings(plan: Plan) -> Table:
+    table = _table("Configuration", "key", "value", "from")
+    for key, value, origin in plan.settings:
+        style = "dim" if origin == "default" else None
+        table.add_row(key, _value(value), origin, style=style)
+    return table
+
+
+def _sides(sides: list[SidePlan]) -> Table:
+    names = (
+        "model",
+        "id",
+        "layers",
+        "width",
+        "vocabulary",
+        "head",
+        "parameters",
+        "vision side",
+        "verbalizers",
+    )
+    table = _table("Models", *names)
+    for side in sides:
+        facts = side.facts
+        if facts is None:
+            table.add_row(side.side, side.id, *["unknown"] * 7)
+            continue
+        head = "tied" if facts.tied else "own"
+        verbalizers = f"{len(side.targets)} x {count(side.verbalizer_parameters)}"
+        vision = "unknown" if facts.vision is None else count(facts.vision)
+        shape = (str(facts.layers), str(facts.hidden), str(facts.vocab), head)
+        table.add_row(side.side, side.id, *shape, count(facts.parameters), vision, verbalizers)
+    return table
+
+
+def _pairs(plan: Plan) -> Table:
+    table = _table("Pairs of target layers", "small layer", "large layers it may meet")
+    for pair in plan.pairs:
+        table.add_row(str(pair.small), _layers(pair.large))
+    return table
+
+
+def _stages(plan: Plan) -> Table:
+    names = (
+        "stage",
+        "model",
+        "steps",
+        "records a step",
+        "trains",
+        "trained",
+        "weights",
+        "gradients",
+        "AdamW",
+    )
+    table = _table("Stages", *names, "activations", "peak memory (estimate)")
+    for stage in plan.stages:
+        memory = stage.memory
+        sizes = ["?"] * 5
+        if memory:
+            parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)
+            sizes = [size(part) for part in parts]
+        batch = f"{stage.batch_size} x {stage.gradient_accumulation} = {stage.effective_batch}"
+        steps = "?" if stage.steps is None else str(stage.steps)
+        trained = "?" if stage.trained_parameters is None else count(stage.trained_parameters)
+        table.add_row(stage.stage, stage.side, steps, batch, stage.trains, trained, *sizes)
+    return table
+
+
+def _needs(plan: Plan) -> Table:
+    table = _table("Needs", "what", "where", "on this machine", "fetch with")
+    for need in plan.needs:
+        present = "yes" if need.present else "no"
+        table.add_row(need.what, need.where, present, need.fetch if need.fetch and not need.present else "")
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _layers(layers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, layers)) or "none"
+
+
+def _value(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def count(parameters: int) -> str:
+    """A number of parameters, three digits and a unit."""
+    for unit, factor in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if parameters >= factor:
+            return (
+                f"{parameters / factor:.3g}{unit}"
+                if parameters < 1000 * factor
+                else f"{parameters / factor:.0f}{unit}"
+            )
+    return str(parameters)
+
+
+def size(count_of_bytes: int) -> str:
+    """Bytes in binary units."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20)):
+        if count_of_bytes >= factor:
+            return f"{count_of_bytes / factor:,.1f} {unit}"
+    return f"{count_of_bytes / 2**10:,.1f} KiB"

@@ -1,0 +1,66 @@
+"""``vlsi data``: look at training data the way a model would see them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vlsi_cli.commands import _options as opt
+from vlsi_cli.commands import _output, _tables
+from vlsi_cli.config import catalog, loading, reach, recipes
+from vlsi_cli.config.presence import data_needs
+from vlsi_cli.config.run import DataConfig
+from vlsi_cli.config.words import source_from_word
+
+app = typer.Typer(help="Look at training data.", no_args_is_help=True)
+
+
+@app.callback()
+def _data() -> None:
+    """Look at training data."""
+
+
+@app.command("preview")
+def preview(
+    data: opt.DataOption = None,
+    recipe: opt.RecipeOption = None,
+    sets: opt.SetOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Whose tokenizer, template and image processor to use; default: the recipe's student, or demo/small.",
+            show_default=False,
+        ),
+    ] = None,
+    source: Annotated[int, typer.Option(min=0, help="Which source, counted from 0.")] = 0,
+    index: Annotated[int, typer.Option("--index", "-n", min=0, help="Which record, counted from 0.")] = 0,
+    json: opt.JsonOption = False,
+) -> None:
+    """Print one record as tokens, with those that are trained on in colour (in ⟦ ⟧ without a terminal).
+
+    Without `--data`: the data of `--recipe`, by default those of the demo.
+    """
+    _output.use_json(json)
+    words = [source_from_word(word) for word in data] if data else None
+    revision = None
+    if words and recipe is None and not sets:
+        config, student = DataConfig.model_validate({"sources": words}), "demo/small"
+    else:
+        resolved = loading.resolve(recipe or recipes.DEFAULT, sets or (), {"data.sources": words})
+        config, student = resolved.config.data, resolved.config.student.id
+        revision = resolved.config.student.revision if model is None else None
+    chosen = student if model is None else catalog.resolve_alias(model)
+    reach.require(
+        [need for need in data_needs("data", config) if need.what.startswith(f"data.sources.{source}")]
+    )
+
+    from vlsi_cli.engine.runs import preview as engine
+
+    report = engine.run(config, model=chosen, index=index, source=source, revision=revision)
+    if json:
+        _output.document(report)
+    else:
+        for part in _tables.preview_parts(report, colours=_output.has_colours()):
+            _output.data(part)

@@ -1,0 +1,99 @@
+"""``vlsi distill``: plan it, or run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vlsi_cli.commands import _options as opt
+from vlsi_cli.commands import _output, _progress, _tables
+from vlsi_cli.config import folders, loading, planning, reach, recipes, words
+from vlsi_cli.errors import ConfigError
+
+
+def distill(
+    recipe: opt.RecipeOption = None,
+    teacher: opt.TeacherOption = None,
+    student: opt.StudentOption = None,
+    data: opt.DataOption = None,
+    sets: opt.SetOption = None,
+    output: opt.OutputOption = None,
+    overwrite: opt.OverwriteOption = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Continue this run folder, with its own configuration.", show_default=False
+        ),
+    ] = None,
+    seed: opt.SeedOption = None,
+    device: opt.DeviceOption = None,
+    precision: opt.PrecisionOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print configuration, origins and plan; load nothing.")
+    ] = False,
+    json: opt.JsonOption = False,
+) -> None:
+    """Distil a large vision language model into a small one.
+
+    Without arguments: the recipe `demo`, offline, in minutes. With the models of a shipped recipe as
+    `--teacher` and `--student`: that recipe. With any other pair: the defaults, on `--data`.
+
+    Values come from the defaults, then the recipe, then `--set`, then the other options; `--dry-run` shows
+    which.
+    """
+    _output.use_json(json)
+    chosen: dict[str, Any] = {
+        "recipe": recipe,
+        "teacher": teacher,
+        "student": student,
+        "data": data,
+        "set": sets,
+        "output": output,
+        "overwrite": overwrite,
+        "seed": seed,
+        "device": device,
+        "precision": precision,
+    }
+    if resume is not None:
+        extra = [f"--{name}" for name, value in chosen.items() if value not in (None, False, [])]
+        if extra:
+            raise ConfigError(
+                f"--resume continues a run with its own configuration, but {', '.join(extra)} was given too",
+                hint="leave it out, or start a new run with --output",
+            )
+        resolved = loading.load_saved(resume)
+    else:
+        flags = {
+            "teacher.id": teacher,
+            "student.id": student,
+            "data.sources": [words.source_from_word(word) for word in data] if data else None,
+            "seed": seed,
+            "device": device,
+            "precision": precision,
+        }
+        resolved = loading.resolve(recipes.choose(recipe, teacher, student), sets or (), flags)
+
+    if dry_run:
+        plan = planning.plan(resolved)
+        if json:
+            _output.document(plan.to_json())
+        else:
+            for part in _tables.plan_tables(plan):
+                _output.data(part)
+        return
+
+    run = resume or folders.for_new_run(output, resolved.config.name, overwrite=overwrite)
+    reach.require(planning.needs(resolved.config))
+
+    from vlsi_cli.engine.runs import distill as engine  # here, so that --help and --dry-run import no torch
+
+    with _progress.RunView() as view:
+        report = engine.run(resolved, output=run, events=view, resume=resume is not None, overwrite=overwrite)
+    if json:
+        _output.document(report)
+    else:
+        _output.data(_tables.stages_table(report))
+        _output.data(_tables.report_table(report))
+        _output.data(f"student: {report.student}")

@@ -1,0 +1,70 @@
+"""Whether what a run needs is here or can be fetched: asked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+
+from vlsi_cli.config.presence import Need
+from vlsi_cli.errors import DataError, ModelError
+
+_TRUE = {"1", "true", "yes", "on"}
+_PATIENCE = 5.0  # seconds for the hub to say anything at all
+
+
+def require(needs: Sequence[Need]) -> None:
+    """End the run at once when something it needs is neither here nor within reach, naming all of it.
+
+    Raises:
+        ModelError: a model (or its verbalizers) is missing, whatever else is.
+        DataError: only data are missing.
+    """
+    absent = [need for need in needs if not need.present]
+    missing = [need for need in absent if need.fetch is None]
+    offline = ""
+    remote = [need for need in absent if need.fetch is not None]
+    if remote and not hub_is_reachable():
+        missing = absent
+        offline = f", and the hub ({endpoint()}) cannot be reached"
+    if not missing:
+        return
+    # One line a thing: with the paper's data list the message is long, and is read as a list.
+    listed = "\n".join(f"  {need.what}: {need.where}" for need in missing)
+    message = f"this run needs {_count(len(missing))} not on this machine{offline}:\n{listed}"
+    steps = [f"fetch where there is a network: {need.fetch}" for need in missing if need.fetch]
+    if any(need.kind == "data" and need.fetch is None for need in missing):
+        steps.append("put the data there, or point elsewhere with --data PATH or --set data.root=FOLDER")
+    if any(need.kind != "data" and need.fetch is None for need in missing):
+        steps.append("check the path of the model, or give a hub id (owner/name)")
+    steps.append("--dry-run shows the whole plan without any of it")
+    only_data = all(need.kind == "data" for need in missing)
+    raise (DataError if only_data else ModelError)(message, hint="\n".join(steps))
+
+
+def endpoint() -> str:
+    """The hub's address, which ``HF_ENDPOINT`` may change."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def hub_is_reachable() -> bool:
+    """Whether the hub answers at all; False at once when ``HF_HUB_OFFLINE`` or ``TRANSFORMERS_OFFLINE`` is
+    set.
+
+    Any HTTP status counts as an answer: what a repository allows to whom is for the download to find out.
+    """
+    if any(os.environ.get(name, "").lower() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")):
+        return False
+    try:
+        request = urllib.request.Request(endpoint(), method="HEAD")
+        with urllib.request.urlopen(request, timeout=_PATIENCE):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+def _count(number: int) -> str:
+    return "one thing that is" if number == 1 else f"{number} things that are"
