@@ -9,6 +9,7 @@ The page is made by Typer's own `utils docs`; this adds what holds for all comma
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,8 +49,15 @@ def page() -> str:
     text = subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True
     ).stdout
-    body = "\n".join(line.rstrip() for line in text.splitlines())
+    body = _whole("\n".join(line.rstrip() for line in text.splitlines()))
     return HEAD + body.removeprefix(f"# {TITLE}\n").rstrip() + "\n"
+
+
+def _whole(text: str) -> str:
+    """The lists of commands with the first sentence of each in full; Typer ends it after some 45 characters."""
+    for name, sentence in re.findall(r"^#{2,} `vlsi (?:.+ )?(\S+)`\n\n(.+)$", text, flags=re.MULTILINE):
+        text = re.sub(rf"^\* `{name}`: .+\.\.\.$", f"* `{name}`: {sentence}", text, flags=re.MULTILINE)
+    return text
 
 
 def main() -> int:
