@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vlsi_cli.engine.backbones.families import Family
 from vlsi_cli.engine.backbones.tap import Tapped, tap
@@ -242,10 +243,14 @@ class Backbone:
 
         Only modules in train mode checkpoint, so frozen towers never pay for it.
         """
-        if enabled:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        else:
-            self.model.gradient_checkpointing_disable()
+        # Set on the layers as transformers' own switch does. That switch would also make the embeddings' output
+        # require gradients (which only the reentrant kind needs), so that frozen layers build graphs for nothing.
+        recompute = partial(checkpoint, use_reentrant=False)
+        for room in (*self.layers, *self.vision):
+            for module in room.modules():
+                if hasattr(module, "gradient_checkpointing"):
+                    module.gradient_checkpointing = enabled
+                    module._gradient_checkpointing_func = recompute
 
 
 def _is_module(base: nn.Module, path: str) -> bool:

@@ -62,8 +62,9 @@ def describe(
     """
     folder = resolve_folder(id, revision, weights=False)
     family = family_of(read_config(folder, id), id)
+    config = _read_model_config(folder, id)
     processor = load_processor(folder, min_pixels=min_pixels, max_pixels=max_pixels, shown=id)
-    return Description(id, revision, folder, family, _read_model_config(folder, id), processor)
+    return Description(id, revision, folder, family, config, processor)
 
 
 def _read_model_config(folder: Path, shown: str) -> Any:
@@ -122,11 +123,14 @@ def load_backbone(
     device = torch.device(device)
     folder = resolve_folder(id, revision, weights=init == "pretrained")
     family = family_of(read_config(folder, id), id)
+    config = _read_model_config(folder, id)
+    if init == "pretrained":
+        _require_safetensors(folder, id)
     processor = load_processor(folder, min_pixels=min_pixels, max_pixels=max_pixels, shown=id)
     if init == "random":
-        model = _random_model(folder, id, attn_implementation, seed).to(device=device, dtype=dtype)
+        model = _random_model(folder, config, attn_implementation, seed).to(device=device, dtype=dtype)
     else:
-        model = _pretrained_model(folder, id, dtype, device, attn_implementation)
+        model = _pretrained_model(folder, config, id, dtype, device, attn_implementation)
     backbone = Backbone(
         model=model, family=family, processor=processor, id=id, revision=revision, folder=folder
     )
@@ -139,10 +143,9 @@ def load_backbone(
     return backbone
 
 
-def _random_model(folder: Path, shown: str, attn_implementation: str, seed: int) -> Any:
+def _random_model(folder: Path, config: Any, attn_implementation: str, seed: int) -> Any:
     from transformers import AutoModelForImageTextToText
 
-    config = _read_model_config(folder, shown)
     with quiet_transformers(), seeded(seed):
         model = AutoModelForImageTextToText.from_config(
             config, dtype=torch.float32, attn_implementation=attn_implementation
@@ -159,11 +162,11 @@ def _adopt_generation_config(model: Any, folder: Path) -> None:
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
 
 
-def _pretrained_model(folder: Path, id: str, dtype: torch.dtype, device: torch.device, attention: str) -> Any:
+def _pretrained_model(
+    folder: Path, config: Any, id: str, dtype: torch.dtype, device: torch.device, attention: str
+) -> Any:
     from transformers import AutoModelForImageTextToText
 
-    _require_safetensors(folder, id)
-    config = _read_model_config(folder, id)
     # Straight to the device: through host memory a 72B model would need its size in RAM first.
     placement = {"device_map": {"": str(device)}} if device.type == "cuda" else {}
     try:

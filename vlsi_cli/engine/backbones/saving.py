@@ -1,0 +1,206 @@
+"""Write a trained small model as a stock checkpoint, and prove that plain transformers reads the same model back."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.backbones.lora import has_lora
+from vlsi_cli.engine.backbones.processors import copy_processor_files, load_processor
+from vlsi_cli.engine.backbones.quiet import quiet_transformers
+from vlsi_cli.errors import CheckpointError, OutputError
+
+
+def save_student(backbone: Backbone, target: Path, *, dtype: torch.dtype | None = None) -> Path:
+    """Write weights, config, generation config and processor files to ``target``, all of it or nothing.
+
+    The files are written to a temporary folder beside ``target``, flushed to the disk and renamed, so a crash never
+    leaves half a model under the final name. A tied head is stored once. Processor and template files are copied
+    from the folder the model came from, byte for byte.
+
+    Args:
+        target: the folder to make; one that exists is replaced.
+        dtype: what to store floating-point weights in; None keeps what they are trained in.
+
+    Raises:
+        CheckpointError: the model still has adapters (merge them first).
+        OutputError: the folder cannot be written, or the disk is full.
+    """
+    if has_lora(backbone):
+        raise CheckpointError(
+            f"'{backbone.id}' still has adapters: merge them before saving a stock checkpoint"
+        )
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        _write(backbone, temporary, dtype)
+        _flush(temporary)
+        temporary.chmod(0o755)  # mkdtemp's folders are private
+        _swap(temporary, target)
+    except (OSError, RuntimeError) as error:
+        # safetensors reports a full disk as its own error (a RuntimeError in some versions)
+        raise OutputError(
+            f"the model cannot be written to {target}: {error}", hint="is there space, and may you write?"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def verify_student(
+    folder: Path,
+    backbone: Backbone,
+    *,
+    probes: Sequence[dict[str, Any]] | None = None,
+    tolerance: float = 0.0,
+) -> float:
+    """Load a saved folder with plain transformers and compare it with the model in memory.
+
+    Every weight must equal the one in memory (rounded to the stored dtype), the tokenizer must give the same ids,
+    and the logits must agree. With weights stored as they are held, the logits are equal bit for bit; stored in fewer
+    bits, they may differ by ``tolerance``, which the caller then gives.
+
+    Args:
+        folder: what :func:`save_student` wrote.
+        backbone: the model it was written from.
+        probes: model inputs to compare logits on; default one with a picture and one without.
+        tolerance: largest difference allowed between two logits.
+
+    Returns:
+        The largest difference between two logits.
+
+    Raises:
+        CheckpointError: the folder does not load, or is not the same model.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    processor = load_processor(folder)
+    texts = [*_PROBE_TEXTS, render_probe(processor, image=True)]
+    if processor.tokenizer(texts)["input_ids"] != backbone.tokenizer(texts)["input_ids"]:
+        raise CheckpointError(f"the saved tokenizer in {folder} gives other ids than the one trained with")
+    try:
+        with quiet_transformers():
+            saved = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                dtype="auto",
+                attn_implementation=backbone.config.get_text_config()._attn_implementation,
+                use_safetensors=True,
+                local_files_only=True,
+            )
+    except Exception as error:  # damaged files raise errors of many unrelated kinds
+        raise CheckpointError(f"the saved model in {folder} does not load: {error}") from error
+    held = backbone.model.state_dict()
+    stored = saved.state_dict()
+    if set(held) != set(stored):
+        raise CheckpointError(
+            f"the saved model in {folder} has other weights: {sorted(set(held) ^ set(stored))[0]}"
+        )
+    for name, tensor in stored.items():
+        if not torch.equal(held[name].detach().to(device="cpu", dtype=tensor.dtype), tensor):
+            raise CheckpointError(f"the saved model in {folder} differs from the trained one in {name}")
+    saved = saved.to(device=backbone.device, dtype=backbone.dtype).eval()
+    worst = 0.0
+    backbone.train(False)
+    try:
+        for inputs in probes if probes is not None else default_probes(backbone):
+            worst = max(worst, _largest_difference(backbone, saved, inputs))
+    finally:
+        backbone.train()
+    if not worst <= tolerance:
+        raise CheckpointError(
+            f"the saved model in {folder} gives logits up to {worst:.3g} away from the trained one, "
+            f"where {tolerance:.3g} is allowed"
+        )
+    return worst
+
+
+_PROBE_TEXTS = ("What is in the picture? 3 red circles.", "Größe 12,5 – 日本語 🙂\n\n\t  end")
+
+
+def render_probe(processor: Any, *, image: bool) -> str:
+    """A user's question through the chat template, with or without a picture in front."""
+    parts = [{"type": "image"}] if image else []
+    message = {"role": "user", "content": [*parts, {"type": "text", "text": _PROBE_TEXTS[0]}]}
+    return str(processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
+
+
+def default_probes(backbone: Backbone) -> list[dict[str, Any]]:
+    """Two model inputs on the backbone's device: a question about a drawn picture, and one without picture."""
+    from PIL import Image
+
+    picture = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
+    probes = []
+    for images in ([picture], None):
+        text = [render_probe(backbone.processor, image=images is not None)]
+        inputs = backbone.processor(text=text, images=images, return_tensors="pt")
+        probes.append({k: v.to(backbone.device) for k, v in inputs.items() if isinstance(v, Tensor)})
+    return probes
+
+
+@torch.no_grad()
+def _largest_difference(backbone: Backbone, saved: Any, inputs: dict[str, Any]) -> float:
+    """Largest absolute difference of logits, through the last 64 positions only (no wider tensor is needed)."""
+    ours = backbone.head(backbone.forward_base(inputs)[:, -64:])
+    theirs = saved(**inputs, use_cache=False, logits_to_keep=64).logits
+    return float((ours.float() - theirs.float()).abs().max())
+
+
+def _write(backbone: Backbone, folder: Path, dtype: torch.dtype | None) -> None:
+    model = backbone.model
+    held = model.config.dtype
+    state = None
+    if dtype is not None:
+        # without the tied head: cast apart, the two would no longer be one tensor and be stored twice
+        state = {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in model.state_dict().items()
+            if not (backbone.head_tied and name == "lm_head.weight")
+        }
+    try:
+        with quiet_transformers():
+            model.save_pretrained(folder, state_dict=state)
+    finally:
+        model.config.dtype = held
+    if dtype is not None:
+        path = folder / "config.json"
+        config = _with_dtype(json.loads(path.read_text(encoding="utf-8")), str(dtype).removeprefix("torch."))
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    copy_processor_files(backbone.folder, folder)
+
+
+def _with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A config whose own and nested dtype is ``name``: transformers writes the dtype of the model in memory."""
+    changed = {k: _with_dtype(v, name) if isinstance(v, dict) else v for k, v in config.items()}
+    return changed | {key: name for key in ("dtype", "torch_dtype") if isinstance(config.get(key), str)}
+
+
+def _flush(folder: Path) -> None:
+    """Have the disk hold every file before the rename makes them visible."""
+    for path in [*folder.iterdir(), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _swap(new: Path, target: Path) -> None:
+    """Put ``new`` in the place of ``target``; what was there goes away only after the new one stands."""
+    if not target.exists():
+        new.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    target.rename(old / target.name)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
