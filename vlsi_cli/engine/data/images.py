@@ -19,10 +19,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vlsi_cli.engine.data.records import BadRecord, ImageRef
 
-#: Raster formats only; PostScript and the like would start other programs. MPO is a JPEG with a second view.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+#: Raster formats only; PostScript and the like would start other programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
-_URL = re.compile(r"^[a-z][a-z0-9+.-]+:", re.IGNORECASE)
+_URL = re.compile(r"^([a-z][a-z0-9+.-]+://|data:|file:)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +68,11 @@ def locate(ref: ImageRef) -> Path:
         BadRecord: an address, a path outside ``ref.root``, or no such regular file.
     """
     text = ref.path or ""
-    # One letter before the colon is a Windows drive, not a scheme.
     if _URL.match(text):
         raise BadRecord("image-url", text[:80])
-    root = (ref.root or Path()).resolve()
+    if ref.root is None:
+        raise BadRecord("image-escape", f"{text[:80]}: these data have no image folder")
+    root = ref.root.resolve()
     try:
         path = (root / text).resolve()
         inside, exists = path.is_relative_to(root), path.is_file()
@@ -96,11 +97,11 @@ def _check_size(size: tuple[int, int], limits: ImageLimits, name: str) -> None:
 
 def _decode(file: IO[bytes], name: str, limits: ImageLimits) -> Image.Image:
     with warnings.catch_warnings():
-        # PIL warns of large pictures, odd metadata and palettes; size is checked here, the rest is handled
-        # below.
+        # PIL warns of large pictures, odd metadata and palettes; size is checked here.
         warnings.simplefilter("ignore")
         try:
-            picture = Image.open(file, formats=FORMATS)
+            Image.init()
+            picture = Image.open(file, formats=[known for known in FORMATS if known in Image.OPEN])
         except Image.DecompressionBombError as error:
             raise BadRecord("image-too-large", f"{name}: {error}") from error
         except UnidentifiedImageError as error:
@@ -110,7 +111,7 @@ def _decode(file: IO[bytes], name: str, limits: ImageLimits) -> Image.Image:
         with picture:
             _check_size(picture.size, limits, name)
             try:
-                # An MPO's second frame is another view or a preview of the same photograph, not an animation.
+                # MPO is a JPEG whose second frame is another view or a preview of the same photograph.
                 frames = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
                 if frames > 1:
                     raise BadRecord("image-animated", f"{name}: {frames} frames")

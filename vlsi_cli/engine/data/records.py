@@ -34,7 +34,7 @@ REASONS: dict[str, str] = {
     "image-in-response": "an image inside an assistant or system message",
     "control-token": "text that holds a control token of the model (turn markers, image tokens)",
     "image-missing": "the image file does not exist",
-    "image-escape": "the image path leaves the image folder",
+    "image-escape": "the image path leaves the image folder, or there is none",
     "image-url": "the image is an address, and nothing is downloaded",
     "image-unreadable": "not an image in a supported format",
     "image-damaged": "the image's pixels cannot be decoded (truncated or corrupt)",
@@ -76,7 +76,7 @@ class BadRecord(DataError):
 class ImageRef:
     """An image that is not decoded yet: exactly one of a path, the bytes of a file, or a PIL picture.
 
-    A path is looked up under ``root`` and may not leave it.
+    A path is looked up under ``root`` and may not leave it; without a root there is nowhere to look.
     """
 
     path: str | None = None
@@ -100,12 +100,16 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A conversation with its images. Construct through :func:`make_record`, which checks it."""
+    """A conversation with its images. Construct through :func:`make_record`, which checks it.
+
+    ``kind`` is the kind of question, where a source knows one: scores are told apart by it.
+    """
 
     id: str
     messages: tuple[Message, ...]
     images: tuple[ImageRef, ...] = ()
     where: str = field(default="", compare=False)
+    kind: str = ""
 
     @property
     def turns(self) -> int:
@@ -114,7 +118,12 @@ class Record:
 
 
 def make_record(
-    id: str, messages: Sequence[Message], images: Sequence[ImageRef] = (), *, where: str = ""
+    id: str,
+    messages: Sequence[Message],
+    images: Sequence[ImageRef] = (),
+    *,
+    where: str = "",
+    kind: str = "",
 ) -> Record:
     """A checked record.
 
@@ -144,7 +153,7 @@ def make_record(
     mentioned = [part for message in messages for part in message.parts if isinstance(part, int)]
     if mentioned != list(range(len(images))):
         raise bad("image-count", f"{len(mentioned)} in the text, {len(images)} images")
-    return Record(id=id, messages=tuple(messages), images=tuple(images), where=where)
+    return Record(id=id, messages=tuple(messages), images=tuple(images), where=where, kind=kind)
 
 
 _AROUND = re.compile(rf"\n?{re.escape(PLACEHOLDER)}\n?")

@@ -67,7 +67,8 @@ class PatternsSource:
         for number, question in enumerate(puzzle.turns):
             parts = (0, question.text) if number == 0 else (question.text,)
             messages += [Message("user", parts), Message("assistant", (question.answer,))]
-        return make_record(puzzle.id, messages, [ImageRef(picture=puzzle.image)], where=self.name)
+        kind = puzzle.turns[-1].kind
+        return make_record(puzzle.id, messages, [ImageRef(picture=puzzle.image)], where=self.name, kind=kind)
 
 
 class JsonSource:

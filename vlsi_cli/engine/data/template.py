@@ -48,6 +48,7 @@ class EncodedPrompt:
 
     Attributes:
         reference: the response text of the record, without surrounding white space.
+        kind: the record's kind, "" when it has none.
     """
 
     record: str
@@ -55,6 +56,7 @@ class EncodedPrompt:
     token_types: Tensor | None
     tensors: dict[str, Tensor]
     reference: str
+    kind: str = ""
 
 
 class ChatEncoder:
@@ -140,7 +142,7 @@ class ChatEncoder:
         except BadRecord as bad:
             raise bad.at(record=record.id, where=record.where) from bad
         reference = record.messages[last].text.strip()
-        return EncodedPrompt(record.id, ids, self._token_types(ids), tensors, reference)
+        return EncodedPrompt(record.id, ids, self._token_types(ids), tensors, reference, record.kind)
 
     def turns(self, record: Record, upto: int | None = None) -> list[tuple[str, str]]:
         """The rendered conversation as (prompt, response) texts, up to message ``upto``; joined they are all

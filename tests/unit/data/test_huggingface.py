@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from PIL import Image
+
+from tests.unit.data.kit import encoded_bytes
+from vlsi_cli.engine.data.huggingface import HuggingFaceSource
+from vlsi_cli.engine.data.images import load_image
+from vlsi_cli.engine.data.records import BadRecord
+from vlsi_cli.engine.data.stream import EndOfSource, RecordStream
+from vlsi_cli.errors import DataError
+
+ROWS = 5
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+def table() -> datasets.Dataset:
+    features = datasets.Features(
+        {
+            "id": datasets.Value("int64"),
+            "messages": datasets.List(
+                {"role": datasets.Value("string"), "content": datasets.Value("string")}
+            ),
+            "images": datasets.List(datasets.Image()),
+        }
+    )
+    rows: dict[str, list[Any]] = {"id": [], "messages": [], "images": []}
+    for number in range(ROWS):
+        with_image = number % 2 == 0
+        question = "<image>What?" if with_image else "Hi"
+        rows["id"].append(number)
+        rows["messages"].append(
+            [{"role": "user", "content": question}, {"role": "assistant", "content": "A."}]
+        )
+        picture = encoded_bytes(Image.new("RGB", (4 + number, 4), "red"))
+        rows["images"].append([{"bytes": picture, "path": None}] if with_image else [])
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def stored(kind: str, folder: Path) -> str:
+    if kind == "saved":
+        table().save_to_disk(folder / "saved")
+    elif kind == "saved-splits":
+        datasets.DatasetDict({"train": table()}).save_to_disk(folder / "saved-splits")
+    elif kind == "folder":
+        (folder / "folder").mkdir()
+        table().to_parquet(folder / "folder" / "train-00000-of-00001.parquet")
+    else:
+        table().to_parquet(folder / "parquet.parquet")
+        return str(folder / "parquet.parquet")
+    return str(folder / kind)
+
+
+@pytest.mark.parametrize("kind", ["saved", "saved-splits", "folder", "parquet"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_local_kinds(kind: str, streaming: bool, tmp_path: Path) -> None:
+    source = HuggingFaceSource(stored(kind, tmp_path), streaming=streaming)
+    assert source.size == (None if streaming else ROWS)
+    records = [source.read(i) for i in range(ROWS)]
+    assert [r.id for r in records] == [str(i) for i in range(ROWS)]
+    assert [len(r.images) for r in records] == [1, 0, 1, 0, 1]
+    assert load_image(records[4].images[0]).size == (8, 4)
+    assert source.read(1).id == "1"  # going back
+    if streaming:
+        with pytest.raises(EndOfSource):
+            source.read(ROWS)
+
+
+def test_streamed_order_is_reproducible_and_resumes(tmp_path: Path) -> None:
+    path = stored("parquet", tmp_path)
+
+    def stream() -> RecordStream[str, list[str]]:
+        source = HuggingFaceSource(path, streaming=True, shuffle_seed=3)
+        return RecordStream([(source, 1.0)], lambda record: record.id, list, seed=3)
+
+    whole = stream()
+    expected = [whole.next() for _ in range(13)]
+    epochs = [expected[:5], expected[5:10]]
+    assert all(sorted(epoch) == ["0", "1", "2", "3", "4"] for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    first, second = stream(), stream()
+    assert [first.next() for _ in range(7)] == expected[:7]
+    second.load_state_dict(first.state_dict())
+    assert [second.next() for _ in range(6)] == expected[7:]
+
+
+def test_question_columns(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"q": ["A?"], "a": ["B"]}).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="has no column messages, conversations, texts; it has q, a"):
+        HuggingFaceSource(str(tmp_path / "x.parquet"))
+    with pytest.raises(DataError, match="has no column nope; it has q, a"):
+        HuggingFaceSource(str(tmp_path / "x.parquet"), columns={"question": "q", "answer": "nope"})
+    source = HuggingFaceSource(str(tmp_path / "x.parquet"), columns={"question": "q", "answer": "a"})
+    assert [m.text for m in source.read(0).messages] == ["A?", "B"]
+
+
+def test_paths_in_a_table_stay_in_its_folder(tmp_path: Path) -> None:
+    talk = [[{"role": "user", "content": "<image>A?"}, {"role": "assistant", "content": "B"}]]
+    data = datasets.Dataset.from_dict({"messages": talk, "image": ["../secret.png"]})
+    data.to_parquet(tmp_path / "x.parquet")
+    record = HuggingFaceSource(str(tmp_path / "x.parquet")).read(0)
+    with pytest.raises(BadRecord) as caught:
+        load_image(record.images[0])
+    assert caught.value.reason == "image-escape"
+
+
+def test_what_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="hub cannot be reached") as caught:
+        HuggingFaceSource("nobody/nothing")
+    assert caught.value.hint is not None
+    assert "hf download --repo-type dataset nobody/nothing" in caught.value.hint
+    with pytest.raises(DataError, match="there is no file"):
+        HuggingFaceSource(str(tmp_path / "no.parquet"))
+    with pytest.raises(DataError, match=r"split 'test'"):
+        HuggingFaceSource(stored("parquet", tmp_path).replace("parquet.parquet", ""), split="test")
+    with pytest.raises(DataError, match="splits are train"):
+        HuggingFaceSource(stored("saved-splits", tmp_path), split="test")
