@@ -177,11 +177,8 @@ def count(parameters: int) -> str:
     """A number of parameters, three digits and a unit."""
     for unit, factor in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if parameters >= factor:
-            return (
-                f"{parameters / factor:.3g}{unit}"
-                if parameters < 1000 * factor
-                else f"{parameters / factor:.0f}{unit}"
-            )
+            amount = parameters / factor
+            return f"{amount:.3g}{unit}" if amount < 999.5 else f"{amount:.0f}{unit}"
     return str(parameters)
 
 

@@ -89,7 +89,7 @@ class DistillConfig(Config):
     seed: int = Field(default=0, ge=0)
     """Order of data, draws of the matching, fresh weights."""
     precision: Precision = "auto"
-    """Precision of the computation; `auto`: bf16 where the device has it, else fp32."""
+    """Precision of the computation; `auto`: bf16 on a GPU that has it, fp16 on an older one, fp32 elsewhere."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     checkpoint_every: int = Field(default=200, ge=1)

@@ -161,8 +161,8 @@ def _bytes(config: DistillConfig, side: SidePlan) -> int:
 
 
 def stored_precision(config: DistillConfig, model: ModelConfig | None) -> str:
-    """The stored precision; what is left to the machine counts as bf16, and as fp32 on a CPU."""
+    """The stored precision; what is left to the machine counts as bf16, on CPU and MPS as fp32."""
     for choice in (model.dtype if model else "auto", config.precision):
         if choice != "auto":
             return choice
-    return "fp32" if config.device == "cpu" else "bf16"
+    return "fp32" if config.device in ("cpu", "mps") else "bf16"

@@ -1,0 +1,55 @@
+"""Asking for help, a plan or a recipe costs no heavy import; the package runs as a module and as a command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlsi_cli import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "transformers", "datasets", "PIL", "accelerate", "peft", "numpy", "huggingface_hub")
+PROGRAM = """
+import sys
+sys.argv = ["vlsi", *{words!r}]
+from vlsi_cli.app import main
+try:
+    main()
+except SystemExit as end:
+    code = end.code or 0
+found = [name for name in {heavy!r} if name in sys.modules]
+sys.stderr.write("imported: " + " ".join(found) + "\\n")
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["distill", "--help"],
+        ["data", "preview", "--help"],
+        ["recipes", "check"],
+        ["distill", "--dry-run"],
+        ["distill", "--teacher", "Qwen/Qwen2-VL-72B", "--student", "2b", "--dry-run", "--json"],
+    ],
+    ids=" ".join,
+)
+def test_nothing_heavy_is_imported(words: list[str], tmp_path: Path) -> None:
+    program = PROGRAM.format(words=words, heavy=HEAVY)
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert done.stderr == "imported: \n"
+
+
+def test_runs_as_a_module(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vlsi_cli", "--version"]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"vlsi {__version__}\n"

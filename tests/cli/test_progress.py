@@ -1,0 +1,86 @@
+"""The live display: drawn without error on a terminal, gone when the run ends."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from vlsi_cli import events as ev
+from vlsi_cli.commands import _output, _progress, _tables
+
+
+def test_live_display_shows_losses_and_matches(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=100, highlight=False, color_system=None)
+    monkeypatch.setattr(_output, "speech", lambda: console)
+    step = ev.StepDone("interaction", 3, 9, 3.25, {"2": 1.5, "last": 0.5}, {2: 14}, 1e-4, 0.7, 1234.0, None)
+    with _progress.RunView() as view:
+        view(ev.StageStarted("interaction", "small", 9, first_step=2))
+        view(step)
+        assert view._live is not None
+        view._live.refresh()
+        view(ev.Note("a word in between"))
+        view(ev.StageEnded("interaction", 75.0, 3.0))
+        assert view._live is None
+        view(ev.Evaluated("small after", 0.5, 1.0, 20))
+    shown = stream.getvalue()
+    for word in (
+        "interaction (small)",
+        "3/9",
+        "1.50",
+        "14",
+        "1,234",
+        "a word in between",
+        "1 min 15 s",
+        "50.0 %",
+    ):
+        assert word in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.4, "3 s"), (59.9, "1 min 00 s"), (75, "1 min 15 s"), (7400, "2 h 03 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert _progress.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(999, "999"), (1234, "1.23k"), (73_405_560_320, "73.4B"), (999_900_000, "1000M")]
+)
+def test_counts(number: int, text: str) -> None:
+    assert _tables.count(number) == text
+
+
+def test_a_plain_line_each_few_seconds_and_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    _output.begin()
+    with _progress.RunView() as view:
+        view(ev.StageStarted("reinforcement", "small", 100))
+        for number in range(1, 101):
+            now[0] += 1.0
+            view(ev.StepDone("reinforcement", number, 100, 1.0, {"last": 1.0}, None, 1e-4, 1.0, 10.0, 5.0))
+        view(ev.CheckpointSaved(Path("c"), "reinforcement", 100))
+    lines = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("reinforcement ") and "loss" in line
+    ]
+    assert [int(line.split("/")[0].split()[1]) for line in lines] == [
+        1,
+        11,
+        21,
+        31,
+        41,
+        51,
+        61,
+        71,
+        81,
+        91,
+        100,
+    ]

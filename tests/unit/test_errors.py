@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+
+from vlsi_cli import errors
+from vlsi_cli.errors import ConfigError, Interrupted, did_you_mean
+
+
+def test_message_is_the_text_and_the_hint_is_apart() -> None:
+    error = ConfigError("no such thing", hint="try another")
+    assert (str(error), error.hint, error.exit_code) == ("no such thing", "try another", 2)
+
+
+def test_every_branch_has_its_own_code() -> None:
+    kinds = errors.VlsiError.__subclasses__()
+    codes = [kind.exit_code for kind in kinds]
+    assert len(set(codes)) == len(codes) == len(kinds)
+    assert 0 not in codes
+
+
+def test_interrupted_names_the_command_and_the_signal() -> None:
+    error = Interrupted("stopped by SIGTERM", resume="vlsi distill --resume runs/demo-1", exit_code=143)
+    assert error.exit_code == 143
+    assert error.hint == "resume with: vlsi distill --resume runs/demo-1"
+    assert Interrupted("stopped").hint is None
+
+
+@pytest.mark.parametrize(
+    ("word", "options", "near"),
+    [
+        ("dmo", ["demo", "demo-large"], "demo"),
+        ("batchsize", ["batch_size", "steps"], "batch_size"),
+        ("Qwen2-VL-2b", ["Qwen2-VL-72B", "Qwen2-VL-2B"], "Qwen2-VL-2B"),
+        ("learning-rate", ["learning_rate"], "learning_rate"),
+        ("zebra", ["demo", "other"], None),
+        ("any", [], None),
+    ],
+)
+def test_did_you_mean(word: str, options: list[str], near: str | None) -> None:
+    assert did_you_mean(word, options) == near
