@@ -8,6 +8,7 @@ side: the losses cut both to the tokenizer's length.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Protocol
@@ -25,7 +26,7 @@ PROBE_TEXTS = (
     "日本語のテキストと中文字符，以及한국어.",
     "Привет, мир! مرحبا بالعالم שלום नमस्ते",
     "1234567890 3.14159 1,000,000 2^10 x_i+1 007",
-    "👩‍👩‍👧‍👦 🙂🚀 é vs é \u200b zero",
+    "👩\u200d👩\u200d👧\u200d👦 🙂🚀 \u00e9 vs e\u0301, \ufb01 vs fi, \u200b zero \u00a0 hard",
     "  leading, double  inner,\ttab\nnewline\n\n\nmany   \r\n trailing  ",
     "def f(x):\n    return {'a': [1, 2], \"b\": None}  # <br/> \\frac{a}{b}",
     "'s 're DON'T SHOUTING camelCase snake_case https://example.org/a?b=c&d=%20",
@@ -124,7 +125,7 @@ def _targets(teacher: Side, student: Side, large: Sequence[int], small: Sequence
 
 
 def _tokenizers(teacher: Side, student: Side) -> list[str]:
-    """Same pieces, same ids, same cuts. The vocabularies are compared whole, the cutting rules by probes."""
+    """Same pieces, same ids, same cuts: vocabulary and merge ranks are compared whole, the other rules by probes."""
     large, small = teacher.processor.tokenizer, student.processor.tokenizer
     ours, theirs = small.get_vocab(), large.get_vocab()
     if ours != theirs:
@@ -135,6 +136,10 @@ def _tokenizers(teacher: Side, student: Side) -> list[str]:
             f"{len(ours)}; {odd[0]!r} is {large_id} in the one and {small_id} in the other), so their distributions "
             "are over different words"
         ]
+    if _merges(large) != _merges(small):
+        return [
+            f"the tokenizers of '{teacher.id}' and '{student.id}' have the same tokens but merge them in another order"
+        ]
     specials = [str(token) for token in small.all_special_tokens]
     for text in (*PROBE_TEXTS, "".join(specials), " ".join(specials)):
         if large(text)["input_ids"] != small(text)["input_ids"]:
@@ -142,6 +147,12 @@ def _tokenizers(teacher: Side, student: Side) -> list[str]:
                 f"the tokenizers of '{teacher.id}' and '{student.id}' have the same tokens but cut {text!r} differently"
             ]
     return []
+
+
+def _merges(tokenizer: Any) -> Any:
+    """The ranked merges of a byte-pair tokenizer, or None for one that has no such thing to show."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return json.loads(backend.to_str())["model"].get("merges") if backend is not None else None
 
 
 def _special_ids(teacher: Side, student: Side) -> list[str]:

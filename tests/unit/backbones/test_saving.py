@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.tiny import FAMILIES
+from vlsi_cli.engine.backbones.load import load_backbone
+from vlsi_cli.engine.backbones.lora import add_lora
+from vlsi_cli.engine.backbones.saving import save_student, verify_student
+from vlsi_cli.errors import CheckpointError, OutputError
+
+
+def change(backbone):
+    with torch.no_grad():
+        for parameter in backbone.model.parameters():
+            parameter.mul_(1.01)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_saved_is_the_trained_model_bit_for_bit(family, tied, folders, tmp_path):
+    source = folders(family, tied=tied)
+    backbone = load_backbone(str(source))
+    change(backbone)
+    target = save_student(backbone, tmp_path / "out" / "student")
+    assert verify_student(target, backbone) == 0.0
+    weights = load_file(target / "model.safetensors")
+    assert any(k.endswith("lm_head.weight") for k in weights) is (not tied)
+    assert {p.name for p in target.iterdir()} == {p.name for p in source.iterdir()}
+    assert [p.name for p in target.parent.iterdir()] == ["student"]
+    for name in ("tokenizer.json", "chat_template.jinja", "preprocessor_config.json"):
+        assert (target / name).read_bytes() == (source / name).read_bytes()
+    again = load_backbone(str(target))
+    assert torch.equal(again.head.weight, backbone.head.weight)
+    assert again.model.generation_config.eos_token_id == backbone.model.generation_config.eos_token_id
+
+
+def test_saved_in_fewer_bits(load, tmp_path):
+    backbone = load("qwen2_vl")
+    change(backbone)
+    target = save_student(backbone, tmp_path / "student", dtype=torch.bfloat16)
+    assert {t.dtype for t in load_file(target / "model.safetensors").values()} == {torch.bfloat16}
+    config = json.loads((target / "config.json").read_text())
+    assert config["dtype"] == config["text_config"]["dtype"] == "bfloat16"
+    assert "lm_head.weight" not in load_file(target / "model.safetensors")
+    assert backbone.dtype == torch.float32
+    with pytest.raises(CheckpointError, match="away from the trained one"):
+        verify_student(target, backbone)
+    assert 0 < verify_student(target, backbone, tolerance=0.5) < 0.5
+
+
+def test_an_existing_folder_is_replaced_whole(load, tmp_path):
+    target = tmp_path / "student"
+    target.mkdir()
+    (target / "stale.txt").write_text("old")
+    backbone = load("qwen2_vl")
+    save_student(backbone, target)
+    assert not (target / "stale.txt").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["student"]
+    assert target.stat().st_mode & 0o055 == 0o055
+
+
+def test_a_failure_leaves_what_was_there(load, tmp_path, monkeypatch):
+    backbone = load("qwen2_vl")
+    target = save_student(backbone, tmp_path / "student")
+    before = (target / "model.safetensors").read_bytes()
+    change(backbone)
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(backbone.model, "save_pretrained", full)
+    with pytest.raises(OutputError, match="No space left"):
+        save_student(backbone, target)
+    assert (target / "model.safetensors").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["student"]
+
+
+def test_adapters_must_be_merged_first(load, tmp_path):
+    pytest.importorskip("peft")
+    backbone = load("qwen2_vl")
+    add_lora(backbone, rank=2)
+    with pytest.raises(CheckpointError, match="merge them"):
+        save_student(backbone, tmp_path / "student")
+
+
+def test_verification_finds_a_changed_weight_and_a_changed_tokenizer(load, tmp_path):
+    backbone = load("qwen2_vl")
+    target = save_student(backbone, tmp_path / "student")
+    weights = load_file(target / "model.safetensors")
+    name = next(k for k in weights if "layers.2.mlp.up_proj" in k)
+    weights[name][0, 0] += 1e-6
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"differs from the trained one in .*layers\.2\.mlp\.up_proj"):
+        verify_student(target, backbone)
+    save_student(backbone, target)
+    tokenizer = json.loads((target / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:5]
+    (target / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(CheckpointError, match="other ids"):
+        verify_student(target, backbone)
+
+
+def test_verification_leaves_the_modes_of_training(load, tmp_path):
+    backbone = load("qwen2_vl")
+    backbone.set_trainable({"layers"})
+    verify_student(save_student(backbone, tmp_path / "student"), backbone)
+    assert backbone.layers[0].training
+    assert not backbone.vision[0].training
+    assert backbone.layers[0].mlp.up_proj.weight.requires_grad
