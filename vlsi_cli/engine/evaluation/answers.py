@@ -1,0 +1,97 @@
+"""Greedy answers to held-out questions, compared word for word with what the data give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.data.collate import collate_prompts
+from vlsi_cli.engine.data.patterns import exact_match
+from vlsi_cli.engine.data.template import EncodedPrompt
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question answered.
+
+    Attributes:
+        record: id of the record.
+        kind: kind of question, "" when the data tell none.
+        prediction: the model's text.
+        reference: the data's text.
+        correct: whether they are equal but for case, spaces and a final stop.
+    """
+
+    record: str
+    kind: str
+    prediction: str
+    reference: str
+    correct: bool
+
+
+def answer_prompts(
+    backbone: Backbone,
+    prompts: Iterable[EncodedPrompt],
+    *,
+    pad_id: int,
+    batch_size: int = 8,
+    max_new_tokens: int = 32,
+    after_batch: Callable[[int], None] = lambda done: None,
+) -> list[Answer]:
+    """Answer every prompt greedily, in left-padded batches; batching does not change an answer.
+
+    Args:
+        backbone: any, in eval mode while this runs.
+        prompts: encoded questions.
+        pad_id: the token that fills up a batch.
+        batch_size: questions answered together.
+        max_new_tokens: longest answer.
+        after_batch: told after each batch how many questions are answered.
+    """
+    from transformers import GenerationConfig
+
+    own = backbone.model.generation_config
+    greedy = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=own.eos_token_id,
+        bos_token_id=own.bos_token_id,
+        pad_token_id=pad_id,
+    )
+    answers: list[Answer] = []
+    backbone.train(False)
+    try:
+        for group in _batched(prompts, batch_size):
+            texts = _generate(backbone, group, greedy, pad_id)
+            for prompt, text in zip(group, texts, strict=True):
+                correct = exact_match(text, prompt.reference)
+                answers.append(Answer(prompt.record, prompt.kind, text, prompt.reference, correct))
+            after_batch(len(answers))
+    finally:
+        backbone.train()
+    return answers
+
+
+@torch.no_grad()
+def _generate(backbone: Backbone, group: list[EncodedPrompt], greedy: Any, pad_id: int) -> list[str]:
+    inputs = collate_prompts(group, pad_id).to(backbone.device).inputs
+    if hasattr(backbone.base, "rope_deltas"):
+        backbone.base.rope_deltas = None  # type: ignore[assignment]  # Qwen keeps the last call's offsets
+    tokens = backbone.model.generate(**inputs, generation_config=greedy)
+    new = tokens[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in backbone.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def _batched(prompts: Iterable[EncodedPrompt], size: int) -> Iterable[list[EncodedPrompt]]:
+    group: list[EncodedPrompt] = []
+    for prompt in prompts:
+        group.append(prompt)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

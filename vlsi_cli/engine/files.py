@@ -1,0 +1,107 @@
+"""Files that are whole or not there: written beside their place, flushed to the disk, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vlsi_cli.errors import OutputError
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Fill a folder that appears under its name only when the block ends well; what stood there goes last.
+
+    Args:
+        target: the folder to make; one that exists is replaced.
+
+    Yields:
+        An empty folder beside ``target``, to be filled.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full.
+    """
+    partial: Path | None = None
+    with writing(target):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent))
+            yield partial
+            flush_folder(partial)
+            partial.chmod(0o755)  # mkdtemp's folders are private
+            _swap(partial, target)
+        finally:
+            if partial is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Tell a failed write as one sentence that names ``target`` and the cause.
+
+    Raises:
+        OutputError: instead of an OSError (or safetensors' own error for a full disk) raised in the block.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        cause = "no space is left on the disk" if full else (getattr(error, "strerror", None) or str(error))
+        hint = "free some space, or choose another disk with --output" if full else None
+        raise OutputError(f"{target} cannot be written: {cause}", hint=hint) from error
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with writing(target):
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(value, file, indent=1)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(target)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the disk hold every file of a folder, and the folder itself."""
+    for path in [*(p for p in folder.rglob("*") if p.is_file()), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _swap(new: Path, target: Path) -> None:
+    if not target.exists():
+        new.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".old", dir=target.parent))
+    target.rename(old / target.name)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

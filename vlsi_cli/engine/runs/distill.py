@@ -1,0 +1,371 @@
+"""``vlsi distill``: from a resolved configuration to a stock checkpoint of the small model."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlsi_cli.config.loading import Resolved
+from vlsi_cli.config.run import DistillConfig, ModelConfig, StageConfig
+from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.backbones.compatibility import check_pair
+from vlsi_cli.engine.backbones.lora import add_lora, merge_lora
+from vlsi_cli.engine.backbones.saving import save_student, verify_student
+from vlsi_cli.engine.data.report import DataReport
+from vlsi_cli.engine.matching import match, reachable
+from vlsi_cli.engine.runs import models
+from vlsi_cli.engine.runs.data import training_stream
+from vlsi_cli.engine.runs.folder import RunFolder
+from vlsi_cli.engine.runs.measure import encoder_for, measure
+from vlsi_cli.engine.runs.watch import StageWatch
+from vlsi_cli.engine.stages import InteractionStage, ReinforcementStage, VerbalizationStage
+from vlsi_cli.engine.stages.reinforcement import LANGUAGE_MODEL, VISION
+from vlsi_cli.engine.teachers import LiveTeacher
+from vlsi_cli.engine.training import Checkpoints, Stage, train_stage
+from vlsi_cli.engine.training.signals import Wish, heed_signals
+from vlsi_cli.engine.verbalizing import Verbalizers
+from vlsi_cli.errors import ConfigError, Interrupted
+from vlsi_cli.events import Events, Note, Report, RunEnded, RunStarted, Warn
+
+
+def run(
+    resolved: Resolved, *, output: Path, events: Events, resume: bool = False, overwrite: bool = False
+) -> Report:
+    """Distil: verbalization of both models, interaction, reinforcement, as far as the configuration has them.
+
+    Args:
+        resolved: the configuration and where its values came from.
+        output: the run folder.
+        events: told of everything that happens.
+        resume: go on with the run in ``output``; what is complete is not done again.
+        overwrite: replace a run that is already in ``output``.
+
+    Returns:
+        The report; the student in it has been reloaded by plain transformers and compared.
+
+    Raises:
+        VlsiError: any branch of it; a run that was started can be resumed after each of them.
+    """
+    started = time.perf_counter()
+    folder = RunFolder.open(output) if resume else RunFolder.create(output, resolved, overwrite=overwrite)
+    with heed_signals() as wish:
+        try:
+            _Distillation(resolved.config, folder, events, wish).run()
+        except Interrupted as stopped:
+            raise Interrupted(
+                stopped.message, resume=f"vlsi distill --resume {output}", exit_code=stopped.exit_code
+            ) from None
+    state = folder.state
+    report = Report(
+        run=output,
+        student=folder.student,
+        scores=tuple(
+            state.scores[who] for who in ("small before", "small after", "large") if who in state.scores
+        ),
+        stages=tuple(state.stages.values()),
+        seconds=time.perf_counter() - started,
+    )
+    events(RunEnded(report))
+    return report
+
+
+class _Distillation:
+    """One run in progress: the objects that its stages share, loaded when first needed."""
+
+    def __init__(self, config: DistillConfig, folder: RunFolder, events: Events, wish: Wish) -> None:
+        self.config, self.folder, self.events, self.wish = config, folder, events, wish
+        self.accelerator, self.dtype = models.place(config)
+        self.checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
+        self.data_report = DataReport()
+        self._student: Backbone | None = None
+        self._teacher: Backbone | None = None
+        self._small_verbalizers: Verbalizers | None = None
+        self._large_verbalizers: Verbalizers | None = None
+
+    # ---------------------------------------------------------------- order of events
+
+    def run(self) -> None:
+        config = self.config
+        names = [
+            n for n in ("verbalization", "interaction", "reinforcement") if getattr(config, n) is not None
+        ]
+        self.events(RunStarted(self.folder.path, tuple(names)))
+        if self.folder.state.student:
+            self._measure("small after")
+            self.events(Note("this run is complete"))
+            return
+        if config.teacher is not None and not self._complete("interaction"):
+            self._check_pair()
+        self._measure("small before")
+        if config.teacher is not None:
+            self._measure("large")
+        if config.large_verbalization is not None and not self._complete("verbalization-large"):
+            self._verbalize("large")
+        if config.verbalization is not None and not self._complete("verbalization-small"):
+            self._verbalize("small")
+        if config.interaction is not None and not self._complete("interaction"):
+            self._interact()
+        self._forget_teacher()
+        if config.reinforcement is not None:
+            self._reinforce()
+        self._finish()
+
+    def _complete(self, key: str) -> bool:
+        return key in self.folder.state.stages
+
+    def _check_pair(self) -> None:
+        """Everything that could make the pair impossible, before the first step."""
+        config = self.config
+        assert config.teacher is not None
+        small = models.target_layers(config.student, self.student)
+        large = models.target_layers(config.teacher, self.teacher)
+        for fact in check_pair(self.teacher, self.student, large, small):
+            self.events(Note(fact))
+        if config.teacher.verbalizers is not None:
+            self._large_verbalizers = models.stored_verbalizers(
+                config.teacher.verbalizers, self.teacher, large
+            )
+
+    # ---------------------------------------------------------------- models
+
+    @property
+    def student(self) -> Backbone:
+        """The small model as far as the complete stages have brought it."""
+        if self._student is None:
+            config, done = self.config, self.folder.state.student
+            model = ModelConfig(id=str(self.folder.student)) if done else config.student
+            trained = not done and models.trains_weights(config)
+            self._student = models.load_model(
+                model, config, self.dtype, self.accelerator.device, trained=trained
+            )
+            if not done and self._complete("interaction"):
+                models.restore_layers(self.folder.interaction, self._student)
+            self._stop_if_asked()
+        return self._student
+
+    @property
+    def teacher(self) -> Backbone:
+        if self._teacher is None:
+            assert self.config.teacher is not None
+            self._teacher = models.load_model(
+                self.config.teacher, self.config, self.dtype, self.accelerator.device, trained=False
+            )
+            self._stop_if_asked()
+        return self._teacher
+
+    def _forget_teacher(self) -> None:
+        """Give the large model's memory back before the last step."""
+        self._teacher = self._large_verbalizers = self._small_verbalizers = None
+        gc.collect()
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _verbalizers(self, side: str) -> Verbalizers:
+        """The trained set of a side: from this process, or from the run folder."""
+        held = self._large_verbalizers if side == "large" else self._small_verbalizers
+        if held is not None:
+            return held
+        backbone, model = self._side(side)
+        path = model.verbalizers or self.folder.verbalizers(side)
+        return models.stored_verbalizers(path, backbone, models.target_layers(model, backbone))
+
+    def _side(self, side: str) -> tuple[Backbone, Any]:
+        if side == "large":
+            return self.teacher, self.config.teacher
+        return self.student, self.config.student
+
+    # ---------------------------------------------------------------- stages
+
+    def _verbalize(self, side: str) -> None:
+        config = self.config
+        backbone, model = self._side(side)
+        settings = config.large_verbalization if side == "large" else config.verbalization
+        assert settings is not None
+        key = f"verbalization-{side}"
+        targets = models.target_layers(model, backbone)
+        verbalizers = models.new_verbalizers(
+            backbone, targets, config.verbalizer, models.derived_seed(config.seed, key)
+        )
+        self._train(key, side, VerbalizationStage(backbone, verbalizers), settings, backbone)
+        final = self.folder.state.stages[key]
+        facts = {"steps": final.steps, "loss": dict(final.per_layer), "seed": config.seed}
+        models.store_verbalizers(self.folder.verbalizers(side), backbone, verbalizers, facts)
+        self._mark(key)
+        if side == "large":
+            self._large_verbalizers = verbalizers
+        else:
+            self._small_verbalizers = verbalizers
+
+    def _interact(self) -> None:
+        settings = self.config.interaction
+        assert settings is not None
+        assert self.config.teacher is not None
+        student, seed = self.student, models.derived_seed(self.config.seed, "interaction")
+        words = settings.verbalizes
+        small = models.target_layers(self.config.student, student)
+        large = models.target_layers(self.config.teacher, self.teacher)
+        needs_teacher = settings.intermediate not in ("ce", "none") or settings.last not in ("ce", "none")
+        teacher = None
+        if needs_teacher:
+            matches_words = words and settings.intermediate != "ce"
+            said = self._verbalizers("large") if matches_words else None
+            teacher = LiveTeacher(self.teacher, said, large, self.dtype)
+        choice = settings.matching
+        matcher = partial(
+            match,
+            strategy=choice.strategy,
+            k=choice.k,
+            search_range=choice.search_range,
+            order_preservation=choice.order_preservation,
+            adaptive_temperature=choice.adaptive_temperature,
+        )
+        lora = settings.train == "lora"
+        if lora:
+            add = settings.lora
+            add_lora(student, rank=add.rank, alpha=add.alpha, dropout=add.dropout, seed=seed)
+        stage = InteractionStage(
+            student,
+            teacher,
+            self._verbalizers("small") if words else None,
+            targets=small,
+            parts=("adapters",) if lora else ("layers",),
+            intermediate=settings.intermediate,
+            last=settings.last,
+            features=settings.features,
+            matcher=lambda matrix, generator: matcher(matrix, generator=generator),
+            needed=reachable(
+                len(small),
+                len(large),
+                strategy=choice.strategy,
+                search_range=choice.search_range,
+                order_preservation=choice.order_preservation,
+            ),
+            vocabulary=student.tokenizer_length,
+            seed=seed,
+        )
+        self._train("interaction", "small", stage, settings, student)
+        if lora:
+            merge_lora(student)
+        student.freeze()
+        models.store_layers(self.folder.interaction, student)
+        if stage.verbalizers is not None:
+            facts = {"after": "interaction", "teacher": self.config.teacher.id, "seed": self.config.seed}
+            models.store_verbalizers(
+                self.folder.verbalizers("small-after"), student, stage.verbalizers, facts
+            )
+        self._mark("interaction")
+
+    def _reinforce(self) -> None:
+        settings = self.config.reinforcement
+        assert settings is not None
+        student = self.student
+        parts: tuple[str, ...] = LANGUAGE_MODEL
+        lora = settings.train == "lora"
+        if lora:
+            add = settings.lora
+            seed = models.derived_seed(self.config.seed, "reinforcement")
+            add_lora(student, rank=add.rank, alpha=add.alpha, dropout=add.dropout, seed=seed)
+            parts = ("adapters",)
+        stage = ReinforcementStage(student, (*parts, *VISION) if settings.vision else parts)
+        self._train("reinforcement", "small", stage, settings, student)
+        if lora:
+            merge_lora(student)
+        student.freeze()
+
+    def _train(self, key: str, side: str, stage: Stage, settings: StageConfig, backbone: Backbone) -> None:
+        """Train one stage, from its newest checkpoint if there is one."""
+        config = self.config
+        stream = training_stream(
+            config.data,
+            encoder_for(backbone, config.data),
+            seed=models.derived_seed(config.seed, f"data of {stage.name}"),
+            report=self.data_report,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+        steps = self._steps(settings, stream.records_per_epoch, stage.name)
+        checkpoint = self.checkpoints.latest(key)
+        first = checkpoint.step if checkpoint is not None else 0
+        self.folder.forget_after(key, first)
+        watch = StageWatch(
+            self.folder, self.events, key=key, stage=stage.name, side=side, total=steps, first=first
+        )
+        optimizer = settings.optimizer
+        backbone.set_gradient_checkpointing(settings.gradient_checkpointing)
+        try:
+            train_stage(
+                stage,
+                stream,
+                self.accelerator,
+                key=key,
+                steps=steps,
+                batch_size=settings.batch_size,
+                accumulation=settings.gradient_accumulation,
+                learning_rate=optimizer.learning_rate,
+                final_learning_rate=optimizer.final_learning_rate,
+                warmup_steps=optimizer.warmup_steps,
+                schedule=optimizer.schedule,
+                betas=optimizer.betas,
+                weight_decay=optimizer.weight_decay,
+                max_grad_norm=optimizer.max_grad_norm,
+                seed=models.derived_seed(config.seed, f"dropout of {key}"),
+                checkpoints=self.checkpoints,
+                checkpoint_every=config.checkpoint_every,
+                resume=checkpoint,
+                wish=self.wish,
+                on_step=watch.step,
+                on_checkpoint=watch.checkpoint,
+            )
+        finally:
+            backbone.set_gradient_checkpointing(False)
+            self.folder.write("data.json", self.data_report.to_dict())
+        if self.data_report.skipped:
+            self.events(Warn(f"data: {self.data_report.summary()}; data.json names them"))
+        self.folder.state.stages[key] = watch.end()
+
+    def _steps(self, settings: StageConfig, records: int | None, name: str) -> int:
+        if settings.steps is not None:
+            return settings.steps
+        if records is None:
+            raise ConfigError(
+                f"{name}.epochs is {settings.epochs}, but the data have no end", hint=f"give {name}.steps"
+            )
+        batch = settings.effective_batch * self.accelerator.num_processes
+        return max(1, math.ceil((settings.epochs or 1.0) * records / batch))
+
+    def _mark(self, key: str) -> None:
+        """A stage and what it leaves are on disk; only now is it complete, and its checkpoints go."""
+        self.folder.save_state()
+        self.checkpoints.drop(key)
+        self._stop_if_asked()
+
+    # ---------------------------------------------------------------- ends
+
+    def _finish(self) -> None:
+        """Write the stock checkpoint, prove that it loads as what was trained, and measure it."""
+        student = self.student
+        # What is measured and what is stored are the same numbers, in the precision computed in. Buffers (rotary
+        # frequencies) stay as they are, which model.to(dtype) would not leave them.
+        for parameter in student.model.parameters():
+            parameter.data = parameter.data.to(self.dtype)
+        save_student(student, self.folder.student, dtype=self.dtype)
+        verify_student(self.folder.student, student)
+        self.folder.state.student = True
+        self._mark("reinforcement")
+        self._measure("small after")
+
+    def _measure(self, who: str) -> None:
+        if self.config.evaluation.data is None or who in self.folder.state.scores:
+            return
+        backbone = self.teacher if who == "large" else self.student
+        measure(who, backbone, self.config, self.dtype, self.folder, self.events, self._stop_if_asked)
+
+    def _stop_if_asked(self) -> None:
+        if self.wish.signal is not None:
+            raise Interrupted("stopped between two steps; nothing is lost", exit_code=self.wish.exit_code)

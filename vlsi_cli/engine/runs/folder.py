@@ -1,0 +1,173 @@
+"""The folder of a run: what is in it, and how far the run has come.
+
+config.yaml, origins.json   the resolved configuration, itself a recipe, and where each value came from
+environment.json            versions and machine
+progress.json               stages that are complete, scores that are measured
+metrics.jsonl               one line an optimizer step
+matches.jsonl               one line an interaction step: every micro-batch's matched layers
+data.json                   records used and not used, and why
+checkpoints/                inside the stage that is running
+verbalizers/large, small    trained sets, apart from any backbone
+stages/interaction/         the small model's layers after step 2
+answers/                    held-out answers, one file a model
+student/                    the stock checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vlsi_cli import __version__
+from vlsi_cli.config.loading import CONFIG_FILE, Resolved
+from vlsi_cli.engine.files import write_json, writing
+from vlsi_cli.errors import CheckpointError, OutputError
+from vlsi_cli.events import Score, StageReport
+
+_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "datasets", "peft", "pillow")
+
+
+@dataclass
+class State:
+    """What of a run is complete: stages by key, scores by who answered."""
+
+    stages: dict[str, StageReport] = field(default_factory=dict)
+    scores: dict[str, Score] = field(default_factory=dict)
+    student: bool = False
+
+
+class RunFolder:
+    """Paths, progress and logs of one run.
+
+    Args:
+        path: the folder; made by :meth:`create`, found by :meth:`open`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state = State()
+        self.checkpoints = path / "checkpoints"
+        self.student = path / "student"
+
+    @classmethod
+    def create(cls, path: Path, resolved: Resolved, *, overwrite: bool) -> RunFolder:
+        """A new run folder with its configuration and environment.
+
+        Raises:
+            OutputError: it holds something, and ``overwrite`` was not asked for; or it cannot be written.
+        """
+        folder = cls(path)
+        with writing(path):
+            if path.is_dir() and any(path.iterdir()):
+                if not overwrite or not (path / CONFIG_FILE).is_file():
+                    raise OutputError(f"{path} is not empty", hint="give another --output")
+                shutil.rmtree(path)
+            path.mkdir(parents=True, exist_ok=True)
+        resolved.save(path)
+        write_json(path / "environment.json", environment())
+        folder.save_state()
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run folder, to go on with.
+
+        Raises:
+            CheckpointError: its progress file is missing or damaged.
+        """
+        folder = cls(path)
+        try:
+            saved = json.loads((path / "progress.json").read_text(encoding="utf-8"))
+            folder.state = State(
+                stages={key: StageReport(**value) for key, value in saved["stages"].items()},
+                scores={key: Score(**value) for key, value in saved["scores"].items()},
+                student=bool(saved["student"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"the progress of the run {path} cannot be read: {error}") from error
+        return folder
+
+    def verbalizers(self, side: str) -> Path:
+        """Where the set of ``large`` or ``small`` lives."""
+        return self.path / "verbalizers" / side
+
+    @property
+    def interaction(self) -> Path:
+        """Where the small model's layers after step 2 live."""
+        return self.path / "stages" / "interaction"
+
+    def save_state(self) -> None:
+        """Write ``progress.json``."""
+        value = {
+            "stages": {key: asdict(report) for key, report in self.state.stages.items()},
+            "scores": {key: asdict(score) for key, score in self.state.scores.items()},
+            "student": self.state.student,
+        }
+        write_json(self.path / "progress.json", value)
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a JSON file of the folder."""
+        target = self.path / name
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        write_json(target, value)
+
+    def append(self, name: str, line: Mapping[str, Any]) -> None:
+        """Add a line to a JSON Lines file."""
+        with writing(self.path / name), (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def forget_after(
+        self, stage: str, step: int, names: Iterable[str] = ("metrics.jsonl", "matches.jsonl")
+    ) -> None:
+        """Drop the lines of a stage past ``step``: steps that a killed run logged and a resumed one repeats."""
+        for name in names:
+            file = self.path / name
+            if not file.is_file():
+                continue
+            with writing(file):
+                kept = [
+                    line
+                    for line in file.read_text(encoding="utf-8").splitlines()
+                    if _stays(line, stage, step)
+                ]
+                partial = file.with_suffix(".partial")
+                partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+                os.replace(partial, file)
+
+
+def _stays(line: str, stage: str, step: int) -> bool:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return False  # a kill in the middle of a line
+    return not (value["stage"] == stage and value["step"] > step)
+
+
+def environment() -> dict[str, Any]:
+    """Versions of what computes, and of the machine; no paths, names or variables of its user."""
+    import torch
+
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "vlsi": __version__,
+        "python": sys.version.split()[0],
+        "packages": versions,
+        "platform": platform.platform(),
+        "cuda_devices": cuda,
+        "threads": torch.get_num_threads(),
+    }

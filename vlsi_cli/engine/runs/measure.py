@@ -1,0 +1,110 @@
+"""Held-out scores of one model, written down as they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+
+import torch
+
+from vlsi_cli.config.run import DataConfig, DistillConfig
+from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.batch import Batch
+from vlsi_cli.engine.data.collate import collate
+from vlsi_cli.engine.data.report import DataReport
+from vlsi_cli.engine.data.template import ChatEncoder
+from vlsi_cli.engine.evaluation import Answer, answer_prompts, mean_loss
+from vlsi_cli.engine.runs.data import prompt_stream, training_stream
+from vlsi_cli.engine.runs.folder import RunFolder
+from vlsi_cli.events import Evaluated, EvaluationStarted, Events, Score
+
+
+def encoder_for(backbone: Backbone, data: DataConfig) -> ChatEncoder:
+    """How a backbone reads the records of a data configuration."""
+    return ChatEncoder(backbone.processor, max_length=data.max_length)
+
+
+def measure(
+    who: str,
+    backbone: Backbone,
+    config: DistillConfig,
+    dtype: torch.dtype,
+    folder: RunFolder,
+    events: Events,
+    check: Callable[[], None],
+) -> Score | None:
+    """Answer the held-out questions and take the loss on them; None when no held-out data are configured.
+
+    A model that has its score already (the run is resumed) is not asked again.
+
+    Args:
+        who: ``small before``, ``small after`` or ``large``.
+        check: called after every batch; it raises when the run is to stop.
+    """
+    evaluation = config.evaluation
+    if evaluation.data is None:
+        return None
+    if who in folder.state.scores:
+        return folder.state.scores[who]
+    data = evaluation.data
+    encoder = encoder_for(backbone, data)
+    report = DataReport()
+    prompts = prompt_stream(data, encoder, seed=config.seed, report=report)
+    records = training_stream(data, encoder, seed=config.seed)
+    total = prompts.records_per_epoch
+    events(
+        EvaluationStarted(
+            who,
+            min(x for x in (total, evaluation.samples) if x is not None)
+            if total or evaluation.samples
+            else 0,
+        )
+    )
+
+    def batches() -> Iterator[Batch]:
+        group = []
+        for item in records.one_pass(evaluation.samples):
+            group.append(item)
+            if len(group) == evaluation.batch_size:
+                yield collate(group, encoder.pad_id)
+                group = []
+        if group:
+            yield collate(group, encoder.pad_id)
+
+    device = backbone.device
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        answers = answer_prompts(
+            backbone,
+            prompts.one_pass(evaluation.samples),
+            pad_id=encoder.pad_id,
+            batch_size=evaluation.batch_size,
+            max_new_tokens=evaluation.max_new_tokens,
+            after_batch=lambda done: check(),
+        )
+        loss = mean_loss(backbone, batches(), after_batch=check)
+    score = Score(
+        who=who,
+        accuracy=_accuracy(answers, backbone, evaluation.max_new_tokens),
+        loss=loss,
+        n=len(answers),
+        by_kind=_by_kind(answers),
+    )
+    folder.write(f"answers/{who.replace(' ', '-')}.json", [asdict(answer) for answer in answers])
+    folder.state.scores[who] = score
+    folder.save_state()
+    events(Evaluated(who, score.accuracy, score.loss, score.n, score.by_kind))
+    return score
+
+
+def _accuracy(answers: list[Answer], backbone: Backbone, max_new_tokens: int) -> float | None:
+    """Share of exact answers; None when no reference is short enough to be given at all."""
+    fits = (len(backbone.tokenizer(a.reference)["input_ids"]) <= max_new_tokens for a in answers)
+    return sum(a.correct for a in answers) / len(answers) if any(fits) else None
+
+
+def _by_kind(answers: list[Answer]) -> dict[str, float]:
+    kinds = sorted({answer.kind for answer in answers} - {""})
+    return {
+        kind: sum(a.correct for a in answers if a.kind == kind) / sum(a.kind == kind for a in answers)
+        for kind in kinds
+    }

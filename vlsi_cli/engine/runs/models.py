@@ -1,0 +1,176 @@
+"""From the configuration to the two models, their target layers and their verbalizers."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vlsi_cli.config.run import DistillConfig, ModelConfig, VerbalizerConfig
+from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.backbones.load import load_backbone
+from vlsi_cli.engine.devices import (
+    precision_name,
+    resolve_attention,
+    resolve_device,
+    resolve_precision,
+)
+from vlsi_cli.engine.files import new_folder
+from vlsi_cli.engine.verbalizing import (
+    Verbalizers,
+    decoder_layers_like,
+    head_fingerprint,
+    load_verbalizers,
+    save_verbalizers,
+)
+from vlsi_cli.errors import CheckpointError, CompatibilityError
+
+_ACCELERATE = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def place(config: DistillConfig) -> tuple[Accelerator, torch.dtype]:
+    """The accelerator of a run and the dtype that it computes in."""
+    device = resolve_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dtype = resolve_precision(config.precision, device)
+    return Accelerator(cpu=device.type == "cpu", mixed_precision=_ACCELERATE[precision_name(dtype)]), dtype
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """A seed for one purpose of a run: no two purposes share random numbers, and none depends on the others."""
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def load_model(
+    model: ModelConfig, config: DistillConfig, dtype: torch.dtype, device: torch.device, *, trained: bool
+) -> Backbone:
+    """Load one side: a model whose own weights train in fp32, any other in the compute dtype."""
+    if model.dtype != "auto":
+        dtype = resolve_precision(model.dtype, device)
+    elif trained:
+        dtype = torch.float32
+    return load_backbone(
+        model.id,
+        revision=model.revision,
+        init=model.init,
+        dtype=dtype,
+        device=device,
+        attn_implementation=resolve_attention(model.attn_implementation, device),
+        trust_remote_code=model.trust_remote_code,
+        seed=derived_seed(config.seed, "weights"),
+        min_pixels=config.data.min_pixels,
+        max_pixels=config.data.max_pixels,
+    )
+
+
+def trains_weights(config: DistillConfig) -> bool:
+    """Whether any stage changes the small model's own weights, rather than adapters on them."""
+    stages = (config.interaction, config.reinforcement)
+    return any(stage is not None and stage.train == "full" for stage in stages)
+
+
+def target_layers(model: ModelConfig, backbone: Backbone) -> tuple[int, ...]:
+    """The target layers of a loaded model.
+
+    Raises:
+        CompatibilityError: none, or one that the model does not have, or its last layer.
+    """
+    targets = model.targets.resolve(backbone.num_layers)
+    if not targets or targets[-1] >= backbone.num_layers:
+        named = ", ".join(map(str, targets)) or "none"
+        raise CompatibilityError(
+            f"{model.id} has {backbone.num_layers} decoder layers, so its target layers lie in "
+            f"1..{backbone.num_layers - 1} (the last has its own loss), but the configuration gives: {named}",
+            hint="set teacher.targets or student.targets: start and stride, or a list of layers",
+        )
+    return targets
+
+
+# ---------------------------------------------------------------- verbalizers
+
+
+def new_verbalizers(
+    backbone: Backbone, targets: tuple[int, ...], make: VerbalizerConfig, seed: int
+) -> Verbalizers:
+    """A fresh set for a backbone, on its device."""
+    text: Any = backbone.config.get_text_config()
+    return Verbalizers(
+        targets,
+        backbone.hidden_size,
+        int(text.intermediate_size),
+        make.architecture,
+        init=make.init,
+        residual=make.residual,
+        norm=backbone.final_norm if make.norm else None,
+        initializer_range=float(getattr(text, "initializer_range", 0.02)),
+        decoder_factory=decoder_layers_like(list(backbone.layers)),
+        seed=seed,
+    ).to(backbone.device)
+
+
+def store_verbalizers(
+    path: Path, backbone: Backbone, verbalizers: Verbalizers, training: dict[str, Any]
+) -> None:
+    """Write a set with the facts of its base."""
+    save_verbalizers(
+        path,
+        verbalizers,
+        base_id=backbone.id,
+        base_revision=backbone.revision,
+        head_sha256=head_fingerprint(backbone.head.weight),
+        training=training,
+        overwrite=True,
+    )
+
+
+def stored_verbalizers(path: Path, backbone: Backbone, targets: tuple[int, ...]) -> Verbalizers:
+    """Read a set back for its base, or refuse it."""
+    verbalizers, _ = load_verbalizers(
+        path,
+        base_id=backbone.id,
+        head_sha256=head_fingerprint(backbone.head.weight),
+        hidden_size=backbone.hidden_size,
+        layers=targets,
+        norm=backbone.final_norm,
+        decoder_factory=decoder_layers_like(list(backbone.layers)),
+        device=backbone.device,
+    )
+    return verbalizers
+
+
+# ---------------------------------------------------------------- what step 2 leaves
+
+
+def store_layers(path: Path, backbone: Backbone) -> None:
+    """Write the decoder layers (step 2 changes nothing else of the model), whole or not at all."""
+    layers = {
+        name: p.detach().cpu().contiguous() for part, name, p in backbone.named_parts() if part == "layers"
+    }
+    with new_folder(path) as partial:
+        save_file(layers, partial / "layers.safetensors")
+
+
+@torch.no_grad()
+def restore_layers(path: Path, backbone: Backbone) -> None:
+    """Put the stored decoder layers into a freshly loaded model.
+
+    Raises:
+        CheckpointError: they cannot be read, or belong to another model.
+    """
+    try:
+        stored = cast(dict[str, Tensor], load_file(path / "layers.safetensors"))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"the layers after step 2 in {path} cannot be read: {error}") from error
+    held = {name: p for part, name, p in backbone.named_parts() if part == "layers"}
+    if {n: t.shape for n, t in stored.items()} != {n: p.shape for n, p in held.items()}:
+        raise CheckpointError(f"the layers after step 2 in {path} are not those of {backbone.id}")
+    for name, parameter in held.items():
+        parameter.copy_(stored[name])

@@ -1,0 +1,195 @@
+"""Step 2: the small model's target layers learn to say what their matched large layers say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.batch import Batch
+from vlsi_cli.engine.losses import (
+    FeatureProjectors,
+    cross_entropy,
+    divergence,
+    divergence_matrix,
+    feature_l2,
+    feature_matrix,
+)
+from vlsi_cli.engine.matching import Match, reachable
+from vlsi_cli.engine.teachers.teacher import Teacher, TeacherStates
+from vlsi_cli.engine.training.stage import Stage, StageOutput, add_terms
+from vlsi_cli.engine.verbalizing.reading import Taps, read_layers, verbalize
+from vlsi_cli.engine.verbalizing.verbalizer import Verbalizers
+
+LayerLoss = Literal["kld", "l2", "ce", "none"]
+#: From a divergence matrix to the matches; draws come from the stage's generator.
+Matcher = Callable[[Tensor, torch.Generator], list[Match]]
+
+
+class InteractionStage(Stage):
+    """Losses between matched target layers, and between the last layers (arXiv 2412.01822, section 3.3).
+
+    The paper's: KL(large || small) on both, matched by a multinomial draw in a moving window, and no
+    autoregressive loss [P]. For each micro-batch one pass gives the divergence of every reachable pair
+    without gradient; layers are matched on its mean over the response tokens; only the matched pairs are
+    computed again with a gradient.
+
+    The small model's decoder layers (or adapters on them) and its verb-FFNs train. Its head, its final norm,
+    its embeddings and its vision tower are frozen; of these the paper names the head [P], the others are
+    method choices [D]: they belong to how the model reads its input and what all verbalizers feed.
+
+    Args:
+        backbone: the small model.
+        teacher: the large one; None only when no term needs it (CE alone).
+        verbalizers: the small model's set; None when layers are compared by features, or not at all.
+        targets: the small model's target layers, ascending; the ablation ``intermediate="none"`` uses none.
+        parts: what trains of the small model: ``("layers",)`` or ``("adapters",)``.
+        intermediate: loss between matched layers: ``kld``, ``l2`` between distributions (or between features
+            when ``features``), ``ce`` to the ground truth without any matching, or ``none``.
+        last: the same for the last layer.
+        features: compare final-normed states by L2 through learned projectors, without words (Table 4d').
+        matcher: chooses large layers from a matrix of mean divergences.
+        needed: ``[n_small, n_large]`` bool: cells of the matrix that the matcher can look at.
+        vocabulary: the tokenizer's real length, the same on both sides.
+        seed: of the draws and of the projectors.
+    """
+
+    name = "interaction"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        teacher: Teacher | None,
+        verbalizers: Verbalizers | None,
+        *,
+        targets: Collection[int],
+        parts: tuple[str, ...] = ("layers",),
+        intermediate: LayerLoss = "kld",
+        last: LayerLoss = "kld",
+        features: bool = False,
+        matcher: Matcher,
+        needed: Tensor | None = None,
+        vocabulary: int,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self._backbone, self._teacher = (backbone,), (teacher,)
+        self._trained = backbone.set_trainable(parts)
+        self.model = backbone.model
+        self.targets = tuple(targets) if intermediate != "none" else ()
+        self.verbalizers = verbalizers.requires_grad_(True) if verbalizers is not None else None
+        self.intermediate, self.last, self.features = intermediate, last, features
+        self._matcher, self._vocabulary = matcher, vocabulary
+        self.generator = torch.Generator().manual_seed(seed)
+        self._needed = needed
+        self.projectors: FeatureProjectors | None = None
+        if teacher is not None:
+            if self._needed is None:
+                self._needed = reachable(len(self.targets), len(teacher.targets)) if self.targets else None
+            if features:
+                projected = [*self.targets, *([backbone.num_layers] if last == "l2" else [])]
+                self.projectors = FeatureProjectors(
+                    projected, backbone.hidden_size, teacher.hidden_size, seed=seed
+                ).to(backbone.device)
+
+    def trained(self) -> list[tuple[str, nn.Parameter]]:
+        """The small model's trained parts, then its verbalizers, then the projectors of features."""
+        own = [(f"model.{name}", parameter) for name, parameter in self._trained]
+        for prefix, module in (("verbalizers", self.verbalizers), ("projectors", self.projectors)):
+            if module is not None:
+                own += [(f"{prefix}.{name}", parameter) for name, parameter in module.named_parameters()]
+        return own
+
+    def set_train_mode(self) -> None:
+        """Train mode for the small model's trained parts and the verbalizers only."""
+        self._backbone[0].train()
+        for module in (self.verbalizers, self.projectors):
+            if module is not None:
+                module.train()
+
+    def forward(self, batch: Batch) -> StageOutput:
+        """Terms of every small target layer and of the last one, and which large layers were matched."""
+        backbone, teacher = self._backbone[0], self._teacher[0]
+        sequences = self.verbalizers is not None and self.verbalizers.needs_sequence
+        states = teacher.states(batch, self._large_layers(teacher)) if teacher is not None else None
+        taps = read_layers(backbone, batch, self.targets, sequences=sequences)
+        small = {layer: self._enter_head(taps, layer, batch) for layer in self.targets}
+        terms: dict[str, Tensor] = {}
+        losses: list[Tensor] = []
+        matched: dict[int, tuple[int, ...]] = {}
+        if self.intermediate == "ce":
+            losses += [add_terms(terms, str(k), self._ce(x, batch)) for k, x in small.items()]
+        elif self.targets:
+            assert teacher is not None
+            assert states is not None
+            for found in self._match(small, teacher, states, batch.num_tokens):
+                layer = self.targets[found.small]
+                chosen = tuple(teacher.targets[place] for place in found.large)
+                pairs = [
+                    self._pair(small[layer], teacher, states.layers[k], self.intermediate) for k in chosen
+                ]
+                losses.append(add_terms(terms, str(layer), torch.stack(pairs).mean(0)))
+                matched[layer] = chosen
+        if self.last == "ce":
+            losses.append(add_terms(terms, "last", self._ce(taps.last, batch)))
+        elif self.last != "none":
+            assert teacher is not None
+            assert states is not None
+            x = taps.last
+            if self.features and self.last == "l2":
+                assert self.projectors is not None
+                x = self.projectors(backbone.num_layers, x)
+            losses.append(add_terms(terms, "last", self._pair(x, teacher, states.last, self.last)))
+        return StageOutput(torch.stack(losses).sum(), terms, matched)
+
+    def _large_layers(self, teacher: Teacher) -> tuple[int, ...]:
+        """Target layers that any match could need: all of them unless no layer is matched."""
+        return teacher.targets if self.targets and self.intermediate != "ce" else ()
+
+    def _enter_head(self, taps: Taps, layer: int, batch: Batch) -> Tensor:
+        """``[R, ...]``: words-to-be through the verbalizer; or the state in the large model's width."""
+        if self.verbalizers is not None:
+            return verbalize(self.verbalizers, taps, layer, batch)
+        assert self.projectors is not None
+        return self.projectors(layer, self._backbone[0].final_norm(taps.layers[layer]))
+
+    def _match(
+        self, small: dict[int, Tensor], teacher: Teacher, states: TeacherStates, tokens: int
+    ) -> list[Match]:
+        shape = (len(self.targets), len(teacher.targets))
+        assert self.generator is not None
+        if self._needed is not None and not bool(self._needed.any()):
+            return self._matcher(torch.zeros(shape), self.generator)
+        ours = [x.detach() for x in small.values()]
+        theirs = [states.layers[layer] for layer in teacher.targets]
+        if self.features:
+            matrix = feature_matrix(ours, theirs, mask=self._needed)
+        else:
+            matrix = divergence_matrix(
+                ours,
+                self._backbone[0].head.weight,
+                theirs,
+                teacher.head,
+                vocabulary=self._vocabulary,
+                mask=self._needed,
+            )
+        return self._matcher(matrix / max(tokens, 1), self.generator)
+
+    def _pair(self, x: Tensor, teacher: Teacher, x_large: Tensor, kind: LayerLoss) -> Tensor:
+        """``[R]`` loss of one small layer against one large layer."""
+        if self.features and kind == "l2":
+            return feature_l2(x, x_large)
+        return divergence(
+            x,
+            self._backbone[0].head.weight,
+            x_large,
+            teacher.head,
+            vocabulary=self._vocabulary,
+            kind="l2" if kind == "l2" else "forward_kl",
+        )
+
+    def _ce(self, x: Tensor, batch: Batch) -> Tensor:
+        return cross_entropy(x, self._backbone[0].head.weight, batch.targets, vocabulary=self._vocabulary)

@@ -1,0 +1,52 @@
+"""Step 3: ordinary supervised fine-tuning of the small model, without verbalizers and without teacher."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.batch import Batch
+from vlsi_cli.engine.losses import cross_entropy
+from vlsi_cli.engine.training.stage import Stage, StageOutput, add_terms
+
+#: What "the whole small language model" means (arXiv 2412.01822, section 3.4) [P].
+LANGUAGE_MODEL = ("embeddings", "layers", "final_norm", "head")
+VISION = ("vision", "projector")
+
+
+class ReinforcementStage(Stage):
+    """Autoregressive cross-entropy on the response tokens; there is no reinforcement learning in it.
+
+    Alone it is plain SFT, the baseline that every other arm is compared with.
+
+    Args:
+        backbone: the small model.
+        parts: parts that train (see :data:`vlsi_cli.engine.backbones.backbone.PARTS`): the language model,
+            with or without vision, or the adapters alone.
+    """
+
+    name = "reinforcement"
+
+    def __init__(self, backbone: Backbone, parts: tuple[str, ...] = LANGUAGE_MODEL) -> None:
+        super().__init__()
+        self._backbone = (backbone,)
+        self._trained = backbone.set_trainable(parts)
+        self.model = backbone.model
+
+    def trained(self) -> list[tuple[str, nn.Parameter]]:
+        """The parameters of the chosen parts."""
+        return self._trained
+
+    def set_train_mode(self) -> None:
+        """Train mode for the trained parts only."""
+        self._backbone[0].train()
+
+    def forward(self, batch: Batch) -> StageOutput:
+        """Cross-entropy through the model's own head at the response positions."""
+        backbone = self._backbone[0]
+        states = backbone.forward_base(batch.inputs)[batch.rows, batch.cols]
+        losses = cross_entropy(
+            states, backbone.head.weight, batch.targets, vocabulary=backbone.tokenizer_length
+        )
+        terms: dict[str, Tensor] = {}
+        return StageOutput(add_terms(terms, "last", losses), terms)

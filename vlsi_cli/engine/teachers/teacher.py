@@ -1,0 +1,48 @@
+"""What the interaction asks of a large model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from vlsi_cli.engine.batch import Batch
+
+
+@dataclass(frozen=True)
+class TeacherStates:
+    """What a large model knows at the response positions of one batch. None of it has a gradient.
+
+    Attributes:
+        layers: target layer number -> ``[R, H_t]``, what enters the head: the verbalizer's output, or the
+            final-normed state itself where layers are compared by features.
+        last: ``[R, H_t]``, what enters the head behind the last layer.
+    """
+
+    layers: dict[int, Tensor]
+    last: Tensor
+
+
+class Teacher(Protocol):
+    """A frozen large model, wherever its states come from."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """Its target layers, ascending, counted from 1."""
+
+    @property
+    def hidden_size(self) -> int:
+        """H_t."""
+
+    @property
+    def head(self) -> Tensor:
+        """Weight of its language head, ``[rows, H_t]``."""
+
+    def states(self, batch: Batch, layers: Collection[int]) -> TeacherStates:
+        """The states of the last layer and of the target layers asked for."""

@@ -1,0 +1,174 @@
+"""Checkpoints inside a stage: everything that the next step depends on, hashed, whole or not there at all.
+
+A checkpoint is a folder ``<stage>-<step>`` of ``state.safetensors`` (trained parameters, both moments of the
+optimizer, random states) and ``state.json`` (position in the data, the loss scale, hashes). No pickles.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vlsi_cli.engine.files import file_sha256, new_folder
+from vlsi_cli.errors import CheckpointError
+
+FORMAT_VERSION = 1
+_TENSORS, _STATE = "state.safetensors", "state.json"
+_NAME = re.compile(r"(?P<stage>[a-z-]+)-(?P<step>\d{8})")
+
+NamedParameters = Sequence[tuple[str, nn.Parameter]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint read back: its step, its tensors by name, and its plain values."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+        folder: where they live.
+        keep: how many of a stage stay on disk, newest first.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def save(self, stage: str, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Path:
+        """Write one and drop the oldest beyond ``keep``.
+
+        Raises:
+            OutputError: it cannot be written; earlier checkpoints stay.
+        """
+        target = self.folder / f"{stage}-{step:08d}"
+        with new_folder(target) as partial:
+            save_file(
+                {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial / _TENSORS
+            )
+            state = {
+                "format_version": FORMAT_VERSION,
+                "stage": stage,
+                "step": step,
+                "sha256": file_sha256(partial / _TENSORS),
+                "values": dict(values),
+            }
+            (partial / _STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+        for old in self._of(stage)[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    def latest(self, stage: str) -> Checkpoint | None:
+        """The newest checkpoint of a stage, or None.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        found = self._of(stage)
+        return self._read(found[-1]) if found else None
+
+    def drop(self, stage: str) -> None:
+        """Remove the checkpoints of a stage that is complete."""
+        for path in self._of(stage):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _of(self, stage: str) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        names = ((path, _NAME.fullmatch(path.name)) for path in self.folder.iterdir())
+        return sorted(path for path, match in names if match and match["stage"] == stage)
+
+    def _read(self, path: Path) -> Checkpoint:
+        hint = f"remove {path} to go on from the checkpoint before it"
+        try:
+            state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+            digest = file_sha256(path / _TENSORS)
+            if state["format_version"] != FORMAT_VERSION:
+                raise CheckpointError(
+                    f"the checkpoint {path} has format {state['format_version']}, this version reads {FORMAT_VERSION}"
+                )
+            if digest != state["sha256"]:
+                raise CheckpointError(
+                    f"the checkpoint {path} is damaged: its tensors have another hash", hint=hint
+                )
+            return Checkpoint(int(state["step"]), load_file(path / _TENSORS), dict(state["values"]))
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise CheckpointError(f"the checkpoint {path} cannot be read: {error}", hint=hint) from error
+
+
+# ---------------------------------------------------------------- what goes into one
+
+
+def pack(
+    trained: NamedParameters,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator | None,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Parameters, moments and random states under flat names."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in trained:
+        tensors[f"trained/{name}"] = parameter
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{key}/{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    tensors["random/torch"] = torch.get_rng_state()
+    if device.type == "cuda":
+        tensors["random/cuda"] = torch.cuda.get_rng_state(device)
+    if generator is not None:
+        tensors["random/stage"] = generator.get_state()
+    return tensors
+
+
+@torch.no_grad()
+def unpack(
+    checkpoint: Checkpoint,
+    trained: NamedParameters,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator | None,
+    device: torch.device,
+) -> None:
+    """Put everything of :func:`pack` back.
+
+    Raises:
+        CheckpointError: the checkpoint belongs to a stage that trains other parameters.
+    """
+    tensors = checkpoint.tensors
+    expected = {f"trained/{name}": tuple(parameter.shape) for name, parameter in trained}
+    found = {name: tuple(t.shape) for name, t in tensors.items() if name.startswith("trained/")}
+    if expected != found:
+        odd = sorted(set(expected.items()) ^ set(found.items()))[0][0].removeprefix("trained/")
+        raise CheckpointError(
+            f"the checkpoint was written by a run that trains other parameters: {odd}",
+            hint="resume with the configuration that the run was started with",
+        )
+    moments: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer/"):
+            _, key, parameter_name = name.split("/", 2)
+            moments.setdefault(parameter_name, {})[key] = tensor
+    for name, parameter in trained:
+        parameter.copy_(tensors[f"trained/{name}"])
+        if name in moments:
+            # AdamW keeps its step count on the host, its moments beside the parameter.
+            optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(device) for key, value in moments[name].items()
+            }
+    torch.set_rng_state(tensors["random/torch"])
+    if device.type == "cuda" and "random/cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random/cuda"], device)
+    if generator is not None:
+        generator.set_state(tensors["random/stage"])

@@ -1,0 +1,61 @@
+"""What the training loop knows of a stage: parameters to train, and a loss for a batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from vlsi_cli.engine.batch import Batch
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """Losses of one micro-batch: sums over its response tokens, which the loop divides by their global count.
+
+    Attributes:
+        loss: scalar with a gradient, the sum over response tokens of all terms.
+        terms: name of a term (a target layer's number, or ``last``) -> its sum, detached.
+        matched: small target layer -> large target layers, where layers were matched.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    matched: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+
+class Stage(nn.Module, ABC):
+    """A stage of the method, as the loop sees it.
+
+    A stage is a module so that whatever wraps modules (distribution, autocast) wraps its whole computation;
+    its parameters are those of the models that it trains. Frozen partners are kept out of the module tree.
+
+    Attributes:
+        name: ``verbalization``, ``interaction`` or ``reinforcement``.
+        generator: host generator of everything that the stage draws, part of a checkpoint; None where
+            nothing is drawn.
+    """
+
+    name: str
+    generator: torch.Generator | None = None
+
+    @abstractmethod
+    def trained(self) -> list[tuple[str, nn.Parameter]]:
+        """Names and parameters that train, in a fixed order; everything else stays bit for bit what it is."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> StageOutput:
+        """The losses of one micro-batch on the stage's device."""
+
+    def set_train_mode(self) -> None:
+        """Put what trains in train mode and the rest in eval mode (dropout of frozen towers stays off)."""
+        self.train()
+
+
+def add_terms(terms: dict[str, Tensor], name: str, per_token: Tensor) -> Tensor:
+    """Note a term's detached sum under its name and return the sum with its gradient."""
+    total = per_token.sum()
+    terms[name] = total.detach()
+    return total
