@@ -103,10 +103,14 @@ def test_another_image_token(pair, tmp_path):
     assert "image_token_id of" in refused(large, other)
 
 
-def test_another_end_of_text(pair, tmp_path):
+def test_a_base_teacher_of_an_instruct_student(pair, tmp_path):
+    """Another end of text and no chat template (the base checkpoint of the same family) are no obstacle."""
     large, small = pair()
-    other = edited(small, tmp_path, "tokenizer_config.json", lambda c: c.update(eos_token="<|endoftext|>"))
-    assert "ends a text with token" in refused(large, other)
+    base = edited(large, tmp_path, "tokenizer_config.json", lambda c: c.update(eos_token="<|endoftext|>"))
+    (base.folder / "chat_template.jinja").unlink()
+    base = describe(str(base.folder), chat_template=small.processor.chat_template)
+    facts = check_pair(base, small, (1, 2), (1,))
+    assert any("ends a text with <|endoftext|>" in fact for fact in facts)
 
 
 @pytest.mark.parametrize(

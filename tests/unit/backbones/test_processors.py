@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from tests.tiny import FAMILIES, QWEN
+from vlsi_cli.engine.backbones import processors
 from vlsi_cli.engine.backbones.compatibility import image_token_count
 from vlsi_cli.engine.backbones.load import describe
 from vlsi_cli.engine.backbones.processors import copy_processor_files, load_processor
@@ -35,6 +36,21 @@ def test_text_and_pictures_become_inputs(family, folders):
         assert count == int((inputs["image_grid_thw"].prod(1) // 4).sum())
         assert int(inputs["mm_token_type_ids"].sum()) == count
     assert processor.tokenizer.decode(inputs["input_ids"][0]).count("Red?") == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_stock_processor_that_lacks_a_package_is_stood_in_for(family, folders, monkeypatch):
+    """With torchvision but without num2words, say: whichever processor comes out writes the same tokens."""
+    without = load_processor(folders(family))
+    monkeypatch.setattr(processors, "torchvision_works", lambda: True)
+    budget = {"max_pixels": 1024} if family in QWEN else {}
+    stock = load_processor(folders(family), **budget)
+    picture = Image.new("RGB", (40, 24), "red")
+    ids = [
+        p(text=[ask(p)], images=[picture], return_tensors="pt")["input_ids"].tolist()
+        for p in (without, stock)
+    ]
+    assert ids[0] == ids[1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -53,7 +53,12 @@ class Description:
 
 
 def describe(
-    id: str, *, revision: str | None = None, min_pixels: int | None = None, max_pixels: int | None = None
+    id: str,
+    *,
+    revision: str | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    chat_template: str | None = None,
 ) -> Description:
     """Family, config and processor of a model, without its weights.
 
@@ -63,7 +68,9 @@ def describe(
     folder = resolve_folder(id, revision, weights=False)
     family = family_of(read_config(folder, id), id)
     config = _read_model_config(folder, id)
-    processor = load_processor(folder, min_pixels=min_pixels, max_pixels=max_pixels, shown=id)
+    processor = load_processor(
+        folder, min_pixels=min_pixels, max_pixels=max_pixels, chat_template=chat_template, shown=id
+    )
     return Description(id, revision, folder, family, config, processor)
 
 
@@ -94,6 +101,7 @@ def load_backbone(
     seed: int = 0,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    chat_template: str | None = None,
 ) -> Backbone:
     """Load a vision language model, frozen and in eval mode.
 
@@ -109,7 +117,7 @@ def load_backbone(
         attn_implementation: "sdpa", "eager" or "flash_attention_2".
         trust_remote_code: refused: every supported family is part of transformers.
         seed: for ``init="random"``.
-        min_pixels, max_pixels: see :func:`.processors.load_processor`.
+        min_pixels, max_pixels, chat_template: see :func:`.processors.load_processor`.
 
     Raises:
         ModelError: no such model, not fetched and offline, unsupported family, no safetensors, weights missing.
@@ -126,7 +134,9 @@ def load_backbone(
     config = _read_model_config(folder, id)
     if init == "pretrained":
         _require_safetensors(folder, id)
-    processor = load_processor(folder, min_pixels=min_pixels, max_pixels=max_pixels, shown=id)
+    processor = load_processor(
+        folder, min_pixels=min_pixels, max_pixels=max_pixels, chat_template=chat_template, shown=id
+    )
     if init == "random":
         model = _random_model(folder, config, attn_implementation, seed).to(device=device, dtype=dtype)
     else:

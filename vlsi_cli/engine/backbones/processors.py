@@ -41,6 +41,7 @@ def load_processor(
     *,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    chat_template: str | None = None,
     shown: str | None = None,
 ) -> Any:
     """The processor of a model folder: ``processor(text=[...], images=[...])`` gives the model's inputs.
@@ -49,6 +50,8 @@ def load_processor(
         folder: a local model folder.
         min_pixels, max_pixels: budget that pictures are resized to, in pixels; only in families that resize to a
             budget (the Qwen ones). None keeps what the folder says.
+        chat_template: what to take where the folder has no chat template of its own. A large base model can be
+            taught from with the small model's template.
         shown: what to call the model in a message; default the folder.
 
     Raises:
@@ -72,7 +75,7 @@ def load_processor(
             hint="the folder needs tokenizer and preprocessor files beside its weights",
         ) from error
     if not processor.chat_template:
-        processor.chat_template = getattr(processor.tokenizer, "chat_template", None)
+        processor.chat_template = getattr(processor.tokenizer, "chat_template", None) or chat_template
     if not processor.chat_template:
         raise ModelError(
             f"'{shown}' has no chat template, so its prompts cannot be written (a base model, perhaps)",
