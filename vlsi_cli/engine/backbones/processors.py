@@ -99,7 +99,7 @@ def _stock_processor(folder: Path) -> Any:
 
     try:
         return AutoProcessor.from_pretrained(folder, local_files_only=True)
-    except ImportError:
+    except (ImportError, ValueError):  # transformers reports a missing package as either
         return None
 
 
