@@ -81,6 +81,29 @@ def write_json(target: Path, value: Any) -> None:
             Path(name).unlink(missing_ok=True)
 
 
+def require_space(target: Path, needed: int, what: str) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Args:
+        target: an existing folder on the disk.
+        needed: bytes.
+        what: what they are for, to follow "for".
+
+    Raises:
+        OutputError: less is free.
+    """
+    free = shutil.disk_usage(target).free
+    if free < needed:
+        raise OutputError(
+            f"{target} is on a disk with {_gib(free)} free, and {_gib(needed)} are needed for {what}",
+            hint="free some space, or choose another disk with --output",
+        )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
+
+
 def flush_folder(folder: Path) -> None:
     """Have the disk hold every file of a folder, and the folder itself."""
     for path in [*(p for p in folder.rglob("*") if p.is_file()), folder]:

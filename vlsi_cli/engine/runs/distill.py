@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import math
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,17 @@ from vlsi_cli.config.loading import Resolved
 from vlsi_cli.config.run import DistillConfig, ModelConfig, StageConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.compatibility import check_pair
-from vlsi_cli.engine.backbones.lora import add_lora, merge_lora
+from vlsi_cli.engine.backbones.lora import has_lora, merge_lora
 from vlsi_cli.engine.backbones.saving import save_student, verify_student
 from vlsi_cli.engine.data.report import DataReport
-from vlsi_cli.engine.matching import match, reachable
+from vlsi_cli.engine.files import require_space
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.data import training_stream
 from vlsi_cli.engine.runs.folder import RunFolder
 from vlsi_cli.engine.runs.measure import encoder_for, measure
+from vlsi_cli.engine.runs.stages import interaction_stage, reinforcement_stage
 from vlsi_cli.engine.runs.watch import StageWatch
-from vlsi_cli.engine.stages import InteractionStage, ReinforcementStage, VerbalizationStage
-from vlsi_cli.engine.stages.reinforcement import LANGUAGE_MODEL, VISION
+from vlsi_cli.engine.stages import VerbalizationStage
 from vlsi_cli.engine.teachers import LiveTeacher
 from vlsi_cli.engine.training import Checkpoints, Stage, train_stage
 from vlsi_cli.engine.training.signals import Wish, heed_signals
@@ -102,6 +101,7 @@ class _Distillation:
             return
         if config.teacher is not None and not self._complete("interaction"):
             self._check_pair()
+        self._check_space()
         self._measure("small before")
         if config.teacher is not None:
             self._measure("large")
@@ -131,6 +131,13 @@ class _Distillation:
             self._large_verbalizers = models.stored_verbalizers(
                 config.teacher.verbalizers, self.teacher, large
             )
+
+    def _check_space(self) -> None:
+        """Checkpoints, the layers after step 2 and the student must fit on the disk; an upper estimate."""
+        parameters = sum(self.student.parameter_counts().values())
+        # fp32 weights and two moments a checkpoint, one more than are kept while the newest is written
+        kept = 12 * (self.config.keep_checkpoints + 1) if models.trains_weights(self.config) else 1
+        require_space(self.folder.path, parameters * (kept + 8), "checkpoints and the small model")
 
     # ---------------------------------------------------------------- models
 
@@ -206,8 +213,7 @@ class _Distillation:
         settings = self.config.interaction
         assert settings is not None
         assert self.config.teacher is not None
-        student, seed = self.student, models.derived_seed(self.config.seed, "interaction")
-        words = settings.verbalizes
+        student, words = self.student, settings.verbalizes
         small = models.target_layers(self.config.student, student)
         large = models.target_layers(self.config.teacher, self.teacher)
         needs_teacher = settings.intermediate not in ("ce", "none") or settings.last not in ("ce", "none")
@@ -216,43 +222,16 @@ class _Distillation:
             matches_words = words and settings.intermediate != "ce"
             said = self._verbalizers("large") if matches_words else None
             teacher = LiveTeacher(self.teacher, said, large, self.dtype)
-        choice = settings.matching
-        matcher = partial(
-            match,
-            strategy=choice.strategy,
-            k=choice.k,
-            search_range=choice.search_range,
-            order_preservation=choice.order_preservation,
-            adaptive_temperature=choice.adaptive_temperature,
-        )
-        lora = settings.train == "lora"
-        if lora:
-            add = settings.lora
-            add_lora(student, rank=add.rank, alpha=add.alpha, dropout=add.dropout, seed=seed)
-        stage = InteractionStage(
+        stage = interaction_stage(
+            settings,
             student,
             teacher,
             self._verbalizers("small") if words else None,
             targets=small,
-            parts=("adapters",) if lora else ("layers",),
-            intermediate=settings.intermediate,
-            last=settings.last,
-            features=settings.features,
-            matcher=lambda matrix, generator: matcher(matrix, generator=generator),
-            needed=reachable(
-                len(small),
-                len(large),
-                strategy=choice.strategy,
-                search_range=choice.search_range,
-                order_preservation=choice.order_preservation,
-            ),
-            vocabulary=student.tokenizer_length,
-            seed=seed,
+            seed=models.derived_seed(self.config.seed, "interaction"),
         )
         self._train("interaction", "small", stage, settings, student)
-        if lora:
-            merge_lora(student)
-        student.freeze()
+        self._settle(student)
         models.store_layers(self.folder.interaction, student)
         if stage.verbalizers is not None:
             facts = {"after": "interaction", "teacher": self.config.teacher.id, "seed": self.config.seed}
@@ -265,16 +244,15 @@ class _Distillation:
         settings = self.config.reinforcement
         assert settings is not None
         student = self.student
-        parts: tuple[str, ...] = LANGUAGE_MODEL
-        lora = settings.train == "lora"
-        if lora:
-            add = settings.lora
-            seed = models.derived_seed(self.config.seed, "reinforcement")
-            add_lora(student, rank=add.rank, alpha=add.alpha, dropout=add.dropout, seed=seed)
-            parts = ("adapters",)
-        stage = ReinforcementStage(student, (*parts, *VISION) if settings.vision else parts)
+        seed = models.derived_seed(self.config.seed, "reinforcement")
+        stage = reinforcement_stage(settings, student, seed=seed)
         self._train("reinforcement", "small", stage, settings, student)
-        if lora:
+        self._settle(student)
+
+    @staticmethod
+    def _settle(student: Backbone) -> None:
+        """Adapters become part of the weights they adapt, and everything is frozen again."""
+        if has_lora(student):
             merge_lora(student)
         student.freeze()
 

@@ -137,7 +137,7 @@ def train_stage(
             group["lr"] = rate
         batches = [stream.next_batch(batch_size) for _ in range(accumulation)]
         tokens = _global(sum(batch.num_tokens for batch in batches), accelerator)
-        outputs = _backward(module, batches, tokens, accelerator)
+        outputs = accumulate_gradients(module, batches, tokens, accelerator)
         terms = {
             name: _mean([output.terms[name] for output in outputs], tokens, accelerator)
             for name in outputs[0].terms
@@ -182,9 +182,20 @@ def train_stage(
             )
 
 
-def _backward(
+def accumulate_gradients(
     module: nn.Module, batches: list[Batch], tokens: int, accelerator: Accelerator
 ) -> list[StageOutput]:
+    """Add up the gradient of one optimizer step, micro-batch by micro-batch.
+
+    Args:
+        module: the stage, as the accelerator prepared it.
+        batches: the step's micro-batches.
+        tokens: response tokens of all of them, on all processes: what every sum is divided by.
+        accelerator: scales and synchronises.
+
+    Returns:
+        What the stage said of each micro-batch, without gradients.
+    """
     outputs = []
     for number, batch in enumerate(batches):
         last = number + 1 == len(batches)

@@ -1,0 +1,87 @@
+"""From the settings of a stage to the stage: which parts train, and how layers are matched."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from vlsi_cli.config.run import InteractionConfig, LoraConfig, MatchingConfig, ReinforcementConfig
+from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.backbones.lora import add_lora
+from vlsi_cli.engine.matching import match, reachable
+from vlsi_cli.engine.stages import InteractionStage, ReinforcementStage
+from vlsi_cli.engine.stages.interaction import Matcher
+from vlsi_cli.engine.stages.reinforcement import LANGUAGE_MODEL, VISION
+from vlsi_cli.engine.teachers import Teacher
+from vlsi_cli.engine.verbalizing import Verbalizers
+
+
+def interaction_stage(
+    settings: InteractionConfig,
+    student: Backbone,
+    teacher: Teacher | None,
+    verbalizers: Verbalizers | None,
+    *,
+    targets: tuple[int, ...],
+    seed: int,
+) -> InteractionStage:
+    """Step 2 on a small model, adapters added where the settings ask for them.
+
+    Args:
+        teacher: None when no loss of the settings needs one.
+        verbalizers: the small model's set; None when the settings use none.
+        targets: the small model's target layers.
+    """
+    matcher, needed = _matching(settings.matching, len(targets), len(teacher.targets) if teacher else 0)
+    return InteractionStage(
+        student,
+        teacher,
+        verbalizers,
+        targets=targets,
+        parts=_parts(student, settings.train, settings.lora, ("layers",), seed),
+        intermediate=settings.intermediate,
+        last=settings.last,
+        features=settings.features,
+        matcher=matcher,
+        needed=needed,
+        vocabulary=student.tokenizer_length,
+        seed=seed,
+    )
+
+
+def reinforcement_stage(settings: ReinforcementConfig, student: Backbone, *, seed: int) -> ReinforcementStage:
+    """Step 3 on a small model, adapters added where the settings ask for them."""
+    parts = _parts(student, settings.train, settings.lora, LANGUAGE_MODEL, seed)
+    return ReinforcementStage(student, (*parts, *VISION) if settings.vision else parts)
+
+
+def _parts(
+    student: Backbone, train: str, lora: LoraConfig, whole: tuple[str, ...], seed: int
+) -> tuple[str, ...]:
+    if train != "lora":
+        return whole
+    add_lora(student, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, seed=seed)
+    return ("adapters",)
+
+
+def _matching(choice: MatchingConfig, n_small: int, n_large: int) -> tuple[Matcher, Tensor | None]:
+    """The matching of a configuration, and the cells of the divergence matrix that it can look at."""
+    matcher = partial(
+        match,
+        strategy=choice.strategy,
+        k=choice.k,
+        search_range=choice.search_range,
+        order_preservation=choice.order_preservation,
+        adaptive_temperature=choice.adaptive_temperature,
+    )
+    needed = None
+    if n_large:
+        needed = reachable(
+            n_small,
+            n_large,
+            strategy=choice.strategy,
+            search_range=choice.search_range,
+            order_preservation=choice.order_preservation,
+        )
+    return lambda matrix, generator: matcher(matrix, generator=generator), needed
