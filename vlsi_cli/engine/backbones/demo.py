@@ -39,7 +39,7 @@ BPE_TOKENS = 600
 PROSE_REPEATS = 20
 """How often the prose is counted beside the puzzles' text, so that its words become tokens too."""
 PATCH, MERGE = 4, 2
-MIN_PIXELS, MAX_PIXELS = 256, 4096
+MIN_PIXELS, MAX_PIXELS = 64, 4096
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -86,7 +86,7 @@ _TEXT: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 10,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "mrope_section": [6, 5, 5],
+        "mrope_section": [4, 4, 8],
     },
     "small": {
         "vocab_size": 640,
@@ -95,10 +95,10 @@ _TEXT: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 6,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "mrope_section": [2, 3, 3],
+        "mrope_section": [2, 2, 4],
     },
 }
-_ROTARY_BASE = 10.0
+_ROTARY_BASE = 100.0
 _INITIALIZER_RANGE = 0.05
 _VISION: dict[str, Any] = {"depth": 3, "embed_dim": 64, "num_heads": 2, "mlp_ratio": 2}
 

@@ -83,7 +83,7 @@ class PatternRecord:
 
     @cached_property
     def image(self) -> Image.Image:
-        """The picture, RGB: 64 x 16 pixels for a row, 32 x 32 for a chart."""
+        """The picture, RGB: 32 x 8 pixels for a row, 32 x 32 for a chart."""
         return draw(self.content)
 
 

@@ -124,11 +124,12 @@ class RecordStream(Generic[Item, Collated]):
         """The next usable record, encoded.
 
         Raises:
-            DataError: nothing usable in a whole pass (or in 10,000 draws of a mix without epochs); or, with
+            DataError: nothing usable in two whole passes (or in 10,000 draws of a mix without epochs); or, with
             the policy
                 ``refuse``, the first record that cannot be used.
         """
-        limit = self.records_per_epoch or MAX_SKIPS_IN_A_ROW
+        # One good record a pass can stand first in one epoch and last in the next: two passes less two between.
+        limit = 2 * self.records_per_epoch if self.records_per_epoch else MAX_SKIPS_IN_A_ROW
         last: BadRecord | None = None
         for _ in range(limit):
             item = self._draw()

@@ -161,7 +161,12 @@ class _Distillation:
         if self._teacher is None:
             assert self.config.teacher is not None
             self._teacher = models.load_model(
-                self.config.teacher, self.config, self.dtype, self.accelerator.device, trained=False
+                self.config.teacher,
+                self.config,
+                self.dtype,
+                self.accelerator.device,
+                trained=False,
+                chat_template=self.student.processor.chat_template,
             )
             self._stop_if_asked()
         return self._teacher

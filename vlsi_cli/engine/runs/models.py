@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -40,7 +41,11 @@ def place(config: DistillConfig) -> tuple[Accelerator, torch.dtype]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dtype = resolve_precision(config.precision, device)
-    return Accelerator(cpu=device.type == "cpu", mixed_precision=_ACCELERATE[precision_name(dtype)]), dtype
+    mixed = _ACCELERATE[precision_name(dtype)]
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
+        # accelerate keeps the settings of a process's first run for good; a second run may have others
+        AcceleratorState._reset_state()
+    return Accelerator(cpu=device.type == "cpu", mixed_precision=mixed), dtype
 
 
 def derived_seed(seed: int, purpose: str) -> int:
@@ -50,9 +55,18 @@ def derived_seed(seed: int, purpose: str) -> int:
 
 
 def load_model(
-    model: ModelConfig, config: DistillConfig, dtype: torch.dtype, device: torch.device, *, trained: bool
+    model: ModelConfig,
+    config: DistillConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    trained: bool,
+    chat_template: str | None = None,
 ) -> Backbone:
-    """Load one side: a model whose own weights train in fp32, any other in the compute dtype."""
+    """Load one side: a model whose own weights train in fp32, any other in the compute dtype.
+
+    ``chat_template`` serves a folder that has none of its own, as base checkpoints may.
+    """
     if model.dtype != "auto":
         dtype = resolve_precision(model.dtype, device)
     elif trained:
@@ -68,6 +82,7 @@ def load_model(
         seed=derived_seed(config.seed, "weights"),
         min_pixels=config.data.min_pixels,
         max_pixels=config.data.max_pixels,
+        chat_template=chat_template,
     )
 
 

@@ -1,0 +1,35 @@
+"""A tiny pair on disk and a short configuration: real runs in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.pairs import tiny_pair
+from vlsi_cli.config.loading import Resolved, resolve
+
+SHORT = (
+    "verbalization.steps=4",
+    "verbalization.batch_size=4",
+    "interaction.steps=5",
+    "interaction.batch_size=2",
+    "interaction.gradient_accumulation=2",
+    "reinforcement.steps=5",
+    "reinforcement.batch_size=4",
+    "data.sources.0.turns=3",
+    "evaluation.samples=6",
+    "evaluation.batch_size=4",
+    "checkpoint_every=2",
+)
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return tiny_pair(tmp_path_factory.mktemp("pair"))
+
+
+def short(pair: tuple[Path, Path], *sets: str) -> Resolved:
+    """The demo recipe on the tiny pair, some steps a stage."""
+    large, small = pair
+    return resolve("demo", [f"teacher.id={large}", f"student.id={small}", *SHORT, *sets])

@@ -1,0 +1,159 @@
+"""Bad input to a real run: one sentence that names both sides, the documented exit code, nothing half written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from tests.runs.conftest import short
+from tests.tiny import tiny_folder
+from vlsi_cli import events
+from vlsi_cli.config.loading import Resolved
+from vlsi_cli.engine.runs.distill import run
+from vlsi_cli.errors import (
+    CompatibilityError,
+    ConfigError,
+    DataError,
+    ModelError,
+    OutputError,
+    TrainingError,
+    VlsiError,
+)
+
+
+def refused(resolved: Resolved, output: Path, kind: type[VlsiError]) -> VlsiError:
+    with pytest.raises(kind) as raised:
+        run(resolved, output=output, events=events.ignore)
+    assert "\n" not in raised.value.message
+    assert not (output / "student").exists()
+    return raised.value
+
+
+def test_another_tokenizer(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    other = tiny_folder("qwen2_vl", tmp_path / "other", layers=6, tokenizer_text="zebra quux xylophone " * 9)
+    error = refused(short((other, pair[1])), tmp_path / "run", CompatibilityError)
+    assert str(other) in error.message
+    assert str(pair[1]) in error.message
+    assert error.exit_code == 5
+
+
+def test_more_small_than_large_targets(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    error = refused(short(pair, "teacher.targets.layers=[2]"), tmp_path / "run", CompatibilityError)
+    assert "3" in error.message
+    assert "1" in error.message
+
+
+def test_a_target_beyond_the_model(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    error = refused(short(pair, "student.targets.layers=[1,4]"), tmp_path / "run", CompatibilityError)
+    assert "4 decoder layers" in error.message
+
+
+def test_another_family(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    other = tiny_folder("llava_onevision", tmp_path / "llava", layers=6)
+    refused(short((other, pair[1])), tmp_path / "run", CompatibilityError)
+
+
+def test_no_such_model(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    error = refused(short((tmp_path / "nowhere", pair[1])), tmp_path / "run", ModelError)
+    assert "nowhere" in error.message
+
+
+def messages(tmp_path: Path, *rows: object) -> str:
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), "utf-8")
+    return f"data={{sources: [{{kind: messages, path: {file}}}]}}"
+
+
+GOOD = {"messages": [{"role": "user", "content": "Which shape?"}, {"role": "assistant", "content": "circle"}]}
+PICTURE = {
+    "messages": [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": "bad.png"}, {"type": "text", "text": "What?"}],
+        },
+        {"role": "assistant", "content": "circle"},
+    ]
+}
+
+
+def test_a_broken_line_is_named_with_its_number(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    data = messages(tmp_path, GOOD, "{oops\n")
+    error = refused(
+        short(pair, data, "data.on_bad_record=refuse", "data.shuffle=false"), tmp_path / "run", DataError
+    )
+    assert "data.jsonl:2" in error.message or "line 2" in error.message
+
+
+def test_an_unreadable_image_is_counted_and_named(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    said: list[str] = []
+
+    def watch(event: object) -> None:
+        if isinstance(event, events.Warn):
+            said.append(event.text)
+
+    run(short(pair, messages(tmp_path, GOOD, PICTURE)), output=tmp_path / "run", events=watch)
+    report = json.loads((tmp_path / "run" / "data.json").read_text("utf-8"))
+    assert report["reasons"]["image-unreadable"]["count"] == 1
+    assert any("image-unreadable 1" in text for text in said)
+
+
+def test_an_unreadable_image_is_refused_when_asked(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    data = messages(tmp_path, PICTURE, GOOD)
+    error = refused(short(pair, data, "data.on_bad_record=refuse"), tmp_path / "run", DataError)
+    assert "bad.png" in error.message
+
+
+def test_empty_data(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    error = refused(short(pair, messages(tmp_path)), tmp_path / "run", DataError)
+    assert "data.jsonl" in error.message
+
+
+def test_data_of_which_nothing_can_be_used(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    error = refused(short(pair, messages(tmp_path, PICTURE)), tmp_path / "run", DataError)
+    assert "image-missing" in error.message
+
+
+def test_epochs_of_endless_data(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    error = refused(short(pair, "verbalization={epochs: 1, batch_size: 4}"), tmp_path / "run", ConfigError)
+    assert "no end" in error.message
+
+
+def test_no_space(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
+    error = refused(short(pair), tmp_path / "run", OutputError)
+    assert "0.00 GiB free" in error.message
+
+
+def test_an_output_that_cannot_be_written(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    error = refused(short(pair), tmp_path / "file" / "run", OutputError)
+    assert str(tmp_path / "file" / "run") in error.message
+
+
+def test_an_output_that_holds_something(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("keep me")
+    with pytest.raises(OutputError, match="not empty"):
+        run(short(pair), output=tmp_path, events=events.ignore)
+    with pytest.raises(OutputError, match="not empty"):
+        run(short(pair), output=tmp_path, events=events.ignore, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_a_loss_that_explodes_ends_the_run(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    wild = (
+        "interaction=null",
+        "verbalization=null",
+        "teacher=null",
+        "reinforcement.steps=40",
+        "reinforcement.optimizer.learning_rate=1e30",
+        "reinforcement.optimizer.warmup_steps=0",
+    )
+    error = refused(short(pair, *wild), tmp_path / "run", TrainingError)
+    assert "not finite" in error.message
