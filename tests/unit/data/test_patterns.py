@@ -18,7 +18,7 @@ from vlsi_cli.errors import ConfigError
 NAMES = {(220, 40, 40): "red", (30, 160, 60): "green", (40, 70, 220): "blue", (240, 200, 20): "yellow"}
 GREY = (150, 150, 150)
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven"]
-AREAS = {"square": 121, "cross": 57, "triangle": 71, "circle": 97}
+AREAS = {"square": 42, "cross": 26, "triangle": 24, "circle": 30}
 
 
 def colour_counts(image, box):
@@ -27,23 +27,24 @@ def colour_counts(image, box):
 
 
 def read_row(image):
-    """["red circle", None, ...] from pixels: colour by majority, shape by painted area and by its corners."""
-    assert image.size == (64, 16)
+    """["red circle", None, ...] from pixels: the number from the ticks, the shape from its corners and its area."""
+    assert image.size == (32, 8)
     cells = []
-    for left in range(0, 64, 16):
-        ticks = sum(image.getpixel((left + x, 0)) == GREY for x in range(16)) // 2
-        assert ticks == left // 16 + 1
-        counts = colour_counts(image, (left, 3, left + 16, 16))
+    for left in range(0, 32, 8):
+        assert sum(image.getpixel((left + x, 0)) == GREY for x in range(8)) == left // 8 + 1
+        counts = colour_counts(image, (left, 1, left + 8, 8))
         colours = [colour for colour in counts if colour in NAMES]
         if not colours:
-            assert counts[GREY] > 20
+            assert counts[GREY] == 12
             cells.append(None)
             continue
         (colour,) = colours
-        corners = [image.getpixel((left + x, y)) == colour for x, y in ((2, 4), (12, 4), (2, 14), (12, 14))]
-        shape = {0: "round or cross", 2: "triangle", 4: "square"}[sum(corners)]
-        if shape == "round or cross":
-            shape = "circle" if counts[colour] > 77 else "cross"
+        corners = [image.getpixel((left + x, y)) == colour for y in (2, 7) for x in (0, 6)]
+        if any(corners):
+            shape = "square" if all(corners) else "triangle"
+            assert corners[2:] == [True, True]
+        else:
+            shape = "circle" if image.getpixel((left + 1, 3)) == colour else "cross"
         assert AREAS[shape] == counts[colour], (shape, counts)
         cells.append(f"{NAMES[colour]} {shape}")
     return cells
