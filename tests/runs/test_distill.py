@@ -64,7 +64,7 @@ def test_matches_of_every_micro_batch_are_kept_and_ordered(whole: Path) -> None:
         assert len(line["matched"]) == 2  # two micro-batches a step
         for drawn in line["matched"]:
             chosen = [drawn[layer][0] for layer in ("1", "2", "3")]
-            assert all(a < b for a, b in zip(chosen, chosen[1:], strict=False))
+            assert chosen == sorted(set(chosen))
             assert all(1 <= layer <= 5 for layer in chosen)
 
 
@@ -263,7 +263,7 @@ def test_other_arms_run_through_the_same_code(
 def test_a_trained_set_of_the_teacher_is_reused(pair: tuple[Path, Path], whole: Path, tmp_path: Path) -> None:
     path = whole / "verbalizers" / "large"
     report = run(short(pair, f"teacher.verbalizers={path}"), output=tmp_path / "run", events=events.ignore)
-    assert [(stage.stage, stage.side) for stage in report.stages][0] == ("verbalization", "small")
+    assert (report.stages[0].stage, report.stages[0].side) == ("verbalization", "small")
     ours = load_file(tmp_path / "run" / "student" / "model.safetensors")
     theirs = load_file(whole / "student" / "model.safetensors")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

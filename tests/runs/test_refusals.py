@@ -12,7 +12,7 @@ import pytest
 from tests.runs.conftest import short
 from tests.tiny import tiny_folder
 from vlsi_cli import events
-from vlsi_cli.config.loading import Resolved
+from vlsi_cli.config.loading import Resolved, resolve
 from vlsi_cli.engine.runs.distill import run
 from vlsi_cli.errors import (
     CompatibilityError,
@@ -120,7 +120,8 @@ def test_data_of_which_nothing_can_be_used(pair: tuple[Path, Path], tmp_path: Pa
 
 
 def test_epochs_of_endless_data(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    error = refused(short(pair, "verbalization={epochs: 1, batch_size: 4}"), tmp_path / "run", ConfigError)
+    sets = [f"teacher.id={pair[0]}", f"student.id={pair[1]}", "verbalization.epochs=1", "evaluation.samples=2"]
+    error = refused(resolve("demo", sets), tmp_path / "run", ConfigError)
     assert "no end" in error.message
 
 

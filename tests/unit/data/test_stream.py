@@ -160,7 +160,7 @@ def test_refusing() -> None:
 @pytest.mark.parametrize("size", [1, 5])
 def test_nothing_usable_ends_the_run(size: int) -> None:
     hopeless = stream((Numbers("a", size, bad=frozenset(range(size))), 1.0))
-    with pytest.raises(DataError, match=f"not one of {size} records in a row could be used") as caught:
+    with pytest.raises(DataError, match=f"not one of {2 * size} records in a row could be used") as caught:
         hopeless.next()
     assert "too-long" in str(caught.value)
     with pytest.raises(DataError, match="no record could be used"):
@@ -168,6 +168,12 @@ def test_nothing_usable_ends_the_run(size: int) -> None:
     endless = stream((Numbers("a", None, bad=frozenset(range(20_000))), 1.0))
     with pytest.raises(DataError, match="not one of 10000 records"):
         endless.next()
+
+
+def test_one_usable_record_is_found_across_the_end_of_an_epoch() -> None:
+    """In the worst order it stands first in one epoch and last in the next: 2 (n - 1) bad ones lie between."""
+    almost = stream((Numbers("a", 6, bad=frozenset(range(1, 6))), 1.0))
+    assert [almost.next() for _ in range(50)] == ["a0"] * 50
 
 
 def test_empty_data() -> None:
