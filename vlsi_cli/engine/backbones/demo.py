@@ -6,11 +6,12 @@ folder that plain transformers loads. The weights come from training (recipes `d
 
 What differs from a real Qwen2-VL, and why:
 
-* patches of 4 pixels instead of 14, so that a puzzle of 64 x 16 pixels gives 16 image tokens;
-* a rotary base (theta) of 10 instead of a million. M-RoPE gives an image token's column the lowest frequencies; with a
-  million a step to the next column of such a small picture would turn them by nearly nothing (arXiv 2409.12191,
-  section 2.1, describes M-RoPE). With 10, a column is a turn of 0.12 to 0.21 rad in the large model's slowest pairs,
-  and a text of a few hundred tokens is still told apart by the mix of frequencies;
+* patches of 4 pixels instead of 14, so that a cell of a puzzle, 8 x 8 pixels, is one image token;
+* a rotary base (theta) of 100 instead of a million, and half of the frequencies for the column. M-RoPE (arXiv
+  2409.12191, section 2.1) gives an image token's time the highest frequencies, then its row, and its column the
+  lowest. With a million, a column of such a small picture would turn them by nearly nothing; with 100 it turns the
+  large model's column frequencies by 0.1 down to 0.013 rad. The slow ones matter as much: a base of 10, which leaves
+  none, was tried, and a word of the question then hardly learned to find its picture from a varying distance;
 * larger initial weights (0.05), which suit widths of 64 to 128.
 
 As in the real family, the vocabulary has more rows than the tokenizer has tokens, the pair's numbers of rows differ,
