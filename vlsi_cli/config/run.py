@@ -92,6 +92,8 @@ class DistillConfig(Config):
     """Precision of the computation; `auto`: bf16 on a GPU that has it, fp16 on an older one, fp32 elsewhere."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of torch; null: torch's own choice. Tiny models are fastest with one."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Optimizer steps between checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)

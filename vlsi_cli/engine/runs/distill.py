@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,14 @@ from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.data import training_stream
 from vlsi_cli.engine.runs.folder import RunFolder
 from vlsi_cli.engine.runs.measure import encoder_for, measure
-from vlsi_cli.engine.runs.stages import interaction_stage, reinforcement_stage
+from vlsi_cli.engine.runs.stages import interaction_stage, optimizer_steps, reinforcement_stage
 from vlsi_cli.engine.runs.watch import StageWatch
 from vlsi_cli.engine.stages import VerbalizationStage
 from vlsi_cli.engine.teachers import LiveTeacher
 from vlsi_cli.engine.training import Checkpoints, Stage, train_stage
 from vlsi_cli.engine.training.signals import Wish, heed_signals
 from vlsi_cli.engine.verbalizing import Verbalizers
-from vlsi_cli.errors import ConfigError, Interrupted
+from vlsi_cli.errors import Interrupted
 from vlsi_cli.events import Events, Note, Report, RunEnded, RunStarted, Warn
 
 
@@ -272,7 +271,8 @@ class _Distillation:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
-        steps = self._steps(settings, stream.records_per_epoch, stage.name)
+        processes = self.accelerator.num_processes
+        steps = optimizer_steps(settings, stream.records_per_epoch, processes, stage.name)
         checkpoint = self.checkpoints.latest(key)
         first = checkpoint.step if checkpoint is not None else 0
         self.folder.forget_after(key, first)
@@ -311,16 +311,6 @@ class _Distillation:
         if self.data_report.skipped:
             self.events(Warn(f"data: {self.data_report.summary()}; data.json names them"))
         self.folder.state.stages[key] = watch.end()
-
-    def _steps(self, settings: StageConfig, records: int | None, name: str) -> int:
-        if settings.steps is not None:
-            return settings.steps
-        if records is None:
-            raise ConfigError(
-                f"{name}.epochs is {settings.epochs}, but the data have no end", hint=f"give {name}.steps"
-            )
-        batch = settings.effective_batch * self.accelerator.num_processes
-        return max(1, math.ceil((settings.epochs or 1.0) * records / batch))
 
     def _mark(self, key: str) -> None:
         """A stage and what it leaves are on disk; only now is it complete, and its checkpoints go."""

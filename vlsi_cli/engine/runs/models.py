@@ -37,6 +37,8 @@ _ACCELERATE = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 def place(config: DistillConfig) -> tuple[Accelerator, torch.dtype]:
     """The accelerator of a run and the dtype that it computes in."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 from torch import Tensor
 
-from vlsi_cli.config.run import InteractionConfig, LoraConfig, MatchingConfig, ReinforcementConfig
+from vlsi_cli.config.run import (
+    InteractionConfig,
+    LoraConfig,
+    MatchingConfig,
+    ReinforcementConfig,
+    StageConfig,
+)
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.lora import add_lora
 from vlsi_cli.engine.matching import match, reachable
@@ -15,6 +22,7 @@ from vlsi_cli.engine.stages.interaction import Matcher
 from vlsi_cli.engine.stages.reinforcement import LANGUAGE_MODEL, VISION
 from vlsi_cli.engine.teachers import Teacher
 from vlsi_cli.engine.verbalizing import Verbalizers
+from vlsi_cli.errors import ConfigError
 
 
 def interaction_stage(
@@ -54,6 +62,26 @@ def reinforcement_stage(settings: ReinforcementConfig, student: Backbone, *, see
     """Step 3 on a small model, adapters added where the settings ask for them."""
     parts = _parts(student, settings.train, settings.lora, LANGUAGE_MODEL, seed)
     return ReinforcementStage(student, (*parts, *VISION) if settings.vision else parts)
+
+
+def optimizer_steps(settings: StageConfig, records: int | None, processes: int, name: str) -> int:
+    """Optimizer steps of a stage: as given, or enough for its epochs.
+
+    Args:
+        records: records of one epoch; None when the data have no end.
+        processes: how many share a step.
+        name: of the stage, for the message.
+
+    Raises:
+        ConfigError: epochs over endless data.
+    """
+    if settings.steps is not None:
+        return settings.steps
+    if records is None:
+        raise ConfigError(
+            f"{name}.epochs is {settings.epochs}, but the data have no end", hint=f"give {name}.steps"
+        )
+    return max(1, math.ceil((settings.epochs or 1.0) * records / (settings.effective_batch * processes)))
 
 
 def _parts(
