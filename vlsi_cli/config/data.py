@@ -70,6 +70,9 @@ class HubSource(_SourceConfig):
     """Read while downloading, without a local copy; then the length is unknown and `steps` must be given."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
+    columns: dict[Literal["question", "answer", "image"], str] | None = None
+    """Names of a question, an answer and (where there are pictures) an image column, for data sets without
+    conversations; null: `messages` or `conversations` is looked for."""
 
 
 Source = Annotated[PatternsSource | LlavaSource | MessagesSource | HubSource, Field(discriminator="kind")]

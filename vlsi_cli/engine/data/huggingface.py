@@ -115,7 +115,7 @@ class HuggingFaceSource:
         elif names and not any(talk in names for talk in _TALKS):
             raise DataError(
                 f"{self.name} has no column {', '.join(_TALKS)}; it has {', '.join(names)}",
-                hint="name the columns of question, answer and image",
+                hint="name them in the source: columns: {question: ..., answer: ..., image: ...}",
             )
 
 

@@ -41,6 +41,7 @@ def open_source(config: Source, *, shuffle_seed: int | None) -> RecordSource:
             split=config.split,
             streaming=config.streaming,
             revision=config.revision,
+            columns={str(k): v for k, v in config.columns.items()} if config.columns else None,
             shuffle_seed=shuffle_seed,
         )
     style: sources.Style = "llava" if isinstance(config, LlavaSource) else "messages"
