@@ -95,6 +95,9 @@ def answer_to(question, image):
         first, second = (cells[i].split() for i in numbers)
         same = [name for name, a, b in zip(("colour", "shape"), first, second, strict=True) if a == b]
         return {0: "nothing", 1: same[0] if same else "", 2: "both"}[len(same)]
+    if "every" in question:
+        names = NAMES.values() if "colour" in question else ("circle", "square", "triangle", "cross")
+        return ", ".join(f"{n} {WORDS[sum(n in cell.split() for cell in cells if cell)]}" for n in names)
     if re.search("How many|Count", question):
         stem = next(w for w in (*NAMES.values(), "circle", "square", "triangle", "cross") if w in question)
         return WORDS[sum(stem in cell.split() for cell in cells if cell)]
@@ -104,7 +107,7 @@ def answer_to(question, image):
         item = " ".join(words[-2:])
         assert cells.count(item) == 1
         return WORDS[cells.index(item) + 1]
-    return ", ".join(cell or "missing" for cell in cells)
+    return ", ".join(f"{WORDS[i]} {cell or 'missing'}" for i, cell in enumerate(cells, start=1))
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -163,8 +166,8 @@ def test_no_turn_gives_away_another():
         turns = pattern_record("train", index, turns=4).turns
         assert 1 <= len(turns) <= 4
         assert len({turn.text for turn in turns}) == len(turns)
-        # A description tells all, so nothing follows it.
-        assert not any(turn.kind.endswith("describe") for turn in turns[:-1])
+        # Descriptions and tallies answer other questions, so nothing follows them.
+        assert not any(turn.kind.endswith(("describe", "tally")) for turn in turns[:-1])
         # What one turn says is in a cell is not asked for by another one, in either direction.
         told = [(t.answer, WORDS.index(t.text.strip("?").split()[-1])) for t in turns if t.kind == "what"]
         for turn in turns:

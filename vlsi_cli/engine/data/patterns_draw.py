@@ -70,9 +70,6 @@ class Row:
         """Indices of the cells that show an item."""
         return tuple(i for i in range(CELLS) if i != self.missing)
 
-    def __str__(self) -> str:
-        return ", ".join("missing" if i == self.missing else str(item) for i, item in enumerate(self.items))
-
 
 @dataclass(frozen=True)
 class Chart:

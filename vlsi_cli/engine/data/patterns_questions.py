@@ -98,6 +98,13 @@ def how_many(row: Row, rng: random.Random, used: set[int]) -> Question | None:
     return Question(text, NUMBERS[count], "how-many")
 
 
+def tally(row: Row, rng: random.Random, used: set[int]) -> Question | None:
+    """How often every colour, or every shape, is seen: `how-many` for all words at once."""
+    what, words = rng.choice((("colour", tuple(COLOURS)), ("shape", SHAPES)))
+    answer = ", ".join(f"{word} {NUMBERS[count_of(row, word)]}" for word in words)
+    return Question(f"Count every {what}.", answer, "tally")
+
+
 def compare(row: Row, rng: random.Random, used: set[int]) -> Question | None:
     """What two cells share. The relation is drawn first, for the same reason as in `how_many`."""
     fresh = _fresh(row, used)
@@ -117,8 +124,10 @@ def compare(row: Row, rng: random.Random, used: set[int]) -> Question | None:
 
 
 def describe(row: Row, rng: random.Random, used: set[int]) -> Question | None:
-    """Every cell from left to right: the densest supervision a row can give."""
-    return Question(rng.choice(("Describe the row.", "Name all cells.")), str(row), "describe")
+    """Every cell from left to right with its number: the densest supervision a row can give."""
+    cells = ("missing" if i == row.missing else str(item) for i, item in enumerate(row.items))
+    answer = ", ".join(f"{NUMBERS[i + 1]} {cell}" for i, cell in enumerate(cells))
+    return Question(rng.choice(("Describe the row.", "Name all cells.")), answer, "describe")
 
 
 def chart_height(chart: Chart, rng: random.Random, used: set[int]) -> Question | None:
@@ -167,6 +176,7 @@ ROW_KINDS: dict[str, Callable[[Row, random.Random, set[int]], Question | None]] 
     "what": what,
     "where": where,
     "how-many": how_many,
+    "tally": tally,
     "compare": compare,
     "describe": describe,
 }
@@ -178,8 +188,8 @@ CHART_KINDS: dict[str, Callable[[Chart, random.Random, set[int]], Question | Non
 }
 KINDS: tuple[str, ...] = (*ROW_KINDS, *CHART_KINDS)
 """Every question kind, in the order in which tables show them."""
-DESCRIBING = frozenset({"describe", "chart-describe"})
-"""Kinds whose answer tells all there is on the picture: nothing is asked after them."""
+DESCRIBING = frozenset({"tally", "describe", "chart-describe"})
+"""Kinds that answer several other questions at once: nothing is asked after them."""
 
 assert len(NUMBERS) == MAX_HEIGHT + 1
 
