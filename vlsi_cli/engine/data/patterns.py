@@ -158,7 +158,7 @@ def _content_for(kind: str, rng: random.Random) -> Content:
         return _chart(rng)
     if kind == "missing":
         return _ruled_row(rng, hide=True)
-    return _ruled_row(rng, hide=rng.random() < 0.5) if rng.random() < 0.25 else _free_row(rng)
+    return _ruled_row(rng, hide=rng.random() < 0.7) if rng.random() < 0.4 else _free_row(rng)
 
 
 def _item(rng: random.Random) -> Item:

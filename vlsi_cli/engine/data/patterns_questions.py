@@ -124,10 +124,15 @@ def compare(row: Row, rng: random.Random, used: set[int]) -> Question | None:
 
 
 def describe(row: Row, rng: random.Random, used: set[int]) -> Question | None:
-    """Every cell from left to right with its number: the densest supervision a row can give."""
-    cells = ("missing" if i == row.missing else str(item) for i, item in enumerate(row.items))
-    answer = ", ".join(f"{NUMBERS[i + 1]} {cell}" for i, cell in enumerate(cells))
-    return Question(rng.choice(("Describe the row.", "Name all cells.")), answer, "describe")
+    """Every cell, in an order that the question gives: the densest supervision a row can give.
+
+    In reading order a model can count its words instead of looking for a cell's number; in any other it cannot.
+    """
+    order = rng.sample(range(CELLS), CELLS)
+    numbers = [NUMBERS[i + 1] for i in order]
+    cells = ("missing" if i == row.missing else str(row.items[i]) for i in order)
+    answer = ", ".join(f"{number} {cell}" for number, cell in zip(numbers, cells, strict=True))
+    return Question(f"{rng.choice(('Describe', 'Name'))} cells {', '.join(numbers)}.", answer, "describe")
 
 
 def chart_height(chart: Chart, rng: random.Random, used: set[int]) -> Question | None:
