@@ -16,7 +16,7 @@ from vlsi_cli.engine.data.patterns_draw import Chart, Item, Row, split_of
 from vlsi_cli.errors import ConfigError
 
 NAMES = {(220, 40, 40): "red", (30, 160, 60): "green", (40, 70, 220): "blue", (240, 200, 20): "yellow"}
-GREY = (150, 150, 150)
+BLACK = (0, 0, 0)
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven"]
 AREAS = {"square": 42, "cross": 26, "triangle": 24, "circle": 30}
 
@@ -27,15 +27,17 @@ def colour_counts(image, box):
 
 
 def read_row(image):
-    """["red circle", None, ...] from pixels: the number from the ticks, the shape from its corners and its area."""
+    """["red circle", None, ...] from pixels: the number from bar and shade, the shape from its corners and its area."""
     assert image.size == (32, 8)
     cells = []
     for left in range(0, 32, 8):
-        assert sum(image.getpixel((left + x, 0)) == GREY for x in range(8)) == left // 8 + 1
+        assert sum(image.getpixel((left + x, 0)) == BLACK for x in range(8)) == left // 4 + 2
+        shade = 255 - left // 8 * 45
+        assert all(image.getpixel((left + x, 1)) == (shade,) * 3 for x in range(8))
         counts = colour_counts(image, (left, 1, left + 8, 8))
         colours = [colour for colour in counts if colour in NAMES]
         if not colours:
-            assert counts[GREY] == 12
+            assert counts[BLACK] == 12
             cells.append(None)
             continue
         (colour,) = colours
@@ -80,13 +82,13 @@ def answer_to(question, image):
     if image.size == (32, 32):
         bars = read_chart(image)
         heights = dict(bars)
-        if colour:
+        if colour and "bars" not in words:
             return WORDS[heights[colour]]
         if re.search("tallest|largest", question):
             return max(heights, key=heights.get)
         if re.search("shortest|smallest", question):
             return min(heights, key=heights.get)
-        return ", ".join(f"{name} {WORDS[height]}" for name, height in bars)
+        return ", ".join(f"{name} {WORDS[heights[name]]}" for name in words if name in heights)
     cells = read_row(image)
     if re.search("missing|completes", question):
         parts = [cell.split() if cell else (None, None) for cell in cells]

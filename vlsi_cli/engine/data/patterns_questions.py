@@ -171,9 +171,11 @@ def _extreme(
 
 
 def chart_describe(chart: Chart, rng: random.Random, used: set[int]) -> Question | None:
-    """Every bar from left to right with its height."""
-    answer = ", ".join(f"{colour} {NUMBERS[height]}" for colour, height in chart.bars)
-    return Question(rng.choice(("Describe the chart.", "Name all bars.")), answer, "chart-describe")
+    """Every bar with its height, in an order that the question gives (as in `describe`)."""
+    bars = rng.sample(chart.bars, CELLS)
+    answer = ", ".join(f"{colour} {NUMBERS[height]}" for colour, height in bars)
+    verb = rng.choice(("Describe", "Name"))
+    return Question(f"{verb} bars {', '.join(colour for colour, _ in bars)}.", answer, "chart-describe")
 
 
 ROW_KINDS: dict[str, Callable[[Row, random.Random, set[int]], Question | None]] = {
