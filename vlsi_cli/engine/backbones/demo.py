@@ -2,7 +2,7 @@
 
 Everything but the weights is made here from the project's own text: configurations, a byte-level BPE tokenizer in
 Qwen2's form, the chat template in Qwen2-VL's format and the image processor's settings. `write_demo_folder` writes a
-folder that plain transformers loads. The weights come from training (recipes `demo-large` and `demo-small-start`).
+folder that plain transformers loads. The weights come from training (recipes `demo-large` and `demo-small`).
 
 What differs from a real Qwen2-VL, and why:
 
