@@ -105,8 +105,8 @@ class EvaluationStarted:
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """A model has answered the held-out questions.
+class Score:
+    """What a model makes of the held-out questions; a line of the final table.
 
     Attributes:
         who: ``small before``, ``small after`` or ``large``.
@@ -124,14 +124,8 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
-class Score:
-    """One line of the final table; the attributes are those of :class:`Evaluated`."""
-
-    who: str
-    accuracy: float | None
-    loss: float | None
-    n: int
-    by_kind: Mapping[str, float] = field(default_factory=dict)
+class Evaluated(Score):
+    """A model has answered the held-out questions."""
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def test_an_unreadable_image_is_counted_and_named(pair: tuple[Path, Path], tmp_p
 
     run(short(pair, messages(tmp_path, GOOD, PICTURE)), output=tmp_path / "run", events=watch)
     report = json.loads((tmp_path / "run" / "data.json").read_text("utf-8"))
-    assert report["reasons"]["image-unreadable"]["count"] == 1
+    assert report["reinforcement"]["reasons"]["image-unreadable"]["count"] == 1
     assert any("image-unreadable 1" in text for text in said)
 
 
@@ -120,7 +120,12 @@ def test_data_of_which_nothing_can_be_used(pair: tuple[Path, Path], tmp_path: Pa
 
 
 def test_epochs_of_endless_data(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    sets = [f"teacher.id={pair[0]}", f"student.id={pair[1]}", "verbalization.epochs=1", "evaluation.samples=2"]
+    sets = [
+        f"teacher.id={pair[0]}",
+        f"student.id={pair[1]}",
+        "verbalization.epochs=1",
+        "evaluation.samples=2",
+    ]
     error = refused(resolve("demo", sets), tmp_path / "run", ConfigError)
     assert "no end" in error.message
 

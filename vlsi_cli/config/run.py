@@ -112,6 +112,9 @@ class DistillConfig(Config):
                 "`interaction` compares verbalized layers, but `verbalization` is null; keep that stage, "
                 "or set `interaction.intermediate` to none for last-layer distillation"
             )
+        held_out = self.evaluation.data
+        if held_out is not None and (held_out.min_pixels, held_out.max_pixels) != (None, None):
+            raise ValueError("`evaluation.data` has a pixel budget, but a run has one: give it in `data`")
         if self.student.verbalizers is not None:
             raise ValueError("`student.verbalizers` cannot be given: only a teacher's set is reused")
         if self.teacher is not None and self.teacher.init == "random":
@@ -123,6 +126,8 @@ class DistillConfig(Config):
         """Step 1 of the large model: None when there is no teacher, no need, or a trained set to reuse."""
         if self.teacher is None or self.teacher.verbalizers is not None:
             return None
-        if self.interaction is not None and not self.interaction.verbalizes:
+        words = ("kld", "l2")  # losses that compare what the layers of both models say
+        step = self.interaction
+        if step is not None and not (step.verbalizes and step.intermediate in words):
             return None
         return self.teacher_verbalization or self.verbalization

@@ -37,7 +37,7 @@ def new_folder(target: Path) -> Iterator[Path]:
             yield partial
             flush_folder(partial)
             partial.chmod(0o755)  # mkdtemp's folders are private
-            _swap(partial, target)
+            replace_folder(partial, target)
         finally:
             if partial is not None:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -120,7 +120,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _swap(new: Path, target: Path) -> None:
+def replace_folder(new: Path, target: Path) -> None:
+    """Rename a finished folder into its place; what stood there goes only after the new one stands."""
     if not target.exists():
         new.rename(target)
         return

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,8 @@ from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.lora import has_lora
 from vlsi_cli.engine.backbones.processors import copy_processor_files, load_processor
 from vlsi_cli.engine.backbones.quiet import quiet_transformers
-from vlsi_cli.errors import CheckpointError, OutputError
+from vlsi_cli.engine.files import new_folder
+from vlsi_cli.errors import CheckpointError
 
 
 def save_student(backbone: Backbone, target: Path, *, dtype: torch.dtype | None = None) -> Path:
@@ -39,22 +37,8 @@ def save_student(backbone: Backbone, target: Path, *, dtype: torch.dtype | None 
         raise CheckpointError(
             f"'{backbone.id}' still has adapters: merge them before saving a stock checkpoint"
         )
-    temporary: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        _write(backbone, temporary, dtype)
-        _flush(temporary)
-        temporary.chmod(0o755)  # mkdtemp's folders are private
-        _swap(temporary, target)
-    except (OSError, RuntimeError) as error:
-        # safetensors reports a full disk as its own error (a RuntimeError in some versions)
-        raise OutputError(
-            f"the model cannot be written to {target}: {error}", hint="is there space, and may you write?"
-        ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(target) as partial:
+        _write(backbone, partial, dtype)
     return target
 
 
@@ -186,24 +170,3 @@ def _with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:
     """A config whose own and nested dtype is ``name``: transformers writes the dtype of the model in memory."""
     changed = {k: _with_dtype(v, name) if isinstance(v, dict) else v for k, v in config.items()}
     return changed | {key: name for key in ("dtype", "torch_dtype") if isinstance(config.get(key), str)}
-
-
-def _flush(folder: Path) -> None:
-    """Have the disk hold every file before the rename makes them visible."""
-    for path in [*folder.iterdir(), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _swap(new: Path, target: Path) -> None:
-    """Put ``new`` in the place of ``target``; what was there goes away only after the new one stands."""
-    if not target.exists():
-        new.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-    target.rename(old / target.name)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -38,6 +38,7 @@ def answer_prompts(
     prompts: Iterable[EncodedPrompt],
     *,
     pad_id: int,
+    end_id: int,
     batch_size: int = 8,
     max_new_tokens: int = 32,
     after_batch: Callable[[int], None] = lambda done: None,
@@ -48,6 +49,7 @@ def answer_prompts(
         backbone: any, in eval mode while this runs.
         prompts: encoded questions.
         pad_id: the token that fills up a batch.
+        end_id: the token that ends a response; base checkpoints do not list it among their end tokens.
         batch_size: questions answered together.
         max_new_tokens: longest answer.
         after_batch: told after each batch how many questions are answered.
@@ -55,10 +57,11 @@ def answer_prompts(
     from transformers import GenerationConfig
 
     own = backbone.model.generation_config
+    ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
     greedy = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        eos_token_id=own.eos_token_id,
+        eos_token_id=sorted({end_id, *(end for end in ends if end is not None)}),
         bos_token_id=own.bos_token_id,
         pad_token_id=pad_id,
     )

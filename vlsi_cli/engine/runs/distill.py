@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from vlsi_cli.config.run import DistillConfig, ModelConfig, StageConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.compatibility import check_pair
 from vlsi_cli.engine.backbones.lora import has_lora, merge_lora
-from vlsi_cli.engine.backbones.saving import save_student, verify_student
 from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.files import require_space
 from vlsi_cli.engine.runs import models
@@ -28,7 +28,7 @@ from vlsi_cli.engine.teachers import LiveTeacher
 from vlsi_cli.engine.training import Checkpoints, Stage, train_stage
 from vlsi_cli.engine.training.signals import Wish, heed_signals
 from vlsi_cli.engine.verbalizing import Verbalizers
-from vlsi_cli.errors import Interrupted
+from vlsi_cli.errors import DataError, Interrupted, OutputError
 from vlsi_cli.events import Events, Note, Report, RunEnded, RunStarted, Warn
 
 
@@ -52,13 +52,16 @@ def run(
     """
     started = time.perf_counter()
     folder = RunFolder.open(output) if resume else RunFolder.create(output, resolved, overwrite=overwrite)
-    with heed_signals() as wish:
+    again = f"vlsi distill --resume {shlex.quote(str(output))}"
+    with folder.held(), heed_signals() as wish:
         try:
             _Distillation(resolved.config, folder, events, wish).run()
         except Interrupted as stopped:
-            raise Interrupted(
-                stopped.message, resume=f"vlsi distill --resume {output}", exit_code=stopped.exit_code
-            ) from None
+            raise Interrupted(stopped.message, resume=again, exit_code=stopped.exit_code) from None
+        except (DataError, OutputError) as error:  # what is mended outside the configuration
+            hint = f"{error.hint}\n" if error.hint else ""
+            error.hint = f"{hint}then go on with: {again}"
+            raise
     state = folder.state
     report = Report(
         run=output,
@@ -78,9 +81,8 @@ class _Distillation:
 
     def __init__(self, config: DistillConfig, folder: RunFolder, events: Events, wish: Wish) -> None:
         self.config, self.folder, self.events, self.wish = config, folder, events, wish
-        self.accelerator, self.dtype = models.place(config)
+        self.device, self.dtype = models.place(config)
         self.checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
-        self.data_report = DataReport()
         self._student: Backbone | None = None
         self._teacher: Backbone | None = None
         self._small_verbalizers: Verbalizers | None = None
@@ -94,13 +96,16 @@ class _Distillation:
             n for n in ("verbalization", "interaction", "reinforcement") if getattr(config, n) is not None
         ]
         self.events(RunStarted(self.folder.path, tuple(names)))
+        for key in self.folder.state.stages:
+            self.checkpoints.drop(key)  # a kill can come between a stage's end and this
         if self.folder.state.student:
             self._measure("small after")
             self.events(Note("this run is complete"))
             return
         if config.teacher is not None and not self._complete("interaction"):
             self._check_pair()
-        self._check_space()
+        if not self.folder.state.stages:
+            self._check_space()
         self._measure("small before")
         if config.teacher is not None:
             self._measure("large")
@@ -132,11 +137,17 @@ class _Distillation:
             )
 
     def _check_space(self) -> None:
-        """Checkpoints, the layers after step 2 and the student must fit on the disk; an upper estimate."""
-        parameters = sum(self.student.parameter_counts().values())
-        # fp32 weights and two moments a checkpoint, one more than are kept while the newest is written
-        kept = 12 * (self.config.keep_checkpoints + 1) if models.trains_weights(self.config) else 1
-        require_space(self.folder.path, parameters * (kept + 8), "checkpoints and the small model")
+        """Checkpoints, verbalizers, the layers after step 2 and the student must fit on the disk."""
+        config, sets = self.config, []
+        for side, needed in (("large", config.large_verbalization), ("small", config.verbalization)):
+            if needed is not None:
+                backbone, model = self._side(side)
+                targets = models.target_layers(model, backbone)
+                made = models.new_verbalizers(backbone, targets, config.verbalizer, 0, device="meta")
+                sets.append(sum(parameter.numel() for parameter in made.parameters()))
+        full = models.trains_weights(config)
+        needed_bytes = models.disk_space(self.student, sets, full=full, keep=config.keep_checkpoints)
+        require_space(self.folder.path, needed_bytes, "checkpoints, verbalizers and the small model")
 
     # ---------------------------------------------------------------- models
 
@@ -147,9 +158,7 @@ class _Distillation:
             config, done = self.config, self.folder.state.student
             model = ModelConfig(id=str(self.folder.student)) if done else config.student
             trained = not done and models.trains_weights(config)
-            self._student = models.load_model(
-                model, config, self.dtype, self.accelerator.device, trained=trained
-            )
+            self._student = models.load_model(model, config, self.dtype, self.device, trained=trained)
             if not done and self._complete("interaction"):
                 models.restore_layers(self.folder.interaction, self._student)
             self._stop_if_asked()
@@ -163,7 +172,7 @@ class _Distillation:
                 self.config.teacher,
                 self.config,
                 self.dtype,
-                self.accelerator.device,
+                self.device,
                 trained=False,
                 chat_template=self.student.processor.chat_template,
             )
@@ -174,7 +183,7 @@ class _Distillation:
         """Give the large model's memory back before the last step."""
         self._teacher = self._large_verbalizers = self._small_verbalizers = None
         gc.collect()
-        if self.accelerator.device.type == "cuda":
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _verbalizers(self, side: str) -> Verbalizers:
@@ -200,9 +209,8 @@ class _Distillation:
         assert settings is not None
         key = f"verbalization-{side}"
         targets = models.target_layers(model, backbone)
-        verbalizers = models.new_verbalizers(
-            backbone, targets, config.verbalizer, models.derived_seed(config.seed, key)
-        )
+        seed = models.derived_seed(config.seed, key)
+        verbalizers = models.new_verbalizers(backbone, targets, config.verbalizer, seed).to(self.device)
         self._train(key, side, VerbalizationStage(backbone, verbalizers), settings, backbone)
         final = self.folder.state.stages[key]
         facts = {"steps": final.steps, "loss": dict(final.per_layer), "seed": config.seed}
@@ -262,17 +270,15 @@ class _Distillation:
 
     def _train(self, key: str, side: str, stage: Stage, settings: StageConfig, backbone: Backbone) -> None:
         """Train one stage, from its newest checkpoint if there is one."""
-        config = self.config
+        config, report = self.config, DataReport()
+        accelerator = models.new_accelerator(self.device, self.dtype)
         stream = training_stream(
             config.data,
             encoder_for(backbone, config.data),
             seed=models.derived_seed(config.seed, f"data of {stage.name}"),
-            report=self.data_report,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
+            report=report,
         )
-        processes = self.accelerator.num_processes
-        steps = optimizer_steps(settings, stream.records_per_epoch, processes, stage.name)
+        steps = optimizer_steps(settings, stream.records_per_epoch, stage.name)
         checkpoint = self.checkpoints.latest(key)
         first = checkpoint.step if checkpoint is not None else 0
         self.folder.forget_after(key, first)
@@ -285,7 +291,7 @@ class _Distillation:
             train_stage(
                 stage,
                 stream,
-                self.accelerator,
+                accelerator,
                 key=key,
                 steps=steps,
                 batch_size=settings.batch_size,
@@ -306,10 +312,11 @@ class _Distillation:
                 on_checkpoint=watch.checkpoint,
             )
         finally:
+            accelerator.free_memory()  # it would keep the stage, its teacher and its moments
             backbone.set_gradient_checkpointing(False)
-            self.folder.write("data.json", self.data_report.to_dict())
-        if self.data_report.skipped:
-            self.events(Warn(f"data: {self.data_report.summary()}; data.json names them"))
+            self.folder.note_data(key, report.to_dict())
+        if report.skipped:
+            self.events(Warn(f"data: {report.summary()}; data.json names them"))
         self.folder.state.stages[key] = watch.end()
 
     def _mark(self, key: str) -> None:
@@ -322,13 +329,7 @@ class _Distillation:
 
     def _finish(self) -> None:
         """Write the stock checkpoint, prove that it loads as what was trained, and measure it."""
-        student = self.student
-        # What is measured and what is stored are the same numbers, in the precision computed in. Buffers (rotary
-        # frequencies) stay as they are, which model.to(dtype) would not leave them.
-        for parameter in student.model.parameters():
-            parameter.data = parameter.data.to(self.dtype)
-        save_student(student, self.folder.student, dtype=self.dtype)
-        verify_student(self.folder.student, student)
+        models.write_student(self.folder.student, self.student, self.dtype)
         self.folder.state.student = True
         self._mark("reinforcement")
         self._measure("small after")

@@ -20,7 +20,8 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +32,11 @@ from vlsi_cli.config.loading import CONFIG_FILE, Resolved
 from vlsi_cli.engine.files import write_json, writing
 from vlsi_cli.errors import CheckpointError, OutputError
 from vlsi_cli.events import Score, StageReport
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where a run folder is not locked
+    fcntl = None  # type: ignore[assignment]
 
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "datasets", "peft", "pillow")
 
@@ -95,6 +101,25 @@ class RunFolder:
             raise CheckpointError(f"the progress of the run {path} cannot be read: {error}") from error
         return folder
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out of the folder, and sweep what a killed one left half written.
+
+        Raises:
+            OutputError: another process is working on this run.
+        """
+        with writing(self.path), (self.path / ".lock").open("w") as lock:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise OutputError(
+                        f"another process is working on the run {self.path}", hint="wait for it, or stop it"
+                    ) from None
+            for left in [*self.path.rglob(".*.partial"), *self.path.rglob(".*.old")]:
+                shutil.rmtree(left, ignore_errors=True)
+            yield
+
     def verbalizers(self, side: str) -> Path:
         """Where the set of ``large`` or ``small`` lives."""
         return self.path / "verbalizers" / side
@@ -119,6 +144,19 @@ class RunFolder:
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
         write_json(target, value)
+
+    def note_data(self, stage: str, report: dict[str, Any]) -> None:
+        """Put what became of a stage's records into ``data.json``."""
+        file = self.path / "data.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        write_json(file, known | {stage: report})
+
+    def last_line(self, name: str, stage: str) -> dict[str, Any] | None:
+        """The last line of a JSON Lines file that belongs to a stage."""
+        file = self.path / name
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        found = [value for value in map(json.loads, lines) if value["stage"] == stage]
+        return found[-1] if found else None
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
         """Add a line to a JSON Lines file."""

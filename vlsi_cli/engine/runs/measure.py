@@ -16,7 +16,8 @@ from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.engine.evaluation import Answer, answer_prompts, mean_loss
 from vlsi_cli.engine.runs.data import prompt_stream, training_stream
 from vlsi_cli.engine.runs.folder import RunFolder
-from vlsi_cli.events import Evaluated, EvaluationStarted, Events, Score
+from vlsi_cli.errors import TrainingError
+from vlsi_cli.events import Evaluated, EvaluationStarted, Events, Score, Warn
 
 
 def encoder_for(backbone: Backbone, data: DataConfig) -> ChatEncoder:
@@ -51,15 +52,9 @@ def measure(
     report = DataReport()
     prompts = prompt_stream(data, encoder, seed=config.seed, report=report)
     records = training_stream(data, encoder, seed=config.seed)
-    total = prompts.records_per_epoch
-    events(
-        EvaluationStarted(
-            who,
-            min(x for x in (total, evaluation.samples) if x is not None)
-            if total or evaluation.samples
-            else 0,
-        )
-    )
+    end = next(iter(records.one_pass(1)))  # every response ends with the token that ends its turn
+    known = [n for n in (prompts.records_per_epoch, evaluation.samples) if n is not None]
+    events(EvaluationStarted(who, min(known, default=0)))
 
     def batches() -> Iterator[Batch]:
         group = []
@@ -72,16 +67,23 @@ def measure(
             yield collate(group, encoder.pad_id)
 
     device = backbone.device
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        answers = answer_prompts(
-            backbone,
-            prompts.one_pass(evaluation.samples),
-            pad_id=encoder.pad_id,
-            batch_size=evaluation.batch_size,
-            max_new_tokens=evaluation.max_new_tokens,
-            after_batch=lambda done: check(),
-        )
-        loss = mean_loss(backbone, batches(), after_batch=check)
+    try:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            answers = answer_prompts(
+                backbone,
+                prompts.one_pass(evaluation.samples),
+                pad_id=encoder.pad_id,
+                end_id=int(end.input_ids[end.trained][-1]),
+                batch_size=evaluation.batch_size,
+                max_new_tokens=evaluation.max_new_tokens,
+                after_batch=lambda done: check(),
+            )
+            loss = mean_loss(backbone, batches(), after_batch=check)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"asking {who} does not fit into the memory of {device}",
+            hint=f"lower evaluation.batch_size (now {evaluation.batch_size})",
+        ) from error
     score = Score(
         who=who,
         accuracy=_accuracy(answers, backbone, evaluation.max_new_tokens),
@@ -92,6 +94,8 @@ def measure(
     folder.write(f"answers/{who.replace(' ', '-')}.json", [asdict(answer) for answer in answers])
     folder.state.scores[who] = score
     folder.save_state()
+    if report.skipped:
+        events(Warn(f"held-out data: {report.summary()}"))
     events(Evaluated(who, score.accuracy, score.loss, score.n, score.by_kind))
     return score
 

@@ -16,13 +16,14 @@ from torch import Tensor
 from vlsi_cli.config.run import DistillConfig, ModelConfig, VerbalizerConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.load import load_backbone
+from vlsi_cli.engine.backbones.saving import save_student, verify_student
 from vlsi_cli.engine.devices import (
     precision_name,
     resolve_attention,
     resolve_device,
     resolve_precision,
 )
-from vlsi_cli.engine.files import new_folder
+from vlsi_cli.engine.files import new_folder, replace_folder, writing
 from vlsi_cli.engine.verbalizing import (
     Verbalizers,
     decoder_layers_like,
@@ -30,24 +31,42 @@ from vlsi_cli.engine.verbalizing import (
     load_verbalizers,
     save_verbalizers,
 )
-from vlsi_cli.errors import CheckpointError, CompatibilityError
+from vlsi_cli.errors import CheckpointError, CompatibilityError, ConfigError
 
 _ACCELERATE = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
-def place(config: DistillConfig) -> tuple[Accelerator, torch.dtype]:
-    """The accelerator of a run and the dtype that it computes in."""
+def place(config: DistillConfig) -> tuple[torch.device, torch.dtype]:
+    """Where a run computes, and in what.
+
+    Raises:
+        ConfigError: a device or precision that this machine lacks.
+    """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dtype = resolve_precision(config.precision, device)
+    return device, resolve_precision(config.precision, device)
+
+
+def new_accelerator(device: torch.device, dtype: torch.dtype) -> Accelerator:
+    """An accelerator for one stage: what it prepares it keeps, and its loss scale is the stage's own.
+
+    Raises:
+        ConfigError: started as one of several processes.
+    """
     mixed = _ACCELERATE[precision_name(dtype)]
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
         # accelerate keeps the settings of a process's first run for good; a second run may have others
         AcceleratorState._reset_state()
-    return Accelerator(cpu=device.type == "cpu", mixed_precision=mixed), dtype
+    made = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed, gradient_accumulation_steps=1)
+    if made.num_processes != 1:
+        raise ConfigError(
+            f"this is one of {made.num_processes} processes, and several are not supported yet",
+            hint="start vlsi by itself, without accelerate launch or torchrun",
+        )
+    return made
 
 
 def derived_seed(seed: int, purpose: str) -> int:
@@ -67,13 +86,19 @@ def load_model(
 ) -> Backbone:
     """Load one side: a model whose own weights train in fp32, any other in the compute dtype.
 
-    ``chat_template`` serves a folder that has none of its own, as base checkpoints may.
+    ``chat_template`` takes the place of the model's own: both sides must read the same prompts.
     """
+    if trained and model.dtype not in ("auto", "fp32"):
+        raise ConfigError(
+            f"student.dtype is {model.dtype}, but weights that train are kept in fp32 (small updates would be "
+            "rounded away); the computation follows `precision`",
+            hint="leave student.dtype out, or train adapters (train: lora)",
+        )
     if model.dtype != "auto":
         dtype = resolve_precision(model.dtype, device)
     elif trained:
         dtype = torch.float32
-    return load_backbone(
+    backbone = load_backbone(
         model.id,
         revision=model.revision,
         init=model.init,
@@ -86,6 +111,9 @@ def load_model(
         max_pixels=config.data.max_pixels,
         chat_template=chat_template,
     )
+    if chat_template is not None:
+        backbone.processor.chat_template = chat_template
+    return backbone
 
 
 def trains_weights(config: DistillConfig) -> bool:
@@ -115,9 +143,13 @@ def target_layers(model: ModelConfig, backbone: Backbone) -> tuple[int, ...]:
 
 
 def new_verbalizers(
-    backbone: Backbone, targets: tuple[int, ...], make: VerbalizerConfig, seed: int
+    backbone: Backbone,
+    targets: tuple[int, ...],
+    make: VerbalizerConfig,
+    seed: int,
+    device: torch.device | str = "cpu",
 ) -> Verbalizers:
-    """A fresh set for a backbone, on its device."""
+    """A fresh set for a backbone; on the device ``meta`` it has sizes and no memory."""
     text: Any = backbone.config.get_text_config()
     return Verbalizers(
         targets,
@@ -130,7 +162,8 @@ def new_verbalizers(
         initializer_range=float(getattr(text, "initializer_range", 0.02)),
         decoder_factory=decoder_layers_like(list(backbone.layers)),
         seed=seed,
-    ).to(backbone.device)
+        device=device,
+    )
 
 
 def store_verbalizers(
@@ -163,6 +196,21 @@ def stored_verbalizers(path: Path, backbone: Backbone, targets: tuple[int, ...])
     return verbalizers
 
 
+def disk_space(student: Backbone, verbalizers: list[int], *, full: bool, keep: int) -> int:
+    """Bytes that a run can need on the disk at once: an upper estimate.
+
+    Args:
+        student: the small model.
+        verbalizers: parameters of each set that will be trained.
+        full: whether the small model's own weights train (adapters are small beside them).
+        keep: checkpoints kept of a stage; one more exists while the newest is written.
+    """
+    small = sum(student.parameter_counts().values())
+    trained = max([*verbalizers, small if full else small // 10])
+    checkpoints = 12 * trained * (keep + 1)  # fp32 values and two moments
+    return checkpoints + 4 * (2 * sum(verbalizers) + 2 * small)
+
+
 # ---------------------------------------------------------------- what step 2 leaves
 
 
@@ -191,3 +239,23 @@ def restore_layers(path: Path, backbone: Backbone) -> None:
         raise CheckpointError(f"the layers after step 2 in {path} are not those of {backbone.id}")
     for name, parameter in held.items():
         parameter.copy_(stored[name])
+
+
+def write_student(target: Path, student: Backbone, dtype: torch.dtype) -> None:
+    """Write the stock checkpoint in the precision computed in; it gets its name only once it is proved to load.
+
+    The model in memory is rounded first, so that what is measured and what is stored are the same numbers. Buffers
+    (rotary frequencies) stay as they are, which ``model.to(dtype)`` would not leave them.
+
+    Raises:
+        OutputError: it cannot be written.
+        CheckpointError: what was written is not the model in memory.
+    """
+    for parameter in student.model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    unproved = target.with_name(f".{target.name}")
+    save_student(student, unproved, dtype=dtype)
+    # Weights must be equal bit for bit. So must logits on a CPU; a GPU may choose other kernels.
+    verify_student(unproved, student, tolerance=0.0 if student.device.type == "cpu" else 0.05)
+    with writing(target):
+        replace_folder(unproved, target)

@@ -64,12 +64,11 @@ def reinforcement_stage(settings: ReinforcementConfig, student: Backbone, *, see
     return ReinforcementStage(student, (*parts, *VISION) if settings.vision else parts)
 
 
-def optimizer_steps(settings: StageConfig, records: int | None, processes: int, name: str) -> int:
+def optimizer_steps(settings: StageConfig, records: int | None, name: str) -> int:
     """Optimizer steps of a stage: as given, or enough for its epochs.
 
     Args:
         records: records of one epoch; None when the data have no end.
-        processes: how many share a step.
         name: of the stage, for the message.
 
     Raises:
@@ -81,7 +80,7 @@ def optimizer_steps(settings: StageConfig, records: int | None, processes: int, 
         raise ConfigError(
             f"{name}.epochs is {settings.epochs}, but the data have no end", hint=f"give {name}.steps"
         )
-    return max(1, math.ceil((settings.epochs or 1.0) * records / (settings.effective_batch * processes)))
+    return max(1, math.ceil((settings.epochs or 1.0) * records / settings.effective_batch))
 
 
 def _parts(

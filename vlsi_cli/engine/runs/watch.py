@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -26,12 +27,10 @@ class StageWatch:
         self._key, self._stage, self._side, self._total, self._first = key, stage, side, total, first
         self._started = time.perf_counter()
         self._tokens = 0
-        self._last: Progress | None = None
         events(StageStarted(stage, side, total, first))
 
     def step(self, progress: Progress) -> None:
         """Log one optimizer step and tell of it."""
-        self._last = progress
         self._tokens += progress.input_tokens
         elapsed = max(time.perf_counter() - self._started, 1e-9)
         done = progress.step - self._first
@@ -42,7 +41,8 @@ class StageWatch:
             "loss": progress.loss,
             "terms": progress.terms,
             "learning_rate": progress.learning_rate,
-            "grad_norm": progress.grad_norm,
+            # under fp16 a norm may overflow, and JSON has no word for that
+            "grad_norm": progress.grad_norm if math.isfinite(progress.grad_norm) else None,
             "response_tokens": progress.tokens,
             "input_tokens": progress.input_tokens,
             "seconds": round(progress.seconds, 4),
@@ -76,7 +76,7 @@ class StageWatch:
     def end(self) -> StageReport:
         """Tell that the stage is over; the seconds are those of this process."""
         seconds = time.perf_counter() - self._started
-        loss = self._last.loss if self._last else float("nan")
+        last = self._folder.last_line("metrics.jsonl", self._key)
+        loss, terms = (last["loss"], last["terms"]) if last is not None else (math.nan, {})
         self._events(StageEnded(self._stage, seconds, loss, self._side))
-        terms = dict(self._last.terms) if self._last else {}
         return StageReport(self._stage, self._side, self._total, seconds, loss, terms)

@@ -125,12 +125,7 @@ def pack(
         tensors[f"trained/{name}"] = parameter
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
-    tensors["random/torch"] = torch.get_rng_state()
-    if device.type == "cuda":
-        tensors["random/cuda"] = torch.cuda.get_rng_state(device)
-    if generator is not None:
-        tensors["random/stage"] = generator.get_state()
-    return tensors
+    return tensors | random_states(generator, device)
 
 
 @torch.no_grad()
@@ -167,8 +162,25 @@ def unpack(
             optimizer.state[parameter] = {
                 key: value if key == "step" else value.to(device) for key, value in moments[name].items()
             }
-    torch.set_rng_state(tensors["random/torch"])
-    if device.type == "cuda" and "random/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random/cuda"], device)
+    set_random_states(tensors, generator, device)
+
+
+def random_states(generator: torch.Generator | None, device: torch.device) -> dict[str, Tensor]:
+    """The states of every generator that a step can draw from."""
+    states = {"random/torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["random/cuda"] = torch.cuda.get_rng_state(device)
     if generator is not None:
-        generator.set_state(tensors["random/stage"])
+        states["random/stage"] = generator.get_state()
+    return states
+
+
+def set_random_states(
+    states: Mapping[str, Tensor], generator: torch.Generator | None, device: torch.device
+) -> None:
+    """Put the states of :func:`random_states` back."""
+    torch.set_rng_state(states["random/torch"])
+    if device.type == "cuda" and "random/cuda" in states:
+        torch.cuda.set_rng_state(states["random/cuda"], device)
+    if generator is not None:
+        generator.set_state(states["random/stage"])

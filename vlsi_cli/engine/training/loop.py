@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +19,14 @@ from torch import Tensor, nn
 
 from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.data.stream import RecordStream
-from vlsi_cli.engine.training.checkpoint import Checkpoint, Checkpoints, pack, unpack
+from vlsi_cli.engine.training.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    pack,
+    random_states,
+    set_random_states,
+    unpack,
+)
 from vlsi_cli.engine.training.optimizer import learning_rate_at, make_optimizer
 from vlsi_cli.engine.training.signals import Wish
 from vlsi_cli.engine.training.stage import Stage, StageOutput
@@ -82,7 +88,7 @@ def train_stage(
     Args:
         stage: what trains; on the accelerator's device.
         stream: supply of micro-batches.
-        accelerator: device, mixed precision, processes.
+        accelerator: device and mixed precision; one of its own for every stage, since it keeps what it prepared.
         key: name of the stage in checkpoints.
         steps: optimizer steps of the whole stage.
         batch_size: records a micro-batch; ``accumulation`` micro-batches make a step.
@@ -93,12 +99,12 @@ def train_stage(
         checkpoints: where to save; None saves nothing.
         checkpoint_every: steps between checkpoints.
         resume: a checkpoint of this stage to go on from.
-        wish: asked after every step whether to stop.
+        wish: asked after every micro-batch whether to stop.
         on_step, on_checkpoint: told of what happens.
 
     Raises:
-        TrainingError: a loss that is not finite.
-        Interrupted: the wish came true; a checkpoint of the last step is on disk.
+        TrainingError: a loss or a gradient that is not finite, or no memory left on the device.
+        Interrupted: the wish came true; a checkpoint of the last whole step is on disk.
         DataError, OutputError: from the stream and from the disk.
     """
     trained = stage.trained()
@@ -114,47 +120,64 @@ def train_stage(
         if accelerator.scaler is not None and resume.values.get("scaler"):
             accelerator.scaler.load_state_dict(resume.values["scaler"])
         first = resume.step
-    module, prepared = accelerator.prepare(stage, optimizer)
+        resume.tensors.clear()  # as large as the model and its moments
+    # The optimizer is made beside its parameters; moving it would put AdamW's step counts on the device too.
+    module, prepared = accelerator.prepare(stage, optimizer, device_placement=[True, False])
     stage.set_train_mode()
 
-    def save(step: int) -> None:
-        if checkpoints is None:
-            return
-        if accelerator.is_main_process:
+    def save(step: int, place: dict[str, Any]) -> None:
+        if checkpoints is not None:
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-            values = {"stream": stream.state_dict(), "scaler": scaler}
+            values = {"stream": place, "scaler": scaler}
             path = checkpoints.save(key, step, pack(trained, optimizer, stage.generator, device), values)
             on_checkpoint(path, step)
-        accelerator.wait_for_everyone()
+
+    def asked() -> bool:
+        return wish is not None and wish.signal is not None
+
+    def stop(step: int, place: dict[str, Any]) -> Interrupted:
+        save(step, place)
+        code = wish.exit_code if wish is not None else Interrupted.exit_code
+        return Interrupted(
+            f"stopped after step {step} of {steps} of {key}; a checkpoint is saved", exit_code=code
+        )
 
     saved = first
     for step in range(first, steps):
         started = time.perf_counter()
+        before = stream.state_dict(), random_states(stage.generator, device)
         rate = learning_rate_at(
             step, steps, peak=learning_rate, final=final_learning_rate, warmup=warmup_steps, schedule=schedule
         )
         for group in optimizer.param_groups:
             group["lr"] = rate
         batches = [stream.next_batch(batch_size) for _ in range(accumulation)]
-        tokens = _global(sum(batch.num_tokens for batch in batches), accelerator)
-        outputs = accumulate_gradients(module, batches, tokens, accelerator)
-        terms = {
-            name: _mean([output.terms[name] for output in outputs], tokens, accelerator)
-            for name in outputs[0].terms
-        }
-        loss = sum(terms.values())
-        if not math.isfinite(loss):
-            names = ", ".join(name for name, value in terms.items() if not math.isfinite(value))
+        tokens = sum(batch.num_tokens for batch in batches)
+        inputs = sum(batch.num_input_tokens for batch in batches)
+        try:
+            outputs = accumulate_gradients(module, batches, tokens, accelerator, asked)
+            if outputs is None:  # asked to stop inside the step: it is as if it had not begun
+                set_random_states(before[1], stage.generator, device)
+                raise stop(step, before[0])
+            norm = _clip(parameters, max_grad_norm, accelerator)
+        except torch.OutOfMemoryError as error:
             raise TrainingError(
-                f"the loss of step {step + 1} of {key} is not finite (terms: {names}; records: "
-                f"{', '.join(record for batch in batches for record in batch.records[:3])})",
-                hint=f"lower the learning rate (now {rate:.2g}), or compute in bf16 or fp32; the last good "
-                f"checkpoint is of step {saved}",
+                f"{key} does not fit into the memory of {device} (step {step + 1}, {batch_size} records at a time)",
+                hint="lower batch_size and raise gradient_accumulation, set gradient_checkpointing: true, or lower "
+                "data.max_length or data.max_pixels",
+            ) from error
+        terms = {name: _mean([each.terms[name] for each in outputs], tokens) for name in outputs[0].terms}
+        loss = sum(terms.values())
+        # Under loss scaling a norm may overflow: the scaler then leaves the step out and lowers the scale.
+        if not math.isfinite(loss) or (accelerator.scaler is None and not math.isfinite(norm)):
+            odd = [name for name, value in terms.items() if not math.isfinite(value)]
+            what = f"loss of {', '.join(odd)}" if odd else "gradient"
+            raise TrainingError(
+                f"step {step + 1} of {key}: the {what} is not finite (learning rate {rate:.2g})",
+                hint=f"lower the learning rate, or compute in bf16 or fp32; checkpoints up to step {saved} are good",
             )
-        norm = _clip(parameters, max_grad_norm, accelerator)
         prepared.step()
         prepared.zero_grad(set_to_none=True)
-        inputs = _global(sum(batch.num_input_tokens for batch in batches), accelerator)
         on_step(
             Progress(
                 step + 1,
@@ -169,41 +192,42 @@ def train_stage(
                 time.perf_counter() - started,
             )
         )
-        if step + 1 == steps:
-            return  # a wish to stop is the caller's now: the stage is complete
-        stop = wish is not None and wish.signal is not None
-        if stop or (step + 1) % checkpoint_every == 0:
-            save(step + 1)
+        if step + 1 == steps:  # what follows a stage can fail too: its last step must not be lost
+            save(steps, stream.state_dict())
+        elif asked():
+            raise stop(step + 1, stream.state_dict())
+        elif (step + 1) % checkpoint_every == 0:
+            save(step + 1, stream.state_dict())
             saved = step + 1
-        if stop and wish is not None:
-            raise Interrupted(
-                f"stopped after step {step + 1} of {steps} of {key}; a checkpoint is saved",
-                exit_code=wish.exit_code,
-            )
 
 
 def accumulate_gradients(
-    module: nn.Module, batches: list[Batch], tokens: int, accelerator: Accelerator
-) -> list[StageOutput]:
+    module: nn.Module,
+    batches: list[Batch],
+    tokens: int,
+    accelerator: Accelerator,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[StageOutput] | None:
     """Add up the gradient of one optimizer step, micro-batch by micro-batch.
 
     Args:
         module: the stage, as the accelerator prepared it.
-        batches: the step's micro-batches.
-        tokens: response tokens of all of them, on all processes: what every sum is divided by.
-        accelerator: scales and synchronises.
+        batches: the step's micro-batches; taken out of the list as they are used, since a step of many holds
+            gigabytes of pixels.
+        tokens: response tokens of all of them: what every sum is divided by.
+        accelerator: scales the loss where the precision needs it.
+        stop: asked before each micro-batch but the first.
 
     Returns:
-        What the stage said of each micro-batch, without gradients.
+        What the stage said of each micro-batch, without gradients; None when it was asked to stop (the
+        gradients are then incomplete).
     """
-    outputs = []
-    for number, batch in enumerate(batches):
-        last = number + 1 == len(batches)
-        # Gradients travel between processes once a step, with its last micro-batch.
-        with nullcontext() if last else accelerator.no_sync(module):
-            output: StageOutput = module(batch.to(accelerator.device))
-            # Processes average their gradients; the global sum needs their number back.
-            accelerator.backward(output.loss * (accelerator.num_processes / max(tokens, 1)))
+    outputs: list[StageOutput] = []
+    while batches:
+        if outputs and stop():
+            return None
+        output: StageOutput = module(batches.pop(0).to(accelerator.device))
+        accelerator.backward(output.loss / max(tokens, 1))
         outputs.append(StageOutput(output.loss.detach(), output.terms, output.matched))
     return outputs
 
@@ -213,14 +237,5 @@ def _clip(parameters: list[nn.Parameter], limit: float | None, accelerator: Acce
     return float(norm) if norm is not None else math.nan
 
 
-def _global(count: int, accelerator: Accelerator) -> int:
-    if accelerator.num_processes == 1:
-        return count
-    return int(accelerator.reduce(torch.tensor(count, device=accelerator.device), "sum"))
-
-
-def _mean(sums: list[Tensor], tokens: int, accelerator: Accelerator) -> float:
-    total = torch.stack([value.double() for value in sums]).sum()
-    if accelerator.num_processes > 1:
-        total = accelerator.reduce(total, "sum")
-    return float(total) / max(tokens, 1)
+def _mean(sums: list[Tensor], tokens: int) -> float:
+    return float(torch.stack([value.double() for value in sums]).sum()) / max(tokens, 1)

@@ -7,9 +7,6 @@ both sides named.
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from vlsi_cli.engine.files import file_sha256, new_folder
 from vlsi_cli.engine.verbalizing.architectures import DecoderFactory
 from vlsi_cli.engine.verbalizing.manifest import (
     FORMAT_VERSION,
@@ -26,7 +24,6 @@ from vlsi_cli.engine.verbalizing.manifest import (
     TENSOR_FILE,
     Manifest,
     describe_layers,
-    file_sha256,
     installed_versions,
     is_pickle,
     read_manifest,
@@ -64,9 +61,7 @@ def save_verbalizers(
     """
     if path.exists() and not (overwrite and (path / MANIFEST_FILE).is_file()):
         raise OutputError(f"{path} exists already", hint="choose another folder, or remove this one")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
+    with new_folder(path) as partial:
         tensors = {name: tensor.detach().contiguous() for name, tensor in verbalizers.state_dict().items()}
         save_file(tensors, partial / TENSOR_FILE, metadata={"format": "pt"})
         manifest = Manifest(
@@ -87,28 +82,7 @@ def save_verbalizers(
             tensors_sha256=file_sha256(partial / TENSOR_FILE),
         )
         (partial / MANIFEST_FILE).write_text(manifest.to_json(), "utf-8")
-        for file in (partial / TENSOR_FILE, partial / MANIFEST_FILE):
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-        _put_in_place(partial, path)
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        cause = "no space is left on the disk" if full else str(error)
-        raise OutputError(f"the verbalizers cannot be written to {path}: {cause}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return manifest
-
-
-def _put_in_place(partial: Path, path: Path) -> None:
-    """Rename the finished folder; an older set steps aside first and is removed last."""
-    if not path.exists():
-        partial.rename(path)
-        return
-    older = path.with_name(f".{path.name}.{os.getpid()}.older")
-    path.rename(older)
-    partial.rename(path)
-    shutil.rmtree(older, ignore_errors=True)
 
 
 def load_verbalizers(

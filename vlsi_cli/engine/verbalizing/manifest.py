@@ -77,12 +77,6 @@ def head_fingerprint(weight: Tensor) -> str:
     return digest.hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def installed_versions() -> dict[str, str]:
     """Versions of what a set of verbalizers depends on."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
