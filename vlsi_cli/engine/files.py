@@ -16,6 +16,15 @@ from typing import Any
 from vlsi_cli.errors import OutputError
 
 
+def _read_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _read_umask()  # once, at import: reading it means changing it for a moment
+
+
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Fill a folder that appears under its name only when the block ends well; what stood there goes last.
@@ -36,7 +45,10 @@ def new_folder(target: Path) -> Iterator[Path]:
             partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent))
             yield partial
             flush_folder(partial)
-            partial.chmod(0o755)  # mkdtemp's folders are private
+            # mkdtemp's folders and safetensors' files are private, whatever the user's umask says
+            partial.chmod(0o777 & ~_UMASK)
+            for file in (path for path in partial.rglob("*") if path.is_file()):
+                file.chmod(0o666 & ~_UMASK)
             replace_folder(partial, target)
         finally:
             if partial is not None:
@@ -75,7 +87,7 @@ def write_json(target: Path, value: Any) -> None:
                 file.write("\n")
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).chmod(0o644)
+            Path(name).chmod(0o666 & ~_UMASK)
             Path(name).replace(target)
         finally:
             Path(name).unlink(missing_ok=True)
