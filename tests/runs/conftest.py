@@ -10,6 +10,8 @@ from tests.pairs import tiny_pair
 from vlsi_cli.config.loading import Resolved, resolve
 
 SHORT = (
+    "teacher.targets.stride=1",
+    "student.targets.stride=1",
     "verbalization.steps=4",
     "verbalization.batch_size=4",
     "interaction.steps=5",
@@ -19,6 +21,7 @@ SHORT = (
     "reinforcement.batch_size=4",
     "data.sources.0.turns=3",
     "evaluation.samples=6",
+    "evaluation.max_new_tokens=16",
     "evaluation.batch_size=4",
     "checkpoint_every=2",
 )

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.runs.conftest import short
+from tests.runs.conftest import SHORT, short
 from vlsi_cli import events
+from vlsi_cli.config.loading import load_saved
+from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.runs.distill import run
-from vlsi_cli.errors import CheckpointError, Interrupted
+from vlsi_cli.engine.runs.folder import RunFolder
+from vlsi_cli.engine.stages import InteractionStage
+from vlsi_cli.engine.teachers import LiveTeacher
+from vlsi_cli.engine.training import StageOutput
+from vlsi_cli.errors import CheckpointError, Interrupted, OutputError
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +136,12 @@ run(resolve("demo", sys.argv[6:]), output=__import__("pathlib").Path(output), ev
 """
 
 
-def broken(output: Path, pair: tuple[Path, Path], stage: str, side: str, step: int, number: int) -> int:
+def broken(
+    output: Path, pair: tuple[Path, Path], stage: str, side: str, step: int, number: int, *more: str
+) -> int:
     """A run in a process of its own that sends itself a signal after a step."""
-    from tests.runs.conftest import SHORT
-
     large, small = pair
-    sets = [f"teacher.id={large}", f"student.id={small}", *SHORT]
+    sets = [f"teacher.id={large}", f"student.id={small}", *SHORT, *more]
     done = subprocess.run(
         [sys.executable, "-c", KILL, str(output), stage, side, str(step), str(int(number)), *sets],
         capture_output=True,
@@ -157,8 +165,6 @@ def test_killed_and_resumed_is_as_if_never_killed(
     whole: Path, pair: tuple[Path, Path], tmp_path: Path, stage: str, side: str, step: int
 ) -> None:
     """SIGKILL after a step that has no checkpoint of its own; then every weight is equal, bit for bit."""
-    from vlsi_cli.config.loading import load_saved
-
     output = tmp_path / "run"
     assert broken(output, pair, stage, side, step, signal.SIGKILL) == -signal.SIGKILL
     assert not (output / "student").exists()
@@ -177,6 +183,96 @@ def test_killed_and_resumed_is_as_if_never_killed(
         assert {k: v for k, v in a.items() if k not in volatile} == {
             k: v for k, v in b.items() if k not in volatile
         }
+
+
+def test_adapters_resume_too(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """LoRA with dropout in both steps, killed inside the first and the second: the same student as unbroken."""
+    sets = (
+        *("interaction.train=lora", "interaction.lora.rank=2", "interaction.lora.dropout=0.2"),
+        *("reinforcement.train=lora", "reinforcement.lora.rank=2", "reinforcement.lora.dropout=0.2"),
+    )
+    run(short(pair, *sets), output=tmp_path / "whole", events=events.ignore)
+    for stage in ("interaction", "reinforcement"):
+        output = tmp_path / stage
+        assert broken(output, pair, stage, "small", 3, signal.SIGKILL, *sets) == -signal.SIGKILL
+        run(load_saved(output), output=output, events=events.ignore, resume=True)
+        ours, theirs = (load_file(tmp_path / n / "student/model.safetensors") for n in (stage, "whole"))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_stop_inside_a_step_drops_that_step(
+    whole: Path, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked between two micro-batches of step 4: a checkpoint of step 3, and the same end as without the stop."""
+    output, seen = tmp_path / "run", []
+
+    def watch(event: object) -> None:
+        if isinstance(event, events.StepDone) and event.stage == "interaction":
+            seen.append(event.step)
+
+    forward = InteractionStage.forward
+
+    def interrupting(self: InteractionStage, batch: Batch) -> StageOutput:
+        if seen == [1, 2, 3]:
+            seen.append(0)
+            signal.raise_signal(signal.SIGTERM)
+        return forward(self, batch)
+
+    monkeypatch.setattr(InteractionStage, "forward", interrupting)
+    with pytest.raises(Interrupted, match="after step 3 of 5 of interaction"):
+        run(short(pair), output=output, events=watch)
+    monkeypatch.undo()
+    run(load_saved(output), output=output, events=events.ignore, resume=True)
+    ours, theirs = (load_file(folder / "student/model.safetensors") for folder in (output, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_what_a_kill_between_writes_leaves_is_mended(
+    whole: Path, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """After the artifact of a stage and before its mark; and half a folder left behind."""
+    output = tmp_path / "run"
+    shutil.copytree(whole, output)
+    progress = json.loads((output / "progress.json").read_text("utf-8"))
+    progress["student"] = False
+    for key in ("interaction", "reinforcement"):
+        del progress["stages"][key]
+    del progress["scores"]["small after"]
+    (output / "progress.json").write_text(json.dumps(progress), "utf-8")
+    half = output / "checkpoints" / ".interaction-00000004-abc.partial"
+    half.mkdir(parents=True)
+    run(load_saved(output), output=output, events=events.ignore, resume=True)
+    assert not half.exists()
+    ours, theirs = (load_file(folder / "student/model.safetensors") for folder in (output, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert (output / "metrics.jsonl").read_text("utf-8").count("\n") == 18
+
+
+def test_two_processes_cannot_work_on_one_run(whole: Path) -> None:
+    with RunFolder.open(whole).held(), pytest.raises(OutputError, match="another process is working"):
+        run(load_saved(whole), output=whole, events=events.ignore, resume=True)
+
+
+def test_the_teacher_is_gone_before_the_last_step(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What accelerate, optimizers or hooks keep alive would stand beside the small model in step 3."""
+    teachers: list[weakref.ref[LiveTeacher]] = []
+    init = LiveTeacher.__init__
+
+    def note(self: LiveTeacher, *args: object, **kwargs: object) -> None:
+        teachers.append(weakref.ref(self))
+        init(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LiveTeacher, "__init__", note)
+    alive: list[bool] = []
+
+    def watch(event: object) -> None:
+        if isinstance(event, events.StepDone) and event.stage == "reinforcement":
+            alive.append(teachers[0]() is not None)
+
+    run(short(pair), output=tmp_path / "run", events=watch)
+    assert alive == [False] * 5
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -199,8 +295,6 @@ def test_a_wish_to_stop_leaves_a_checkpoint_and_the_command(
 
 
 def test_a_complete_run_resumes_to_its_report(whole: Path) -> None:
-    from vlsi_cli.config.loading import load_saved
-
     before = (whole / "student" / "model.safetensors").read_bytes()
     report = run(load_saved(whole), output=whole, events=events.ignore, resume=True)
     assert (whole / "student" / "model.safetensors").read_bytes() == before
@@ -208,8 +302,6 @@ def test_a_complete_run_resumes_to_its_report(whole: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_named(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    from vlsi_cli.config.loading import load_saved
-
     output = tmp_path / "run"
     assert broken(output, pair, "reinforcement", "small", 3, signal.SIGKILL) == -signal.SIGKILL
     file = output / "checkpoints" / "reinforcement-00000002" / "state.safetensors"
@@ -239,6 +331,7 @@ def test_a_damaged_checkpoint_is_named(pair: tuple[Path, Path], tmp_path: Path) 
             "verbalization=null",
         ),
         ("interaction.intermediate=none", "verbalization=null"),
+        ("interaction.intermediate=ce", "interaction.last=ce"),
         ("interaction=null", "verbalization=null", "teacher=null"),
         (
             "interaction.gradient_checkpointing=true",
@@ -246,7 +339,15 @@ def test_a_damaged_checkpoint_is_named(pair: tuple[Path, Path], tmp_path: Path) 
             "precision=bf16",
         ),
     ],
-    ids=["lora", "decoder verbalizers", "features", "last-layer distillation", "plain SFT", "bf16"],
+    ids=[
+        "lora",
+        "decoder verbalizers",
+        "features",
+        "last-layer distillation",
+        "cross-entropy alone",
+        "plain SFT",
+        "bf16",
+    ],
 )
 def test_other_arms_run_through_the_same_code(
     pair: tuple[Path, Path], tmp_path: Path, sets: tuple[str, ...]

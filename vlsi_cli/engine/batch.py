@@ -45,11 +45,6 @@ class Batch:
         """Tokens that are not padding, image tokens included."""
         return int(self.inputs["attention_mask"].sum())
 
-    @property
-    def has_images(self) -> bool:
-        """Whether any record of the batch brings an image."""
-        return "pixel_values" in self.inputs
-
     def to(self, device: torch.device | str) -> Self:
         """The same batch on another device."""
         return type(self)(

@@ -1,12 +1,10 @@
-"""Where a run computes and in which numbers: device, precision, attention kernel, seeds, determinism.
+"""Where a run computes and in which numbers: device, precision, attention kernel, seeds.
 
 The words of a recipe ("auto", "bf16", ...) become torch values here and nowhere else.
 """
 
 from __future__ import annotations
 
-import os
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -96,17 +94,6 @@ def resolve_attention(name: str, device: torch.device) -> str:
     return "sdpa" if name == "auto" else name
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy (when some library brought it) and torch on every device."""
-    random.seed(seed)
-    torch.manual_seed(seed)
-    try:
-        import numpy
-    except ImportError:
-        return
-    numpy.random.seed(seed % 2**32)
-
-
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Run a block under ``torch.manual_seed(seed)`` and leave torch's generators as they were.
@@ -119,26 +106,3 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
-
-
-@contextmanager
-def deterministic(enabled: bool = True) -> Iterator[None]:
-    """Ask torch for bit-reproducible kernels inside the block, and restore its settings afterwards.
-
-    Operations that have only a non-deterministic kernel warn rather than fail. cuBLAS reads its workspace
-    setting when its first handle is made, so on CUDA the block must open before the first product.
-    """
-    if not enabled:
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled()
-    warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warned)
-        torch.backends.cudnn.benchmark = benchmark

@@ -67,7 +67,7 @@ def test_text_alone_brings_no_pixels(family: str) -> None:
     batch = collate([coder.encode(records()[1])], coder.pad_id)
     types = {"mm_token_type_ids"} if family in QWEN else set()
     assert set(batch.inputs) == {"input_ids", "attention_mask"} | types
-    assert not batch.has_images
+    assert "pixel_values" not in batch.inputs
 
 
 def test_shift_by_hand() -> None:

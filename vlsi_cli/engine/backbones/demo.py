@@ -11,8 +11,8 @@ What differs from a real Qwen2-VL, and why:
   2409.12191, section 2.1) gives an image token's time the highest frequencies, then its row, and its column the
   lowest: here at most 0.01 rad a column, next to nothing. The puzzles therefore number their cells in the picture, and
   the slow frequencies are left to what they do best: a word of the question finds its picture from any distance.
-  Bases of 10 and 100, under which columns do turn, were tried: pictures were listed in order sooner, but single ones
-  found much later;
+  A base of 10, under which columns do turn, was tried: pictures were listed in order sooner, but single ones were not
+  found at all in the time that training has;
 * larger initial weights (0.05), which suit widths of 64 to 128.
 
 As in the real family, the vocabulary has more rows than the tokenizer has tokens, the pair's numbers of rows differ,

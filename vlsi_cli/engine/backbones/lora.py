@@ -102,26 +102,8 @@ def merge_lora(backbone: Backbone) -> None:
 
 
 def adapter_state(backbone: Backbone) -> dict[str, Tensor]:
-    """The adapters' tensors by name, detached, for a checkpoint."""
+    """The adapters' tensors by name, detached."""
     return {name: p.detach() for part, name, p in backbone.named_parts() if part == "adapters"}
-
-
-def load_adapter_state(backbone: Backbone, state: dict[str, Tensor]) -> None:
-    """Put tensors of :func:`adapter_state` back.
-
-    Raises:
-        CheckpointError: other names or shapes than this backbone's adapters have.
-    """
-    own = {name: p for part, name, p in backbone.named_parts() if part == "adapters"}
-    odd = sorted(set(own) ^ set(state)) or sorted(n for n in own if own[n].shape != state[n].shape)
-    if odd:
-        raise CheckpointError(
-            f"the saved adapters are not those of '{backbone.id}': {odd[0]} differs",
-            hint="same rank and layers?",
-        )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(state[name])
 
 
 def _decoder_linears(backbone: Backbone) -> list[str]:

@@ -106,6 +106,9 @@ class _Distillation:
             self._check_pair()
         if not self.folder.state.stages:
             self._check_space()
+        reused = config.teacher is not None and config.teacher.verbalizers is not None
+        if reused and not self._complete("interaction"):
+            self._large_verbalizers = self._verbalizers("large")  # refused now rather than after step 1
         self._measure("small before")
         if config.teacher is not None:
             self._measure("large")
@@ -124,17 +127,15 @@ class _Distillation:
         return key in self.folder.state.stages
 
     def _check_pair(self) -> None:
-        """Everything that could make the pair impossible, before the first step."""
+        """Everything that could make the pair impossible, before any weights are loaded."""
         config = self.config
         assert config.teacher is not None
-        small = models.target_layers(config.student, self.student)
-        large = models.target_layers(config.teacher, self.teacher)
-        for fact in check_pair(self.teacher, self.student, large, small):
+        small = models.describe_model(config.student, config)
+        large = models.describe_model(config.teacher, config, chat_template=small.processor.chat_template)
+        targets_small = models.target_layers(config.student, small)
+        targets_large = models.target_layers(config.teacher, large)
+        for fact in check_pair(large, small, targets_large, targets_small):
             self.events(Note(fact))
-        if config.teacher.verbalizers is not None:
-            self._large_verbalizers = models.stored_verbalizers(
-                config.teacher.verbalizers, self.teacher, large
-            )
 
     def _check_space(self) -> None:
         """Checkpoints, verbalizers, the layers after step 2 and the student must fit on the disk."""
@@ -187,7 +188,7 @@ class _Distillation:
             torch.cuda.empty_cache()
 
     def _verbalizers(self, side: str) -> Verbalizers:
-        """The trained set of a side: from this process, or from the run folder."""
+        """The trained set of a side: from this process, from the run folder, or the one to be reused."""
         held = self._large_verbalizers if side == "large" else self._small_verbalizers
         if held is not None:
             return held

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlsi_cli.config.run import DistillConfig, ModelConfig, VerbalizerConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.backbones.load import load_backbone
+from vlsi_cli.engine.backbones.load import Description, describe, load_backbone
 from vlsi_cli.engine.backbones.saving import save_student, verify_student
 from vlsi_cli.engine.devices import (
     precision_name,
@@ -116,14 +116,27 @@ def load_model(
     return backbone
 
 
+def describe_model(
+    model: ModelConfig, config: DistillConfig, *, chat_template: str | None = None
+) -> Description:
+    """What is known of one side without its weights."""
+    return describe(
+        model.id,
+        revision=model.revision,
+        min_pixels=config.data.min_pixels,
+        max_pixels=config.data.max_pixels,
+        chat_template=chat_template,
+    )
+
+
 def trains_weights(config: DistillConfig) -> bool:
     """Whether any stage changes the small model's own weights, rather than adapters on them."""
     stages = (config.interaction, config.reinforcement)
     return any(stage is not None and stage.train == "full" for stage in stages)
 
 
-def target_layers(model: ModelConfig, backbone: Backbone) -> tuple[int, ...]:
-    """The target layers of a loaded model.
+def target_layers(model: ModelConfig, backbone: Backbone | Description) -> tuple[int, ...]:
+    """The target layers of a model, loaded or only described.
 
     Raises:
         CompatibilityError: none, or one that the model does not have, or its last layer.
