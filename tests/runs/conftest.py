@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.pairs import tiny_pair
 from vlsi_cli.config.loading import Resolved, resolve
+from vlsi_cli.engine.runs.distill import run
+from vlsi_cli.events import ignore
 
 SHORT = (
     "teacher.targets.stride=1",
@@ -36,3 +39,15 @@ def short(pair: tuple[Path, Path], *sets: str) -> Resolved:
     """The demo recipe on the tiny pair, some steps a stage."""
     large, small = pair
     return resolve("demo", [f"teacher.id={large}", f"student.id={small}", *SHORT, *sets])
+
+
+@pytest.fixture(scope="session")
+def whole(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unbroken run."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    run(short(pair), output=output, events=ignore)
+    return output
+
+
+def lines(file: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]

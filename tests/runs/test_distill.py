@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import signal
 import subprocess
 import sys
 import weakref
@@ -14,28 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.runs.conftest import SHORT, short
+from tests.runs.conftest import lines, short
 from vlsi_cli import events
-from vlsi_cli.config.loading import load_saved
-from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.runs.distill import run
-from vlsi_cli.engine.runs.folder import RunFolder
-from vlsi_cli.engine.stages import InteractionStage
 from vlsi_cli.engine.teachers import LiveTeacher
-from vlsi_cli.engine.training import StageOutput
-from vlsi_cli.errors import CheckpointError, Interrupted, OutputError
-
-
-@pytest.fixture(scope="module")
-def whole(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unbroken run."""
-    output = tmp_path_factory.mktemp("whole") / "run"
-    run(short(pair), output=output, events=events.ignore)
-    return output
-
-
-def lines(file: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
 def test_a_run_leaves_everything_it_promises(whole: Path) -> None:
@@ -120,139 +100,6 @@ def test_the_processor_travels_byte_for_byte(whole: Path, pair: tuple[Path, Path
             assert (whole / "student" / file.name).read_bytes() == file.read_bytes()
 
 
-KILL = """
-import os, signal, sys
-from vlsi_cli.config.loading import load_saved, resolve
-from vlsi_cli.engine.runs.distill import run
-from vlsi_cli.events import StepDone
-output, stage, side, step, number = sys.argv[1:6]
-seen = []
-def watch(event):
-    if type(event).__name__ == "StageStarted":
-        seen.append((event.stage, event.side))
-    if isinstance(event, StepDone) and seen[-1] == (stage, side) and event.step == int(step):
-        os.kill(os.getpid(), int(number))
-run(resolve("demo", sys.argv[6:]), output=__import__("pathlib").Path(output), events=watch)
-"""
-
-
-def broken(
-    output: Path, pair: tuple[Path, Path], stage: str, side: str, step: int, number: int, *more: str
-) -> int:
-    """A run in a process of its own that sends itself a signal after a step."""
-    large, small = pair
-    sets = [f"teacher.id={large}", f"student.id={small}", *SHORT, *more]
-    done = subprocess.run(
-        [sys.executable, "-c", KILL, str(output), stage, side, str(step), str(int(number)), *sets],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-    )
-    return done.returncode
-
-
-@pytest.mark.parametrize(
-    ("stage", "side", "step"),
-    [
-        ("verbalization", "large", 3),
-        ("verbalization", "small", 1),
-        ("interaction", "small", 3),
-        ("reinforcement", "small", 5),
-    ],
-)
-def test_killed_and_resumed_is_as_if_never_killed(
-    whole: Path, pair: tuple[Path, Path], tmp_path: Path, stage: str, side: str, step: int
-) -> None:
-    """SIGKILL after a step that has no checkpoint of its own; then every weight is equal, bit for bit."""
-    output = tmp_path / "run"
-    assert broken(output, pair, stage, side, step, signal.SIGKILL) == -signal.SIGKILL
-    assert not (output / "student").exists()
-    run(load_saved(output), output=output, events=events.ignore, resume=True)
-    for name in (
-        *("student/model.safetensors", "verbalizers/large/verbalizers.safetensors"),
-        *("verbalizers/small/verbalizers.safetensors", "verbalizers/small-after/verbalizers.safetensors"),
-        "stages/interaction/layers.safetensors",
-    ):
-        ours, theirs = load_file(output / name), load_file(whole / name)
-        assert set(ours) == set(theirs)
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
-    assert (output / "matches.jsonl").read_text() == (whole / "matches.jsonl").read_text()
-    volatile = {"seconds"}
-    for a, b in zip(lines(output / "metrics.jsonl"), lines(whole / "metrics.jsonl"), strict=True):
-        assert {k: v for k, v in a.items() if k not in volatile} == {
-            k: v for k, v in b.items() if k not in volatile
-        }
-
-
-def test_adapters_resume_too(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """LoRA with dropout in both steps, killed inside the first and the second: the same student as unbroken."""
-    sets = (
-        *("interaction.train=lora", "interaction.lora.rank=2", "interaction.lora.dropout=0.2"),
-        *("reinforcement.train=lora", "reinforcement.lora.rank=2", "reinforcement.lora.dropout=0.2"),
-    )
-    run(short(pair, *sets), output=tmp_path / "whole", events=events.ignore)
-    for stage in ("interaction", "reinforcement"):
-        output = tmp_path / stage
-        assert broken(output, pair, stage, "small", 3, signal.SIGKILL, *sets) == -signal.SIGKILL
-        run(load_saved(output), output=output, events=events.ignore, resume=True)
-        ours, theirs = (load_file(tmp_path / n / "student/model.safetensors") for n in (stage, "whole"))
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-
-
-def test_a_stop_inside_a_step_drops_that_step(
-    whole: Path, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Asked between two micro-batches of step 4: a checkpoint of step 3, and the same end as without the stop."""
-    output, seen = tmp_path / "run", []
-
-    def watch(event: object) -> None:
-        if isinstance(event, events.StepDone) and event.stage == "interaction":
-            seen.append(event.step)
-
-    forward = InteractionStage.forward
-
-    def interrupting(self: InteractionStage, batch: Batch) -> StageOutput:
-        if seen == [1, 2, 3]:
-            seen.append(0)
-            signal.raise_signal(signal.SIGTERM)
-        return forward(self, batch)
-
-    monkeypatch.setattr(InteractionStage, "forward", interrupting)
-    with pytest.raises(Interrupted, match="after step 3 of 5 of interaction"):
-        run(short(pair), output=output, events=watch)
-    monkeypatch.undo()
-    run(load_saved(output), output=output, events=events.ignore, resume=True)
-    ours, theirs = (load_file(folder / "student/model.safetensors") for folder in (output, whole))
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-
-
-def test_what_a_kill_between_writes_leaves_is_mended(
-    whole: Path, pair: tuple[Path, Path], tmp_path: Path
-) -> None:
-    """After the artifact of a stage and before its mark; and half a folder left behind."""
-    output = tmp_path / "run"
-    shutil.copytree(whole, output)
-    progress = json.loads((output / "progress.json").read_text("utf-8"))
-    progress["student"] = False
-    for key in ("interaction", "reinforcement"):
-        del progress["stages"][key]
-    del progress["scores"]["small after"]
-    (output / "progress.json").write_text(json.dumps(progress), "utf-8")
-    half = output / "checkpoints" / ".interaction-00000004-abc.partial"
-    half.mkdir(parents=True)
-    run(load_saved(output), output=output, events=events.ignore, resume=True)
-    assert not half.exists()
-    ours, theirs = (load_file(folder / "student/model.safetensors") for folder in (output, whole))
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    assert (output / "metrics.jsonl").read_text("utf-8").count("\n") == 18
-
-
-def test_two_processes_cannot_work_on_one_run(whole: Path) -> None:
-    with RunFolder.open(whole).held(), pytest.raises(OutputError, match="another process is working"):
-        run(load_saved(whole), output=whole, events=events.ignore, resume=True)
-
-
 def test_the_teacher_is_gone_before_the_last_step(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,41 +120,6 @@ def test_the_teacher_is_gone_before_the_last_step(
 
     run(short(pair), output=tmp_path / "run", events=watch)
     assert alive == [False] * 5
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_wish_to_stop_leaves_a_checkpoint_and_the_command(
-    pair: tuple[Path, Path], tmp_path: Path, number: signal.Signals
-) -> None:
-    output = tmp_path / "run"
-
-    def watch(event: object) -> None:
-        if isinstance(event, events.StepDone) and event.stage == "interaction" and event.step == 3:
-            signal.raise_signal(number)
-
-    with pytest.raises(Interrupted, match="after step 3 of 5 of interaction") as stopped:
-        run(short(pair), output=output, events=watch)
-    assert stopped.value.exit_code == 128 + number
-    assert stopped.value.resume == f"vlsi distill --resume {output}"
-    assert [path.name for path in (output / "checkpoints").iterdir()][-1:] != []
-    assert (output / "checkpoints" / "interaction-00000003").is_dir()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # handlers are put back
-
-
-def test_a_complete_run_resumes_to_its_report(whole: Path) -> None:
-    before = (whole / "student" / "model.safetensors").read_bytes()
-    report = run(load_saved(whole), output=whole, events=events.ignore, resume=True)
-    assert (whole / "student" / "model.safetensors").read_bytes() == before
-    assert [score.who for score in report.scores] == ["small before", "small after", "large"]
-
-
-def test_a_damaged_checkpoint_is_named(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    output = tmp_path / "run"
-    assert broken(output, pair, "reinforcement", "small", 3, signal.SIGKILL) == -signal.SIGKILL
-    file = output / "checkpoints" / "reinforcement-00000002" / "state.safetensors"
-    file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(CheckpointError, match="reinforcement-00000002 is damaged"):
-        run(load_saved(output), output=output, events=events.ignore, resume=True)
 
 
 @pytest.mark.parametrize(
