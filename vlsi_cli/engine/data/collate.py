@@ -8,7 +8,9 @@ images. Such a processor says so by returning a ``pixel_attention_mask``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +19,16 @@ from vlsi_cli.engine.batch import Batch, PromptBatch
 from vlsi_cli.engine.data.template import Encoded, EncodedPrompt
 from vlsi_cli.errors import ModelError
 
+Item = TypeVar("Item")
+
 _NESTED_BY = "pixel_attention_mask"
+
+
+def in_groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The items in lists of ``size``; the last may be shorter. (``itertools.batched`` needs Python 3.12.)"""
+    left = iter(items)
+    while group := list(islice(left, size)):
+        yield group
 
 
 def collate(records: Sequence[Encoded], pad_id: int) -> Batch:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.data.collate import collate_prompts
+from vlsi_cli.engine.data.collate import collate_prompts, in_groups
 from vlsi_cli.engine.data.patterns import exact_match
 from vlsi_cli.engine.data.template import EncodedPrompt
 
@@ -68,7 +68,7 @@ def answer_prompts(
     answers: list[Answer] = []
     backbone.train(False)
     try:
-        for group in _batched(prompts, batch_size):
+        for group in in_groups(prompts, batch_size):
             texts = _generate(backbone, group, greedy, pad_id)
             for prompt, text in zip(group, texts, strict=True):
                 correct = exact_match(text, prompt.reference)
@@ -87,14 +87,3 @@ def _generate(backbone: Backbone, group: list[EncodedPrompt], greedy: Any, pad_i
     tokens = backbone.model.generate(**inputs, generation_config=greedy)
     new = tokens[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in backbone.tokenizer.batch_decode(new, skip_special_tokens=True)]
-
-
-def _batched(prompts: Iterable[EncodedPrompt], size: int) -> Iterable[list[EncodedPrompt]]:
-    group: list[EncodedPrompt] = []
-    for prompt in prompts:
-        group.append(prompt)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group

@@ -337,7 +337,7 @@ class _Distillation:
 
     def _measure(self, who: str) -> None:
         if self.config.evaluation.data is None or who in self.folder.state.scores:
-            return
+            return  # before the property below loads a model for nothing
         backbone = self.teacher if who == "large" else self.student
         measure(who, backbone, self.config, self.dtype, self.folder, self.events, self._stop_if_asked)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
 
 from vlsi_cli.config.run import DataConfig, DistillConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.batch import Batch
-from vlsi_cli.engine.data.collate import collate
+from vlsi_cli.engine.data.collate import collate, in_groups
 from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.engine.evaluation import Answer, answer_prompts, mean_loss
@@ -36,8 +35,6 @@ def measure(
 ) -> Score | None:
     """Answer the held-out questions and take the loss on them; None when no held-out data are configured.
 
-    A model that has its score already (the run is resumed) is not asked again.
-
     Args:
         who: ``small before``, ``small after`` or ``large``.
         check: called after every batch; it raises when the run is to stop.
@@ -45,8 +42,6 @@ def measure(
     evaluation = config.evaluation
     if evaluation.data is None:
         return None
-    if who in folder.state.scores:
-        return folder.state.scores[who]
     data = evaluation.data
     encoder = encoder_for(backbone, data)
     report = DataReport()
@@ -56,16 +51,8 @@ def measure(
     known = [n for n in (prompts.records_per_epoch, evaluation.samples) if n is not None]
     events(EvaluationStarted(who, min(known, default=0)))
 
-    def batches() -> Iterator[Batch]:
-        group = []
-        for item in records.one_pass(evaluation.samples):
-            group.append(item)
-            if len(group) == evaluation.batch_size:
-                yield collate(group, encoder.pad_id)
-                group = []
-        if group:
-            yield collate(group, encoder.pad_id)
-
+    groups = in_groups(records.one_pass(evaluation.samples), evaluation.batch_size)
+    batches = (collate(group, encoder.pad_id) for group in groups)
     device = backbone.device
     try:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
@@ -78,7 +65,7 @@ def measure(
                 max_new_tokens=evaluation.max_new_tokens,
                 after_batch=lambda done: check(),
             )
-            loss = mean_loss(backbone, batches(), after_batch=check)
+            loss = mean_loss(backbone, batches, after_batch=check)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"asking {who} does not fit into the memory of {device}",
