@@ -73,24 +73,39 @@ def writing(target: Path) -> Iterator[None]:
         raise OutputError(f"{target} cannot be written: {cause}", hint=hint) from error
 
 
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """Write a file that appears under its name only when the block ends well.
+
+    Yields:
+        A path beside ``target``, with its ending, to be written.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
+        os.close(handle)
+        part = Path(name)
+        try:
+            yield part
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.chmod(0o666 & ~_UMASK)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
 def write_json(target: Path, value: Any) -> None:
     """Write a JSON file, whole or not at all.
 
     Raises:
         OutputError: it cannot be written.
     """
-    with writing(target):
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(value, file, indent=1)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o666 & ~_UMASK)
-            Path(name).replace(target)
-        finally:
-            Path(name).unlink(missing_ok=True)
+    with new_file(target) as part:
+        part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def require_space(target: Path, needed: int, what: str) -> None:

@@ -1,0 +1,1 @@
+"""Self-contained HTML pages and pictures that commands write beside their tables."""
