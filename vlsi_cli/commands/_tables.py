@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
@@ -22,6 +23,14 @@ def plan_tables(plan: Plan) -> Iterator[RenderableType]:
     """Everything that a dry run shows, part by part."""
     yield f"Plan of {plan.name}" + (f" (recipe {plan.recipe})" if plan.recipe else "")
     yield _settings(plan)
+    yield from plan_models(plan)
+    yield _needs(plan)
+    for note in plan.notes:
+        yield f"note: {note}"
+
+
+def plan_models(plan: Plan) -> Iterator[RenderableType]:
+    """The models, their target layers, and the stages with their memory."""
     sides = [side for side in (plan.teacher, plan.student) if side is not None]
     yield _sides(sides)
     for side in sides:
@@ -30,15 +39,12 @@ def plan_tables(plan: Plan) -> Iterator[RenderableType]:
     if plan.pairs:
         yield _pairs(plan)
     yield _stages(plan)
-    yield _needs(plan)
-    for note in plan.notes:
-        yield f"note: {note}"
 
 
 def report_table(report: Report) -> Table:
     """Small before, small after, large, on the held-out data."""
     kinds = list(dict.fromkeys(kind for score in report.scores for kind in score.by_kind))
-    table = _table("Held-out data", "model", "accuracy", "loss", "questions", *kinds)
+    table = new_table("Held-out data", "model", "accuracy", "loss", "questions", *kinds)
     for score in report.scores:
         by_kind = [percent(score.by_kind.get(kind)) for kind in kinds]
         table.add_row(score.who, percent(score.accuracy), number(score.loss), str(score.n), *by_kind)
@@ -47,7 +53,7 @@ def report_table(report: Report) -> Table:
 
 def stages_table(report: Report) -> Table:
     """What each stage did."""
-    table = _table("Stages", "stage", "trains", "steps", "time", "final loss")
+    table = new_table("Stages", "stage", "trains", "steps", "time", "final loss")
     for stage in report.stages:
         row = (stage.stage, stage.side, str(stage.steps), duration(stage.seconds), number(stage.final_loss))
         table.add_row(*row)
@@ -56,7 +62,7 @@ def stages_table(report: Report) -> Table:
 
 def recipes_table(recipes: list[Recipe]) -> Table:
     """The shipped recipes."""
-    table = _table("Recipes", "name", "large", "small", "about")
+    table = new_table("Recipes", "name", "large", "small", "about")
     for recipe in recipes:
         large, small = recipe.model("teacher"), recipe.model("student")
         table.add_row(recipe.name, large or "-", small or "-", recipe.description)
@@ -82,7 +88,7 @@ def preview_parts(report: PreviewReport, *, colours: bool) -> Iterator[Renderabl
 
 
 def _settings(plan: Plan) -> Table:
-    table = _table("Configuration", "key", "value", "from")
+    table = new_table("Configuration", "key", "value", "from")
     for key, value, origin in plan.settings:
         style = "dim" if origin == "default" else None
         table.add_row(key, _value(value), origin, style=style)
@@ -101,7 +107,7 @@ def _sides(sides: list[SidePlan]) -> Table:
         "vision side",
         "verbalizers",
     )
-    table = _table("Models", *names)
+    table = new_table("Models", *names)
     for side in sides:
         facts = side.facts
         if facts is None:
@@ -116,7 +122,7 @@ def _sides(sides: list[SidePlan]) -> Table:
 
 
 def _pairs(plan: Plan) -> Table:
-    table = _table("Pairs of target layers", "small layer", "large layers it may meet")
+    table = new_table("Pairs of target layers", "small layer", "large layers it may meet")
     for pair in plan.pairs:
         table.add_row(str(pair.small), _layers(pair.large))
     return table
@@ -131,16 +137,16 @@ def _stages(plan: Plan) -> Table:
         "trains",
         "trained",
         "weights",
+        "verbalizers",
         "gradients",
         "AdamW",
     )
-    table = _table("Stages", *names, "activations", "peak memory (estimate)")
+    table = new_table("Stages", *names, "activations", "losses", "peak memory (estimate)")
     for stage in plan.stages:
         memory = stage.memory
-        sizes = ["?"] * 5
+        sizes = ["?"] * 7
         if memory:
-            parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)
-            sizes = [size(part) for part in parts]
+            sizes = [size(part) for part in (*astuple(memory), memory.total)]
         batch = f"{stage.batch_size} x {stage.gradient_accumulation} = {stage.effective_batch}"
         steps = "?" if stage.steps is None else str(stage.steps)
         trained = "?" if stage.trained_parameters is None else count(stage.trained_parameters)
@@ -149,14 +155,14 @@ def _stages(plan: Plan) -> Table:
 
 
 def _needs(plan: Plan) -> Table:
-    table = _table("Needs", "what", "where", "on this machine", "fetch with")
+    table = new_table("Needs", "what", "where", "on this machine", "fetch with")
     for need in plan.needs:
         present = "yes" if need.present else "no"
         table.add_row(need.what, need.where, present, need.fetch if need.fetch and not need.present else "")
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
     table = Table(
         title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
     )

@@ -1,23 +1,32 @@
-"""How much memory a stage asks for: counts times bytes, and a rough term for activations.
+"""How much memory a stage asks for: counts times bytes, and what the passes keep.
 
-Weights, gradients and optimizer state follow from the configuration and are exact as far as the counts are.
-Activations depend on kernels and pictures; the formula here is a rule of thumb for the longest allowed
-records and is labelled as an estimate wherever it is shown.
+Weights, gradients and optimizer state follow from the configuration and are exact as far as the counts are. What a
+backward pass keeps per token and decoder layer is the sum of what the operators of that layer save for it; the
+coefficients below were counted on the layers of transformers themselves, on tensors without storage, and a test
+counts them again. Everything is for records of the assumed length, padding included.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from vlsi_cli.config.facts import ModelFacts
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-# What trains is held in fp32 (weight 4, gradient 4) with two fp32 moments of AdamW (8).
+# What trains is held in fp32 (weight 4, gradient 4) with two fp32 moments of AdamW (8); so is every verbalizer.
 TRAINED_WEIGHT, GRADIENT, MOMENTS = 4, 4, 8
 # Share of a record's tokens that are response tokens (the method's figure for instruction data).
 RESPONSE_SHARE = 0.1
-# Rows of the vocabulary-sized tiles, and how many fp32 tiles are alive at once in the losses.
-TILE_TOKENS, TILES = 256, 4
+# Vocabulary-sized buffers of the losses (engine.losses.tiles): at most so many bytes, so many buffers a token.
+TILE_BUDGET, TILE_BUDGET_CPU = 2 * 2**30, 256 * 2**20
+CROSS_ENTROPY, DIVERGENCE = 2, 4
+
+# Bytes that one decoder layer keeps for its backward, per token: (hidden, ffn, key/value width) coefficients.
+# `mixed` is fp32 weights under bf16 autocast. A family whose attention repeats keys and values to the width of the
+# queries keeps more of the hidden width instead of the key/value width; normalised queries and keys keep more again.
+_KEPT = {"fp32": (32, 16, 8), "mixed": (30, 8, 4), "bf16": (20, 8, 4)}
+_REPEATED = {"fp32": (8, -8), "mixed": (4, -4), "bf16": (4, -4)}
+_NORMED = {"fp32": (16, 0), "mixed": (10, 2), "bf16": (10, 2)}
 
 
 @dataclass(frozen=True)
@@ -25,53 +34,105 @@ class Memory:
     """Bytes of one stage on one device.
 
     Attributes:
-        weights: parameters as they are stored, frozen and trained ones.
+        weights: of the models, frozen and trained ones, as they are stored.
+        verbalizers: of both sides.
         gradients: of what trains.
         optimizer: AdamW's moments.
-        activations: rough peak of everything else.
+        activations: what the passes keep of the backbones.
+        losses: states at the target layers and vocabulary-sized buffers, or the widest moment of one decoder layer
+            if that is more: they are not alive together.
     """
 
     weights: int
+    verbalizers: int
     gradients: int
     optimizer: int
     activations: int
+    losses: int
 
     @property
     def total(self) -> int:
         """Rough peak."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return sum(getattr(self, part.name) for part in fields(self))
 
 
-def stage_memory(*, frozen: int, frozen_bytes: int, trained: int, activations: int) -> Memory:
-    """Memory of a stage from its numbers of frozen and trained parameters and its activations in bytes."""
-    return Memory(
-        weights=frozen * frozen_bytes + trained * TRAINED_WEIGHT,
-        gradients=trained * GRADIENT,
-        optimizer=trained * MOMENTS,
-        activations=activations,
+@dataclass(frozen=True)
+class Workload:
+    """What one micro-batch brings.
+
+    Attributes:
+        records: B.
+        length: S, tokens of the longest record; the others are padded to it.
+        responses: R, response tokens of the whole micro-batch.
+        image_tokens: of the whole micro-batch.
+    """
+
+    records: int
+    length: int
+    responses: int
+    image_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Positions of the padded micro-batch."""
+        return self.records * self.length
+
+
+def forward_bytes(facts: ModelFacts, load: Workload, number_bytes: int) -> int:
+    """Peak of a forward pass that keeps nothing: the widest moment of one layer."""
+    return load.tokens * number_bytes * (4 * facts.hidden + 3 * facts.ffn)
+
+
+def backward_bytes(
+    facts: ModelFacts, load: Workload, kind: str, *, checkpointing: bool, rank: int = 0
+) -> tuple[int, int]:
+    """What a backward pass through all decoder layers needs: what is kept from the forward, and its widest moment.
+
+    Args:
+        kind: ``fp32``, ``mixed`` (fp32 weights under autocast) or ``bf16`` (frozen bf16 weights with adapters).
+        checkpointing: keep the layers' inputs only; the moment is then one layer's insides as well.
+        rank: of the adapters on the seven linear maps of a layer; 0: none.
+    """
+    number_bytes = 4 if kind == "fp32" else 2
+    inside = kept_per_token(facts, kind) + number_bytes * load.length  # the last term: its row of the mask
+    if rank:
+        # The narrow state of each adapter, and in bf16 each one's own copy of its input.
+        inside += 7 * rank * number_bytes + (9 * facts.hidden if kind == "bf16" else 0)
+    moment = number_bytes * 3 * facts.ffn  # gradients of one feed-forward layer while it is undone
+    if checkpointing:
+        states = 2 if kind == "bf16" else 4
+        return load.tokens * facts.layers * states * facts.hidden, load.tokens * (inside + moment)
+    return load.tokens * facts.layers * inside, load.tokens * moment
+
+
+def kept_per_token(facts: ModelFacts, kind: str) -> int:
+    """Bytes that one decoder layer keeps per token for its backward, the attention mask apart."""
+    hidden, ffn, keyvalue = _KEPT[kind]
+    if facts.qk_norm:
+        hidden, keyvalue = hidden + _NORMED[kind][0], keyvalue + _NORMED[kind][1]
+    elif facts.model_type not in ("qwen2_vl", "qwen2_5_vl"):
+        hidden, keyvalue = hidden + _REPEATED[kind][0], keyvalue + _REPEATED[kind][1]
+    return (
+        hidden * facts.hidden + ffn * facts.ffn + keyvalue * facts.kv_heads * facts.head_dim + 4 * facts.heads
     )
 
 
-def forward_bytes(facts: ModelFacts, tokens: int, number_bytes: int) -> int:
-    """Peak of a forward pass that keeps nothing: the widest moment of one layer."""
-    return tokens * number_bytes * (4 * facts.hidden + 3 * facts.ffn)
+def cast_bytes(parameters: int, kind: str) -> int:
+    """The bf16 copies of fp32 weights that autocast makes and the backward keeps."""
+    return 2 * parameters if kind == "mixed" else 0
 
 
-def backward_bytes(facts: ModelFacts, tokens: int, number_bytes: int, *, checkpointing: bool) -> int:
-    """What a backward pass through all decoder layers needs kept: one layer's insides, or only its input.
+def taps_bytes(
+    facts: ModelFacts, targets: int, responses: int, *, trained: bool, narrow: bool = False
+) -> int:
+    """States of the target layers at the response tokens, in fp32, with what a trained verbalizer keeps.
 
-    Per token and layer about 8 x hidden, the projections of attention, and 4 x ffn numbers.
+    ``narrow``: the verbalizers compute in bf16, and what they keep is half as wide.
     """
-    inside = 8 * facts.hidden + (facts.heads + 2 * facts.kv_heads) * facts.head_dim + 4 * facts.ffn
-    kept = facts.layers * facts.hidden + inside if checkpointing else facts.layers * inside
-    return tokens * number_bytes * kept
+    kept = 0 if not trained else 3 if narrow else 6
+    return responses * 4 * facts.hidden * targets * (1 + kept)
 
 
-def taps_bytes(facts: ModelFacts, targets: int, response_tokens: int, *, trained: bool) -> int:
-    """States of the target layers at the response tokens, in fp32, with what a trained verbalizer keeps."""
-    return response_tokens * 4 * facts.hidden * targets * (6 if trained else 2)
-
-
-def tile_bytes(vocabulary: int) -> int:
-    """Vocabulary-sized tiles of the losses; their number does not grow with the batch."""
-    return TILES * TILE_TOKENS * vocabulary * 4
+def tile_bytes(vocabulary: int, responses: int, *, buffers: int, on_cpu: bool) -> int:
+    """Vocabulary-sized tiles of the losses; beyond the budget their size does not grow with the batch."""
+    return min(TILE_BUDGET_CPU if on_cpu else TILE_BUDGET, buffers * responses * vocabulary * 4)

@@ -11,12 +11,16 @@ from vlsi_cli.config.loading import Resolved
 from vlsi_cli.config.plans import PairPlan, Plan, SidePlan
 from vlsi_cli.config.presence import Need, data_needs, model_need
 from vlsi_cli.config.run import DistillConfig, ModelConfig
-from vlsi_cli.config.stage_plans import stage_plans, stored_precision
+from vlsi_cli.config.stage_plans import Records, stage_plans, stored_precision
 from vlsi_cli.errors import CompatibilityError
 
 
-def plan(resolved: Resolved) -> Plan:
+def plan(resolved: Resolved, records: Records | None = None) -> Plan:
     """Plan a run.
+
+    Args:
+        resolved: its configuration.
+        records: what every record is taken to be; None: the longest that the configuration allows.
 
     Raises:
         CompatibilityError: more small than large target layers, or targets beyond a model's depth.
@@ -26,7 +30,7 @@ def plan(resolved: Resolved) -> Plan:
     student = _side("small", config.student, config)
     teacher = _side("large", config.teacher, config) if config.teacher else None
     pairs = _pairs(config, teacher, student) if teacher else ()
-    stages = tuple(stage_plans(config, teacher, student))
+    stages = tuple(stage_plans(config, teacher, student, records or Records()))
     notes = [
         "memory is an estimate for one device that holds the whole stage, at the longest allowed records",
         f"frozen weights count as {stored_precision(config, None)}, what trains as fp32 with two fp32 moments",

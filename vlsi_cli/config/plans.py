@@ -41,6 +41,7 @@ class StagePlan:
         trains: what trains, in words.
         trained_parameters: how many numbers that is; None when the model's shape is unknown.
         memory: estimate for one device; None when a model's shape is unknown.
+        step_flops: arithmetic of one optimizer step; None when a model's shape is unknown.
     """
 
     stage: str
@@ -52,6 +53,7 @@ class StagePlan:
     trains: str
     trained_parameters: int | None
     memory: Memory | None
+    step_flops: int | None
 
 
 @dataclass(frozen=True)

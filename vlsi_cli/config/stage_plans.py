@@ -1,12 +1,15 @@
-"""Steps, trained parameters and memory of each stage of a run, from the configuration and the models'
+"""Steps, trained parameters, memory and arithmetic of each stage of a run, from the configuration and the models'
 facts."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-from vlsi_cli.config import memory
-from vlsi_cli.config.memory import Memory
+from vlsi_cli.config import flops, memory
+from vlsi_cli.config.facts import ModelFacts
+from vlsi_cli.config.flops import FORWARD, THROUGH, TRAINED
+from vlsi_cli.config.memory import GRADIENT, MOMENTS, TRAINED_WEIGHT, Memory, Workload
 from vlsi_cli.config.plans import SidePlan, StagePlan
 from vlsi_cli.config.run import (
     DataConfig,
@@ -20,7 +23,32 @@ from vlsi_cli.config.run import (
 from vlsi_cli.errors import ConfigError
 
 
-def stage_plans(config: DistillConfig, large: SidePlan | None, small: SidePlan) -> list[StagePlan]:
+@dataclass(frozen=True)
+class Records:
+    """What a plan takes every record to be; without data it cannot know better.
+
+    Attributes:
+        length: tokens, image tokens and padding included; None: the longest that the configuration allows.
+        response_share: share of them that is trained on.
+        image_share: share of them that comes from pictures.
+    """
+
+    length: int | None = None
+    response_share: float = memory.RESPONSE_SHARE
+    image_share: float = 0.5
+
+    def load(self, config: DistillConfig, stage: StageConfig) -> Workload:
+        """One micro-batch of a stage."""
+        length = self.length or config.data.max_length
+        tokens = stage.batch_size * length
+        return Workload(
+            stage.batch_size, length, math.ceil(tokens * self.response_share), int(tokens * self.image_share)
+        )
+
+
+def stage_plans(
+    config: DistillConfig, large: SidePlan | None, small: SidePlan, records: Records
+) -> list[StagePlan]:
     """The stages in the order in which they run.
 
     Raises:
@@ -28,88 +56,128 @@ def stage_plans(config: DistillConfig, large: SidePlan | None, small: SidePlan) 
     """
     stages: list[StagePlan] = []
     if large and config.large_verbalization:
-        stages.append(_verbalization(config, config.large_verbalization, large))
+        stages.append(_verbalization(config, config.large_verbalization, large, small, records))
     if config.verbalization:
-        stages.append(_verbalization(config, config.verbalization, small))
+        stages.append(_verbalization(config, config.verbalization, small, large, records))
     if large and config.interaction:
-        stages.append(_interaction(config, config.interaction, large, small))
+        stages.append(_interaction(config, config.interaction, large, small, records))
     if config.reinforcement:
-        stages.append(_reinforcement(config, config.reinforcement, small))
+        stages.append(_reinforcement(config, config.reinforcement, small, records))
     return stages
 
 
-def _verbalization(config: DistillConfig, stage: StageConfig, side: SidePlan) -> StagePlan:
-    facts, trained, needed = side.facts, None, None
-    if facts:
-        trained = side.verbalizer_parameters * len(side.targets)
-        tokens, responses = _tokens(config, stage)
-        activations = memory.forward_bytes(facts, tokens, _bytes(config, side))
-        activations += memory.taps_bytes(facts, len(side.targets), responses, trained=True)
-        activations += memory.tile_bytes(facts.vocab)
-        needed = memory.stage_memory(
-            frozen=facts.parameters,
-            frozen_bytes=_bytes(config, side),
-            trained=trained,
-            activations=activations,
-        )
-    words = f"{len(side.targets)} verbalizers ({config.verbalizer.architecture})" if facts else "verbalizers"
-    return _stage("verbalization", side.side, config, stage, words, trained, needed)
+def _verbalization(
+    config: DistillConfig, stage: StageConfig, side: SidePlan, other: SidePlan | None, records: Records
+) -> StagePlan:
+    facts = side.facts
+    if facts is None:
+        return _stage("verbalization", side.side, config, stage, "verbalizers", None, None, None)
+    load, targets, architecture = (
+        records.load(config, stage),
+        len(side.targets),
+        config.verbalizer.architecture,
+    )
+    trained = side.verbalizer_parameters * targets
+    idle = other.facts.parameters * _bytes(config, other) if other and other.facts else 0
+    idle_verbalizers = (
+        other.verbalizer_parameters * len(other.targets) if other and side.side == "small" else 0
+    )
+    moment = memory.forward_bytes(facts, load, _bytes(config, side))
+    taps = memory.taps_bytes(facts, targets, load.responses, trained=False)
+    losses = memory.taps_bytes(facts, targets, load.responses, trained=True, narrow=_narrow(config))
+    losses += _tiles(config, facts, load, memory.CROSS_ENTROPY)
+    needed = Memory(
+        weights=facts.parameters * _bytes(config, side) + idle,
+        verbalizers=(trained + idle_verbalizers) * TRAINED_WEIGHT,
+        gradients=trained * GRADIENT,
+        optimizer=trained * MOMENTS,
+        activations=0,
+        losses=max(taps + moment, losses),
+    )
+    work = FORWARD * (flops.decoder(facts, load) + flops.vision(facts, load))
+    work += THROUGH * flops.heads(facts, load, targets)
+    work += TRAINED * flops.verbalizers(facts, load, targets, architecture)
+    words = f"{targets} verbalizers ({architecture})"
+    return _stage("verbalization", side.side, config, stage, words, trained, needed, work)
 
 
 def _interaction(
-    config: DistillConfig, stage: InteractionConfig, large: SidePlan, small: SidePlan
+    config: DistillConfig, stage: InteractionConfig, large: SidePlan, small: SidePlan, records: Records
 ) -> StagePlan:
-    trained, needed = None, None
-    words = (
-        "decoder layers" if stage.train == "full" else f"LoRA of rank {stage.lora.rank} on the decoder layers"
-    )
+    lora = stage.train == "lora"
+    words = f"LoRA of rank {stage.lora.rank} on the decoder layers" if lora else "decoder layers"
     words += " and verbalizers" if stage.verbalizes else ""
     facts = small.facts
-    if facts:
-        lora = stage.train == "lora"
-        backbone = facts.lora_parameters(stage.lora.rank) if lora else facts.decoder_parameters
-        trained = backbone + (small.verbalizer_parameters * len(small.targets) if stage.verbalizes else 0)
-        if large.facts:
-            tokens, responses = _tokens(config, stage)
-            frozen_small = facts.parameters - (0 if lora else facts.decoder_parameters)
-            frozen_large = large.facts.parameters
-            if stage.verbalizes:
-                frozen_large += large.verbalizer_parameters * len(large.targets)
-            activations = memory.forward_bytes(large.facts, tokens, _bytes(config, large))
-            activations += memory.backward_bytes(
-                facts, tokens, _bytes(config, small), checkpointing=stage.gradient_checkpointing
-            )
-            activations += memory.taps_bytes(large.facts, len(large.targets) + 1, responses, trained=False)
-            activations += memory.taps_bytes(facts, len(small.targets) + 1, responses, trained=True)
-            activations += memory.tile_bytes(max(facts.vocab, large.facts.vocab))
-            own = memory.stage_memory(
-                frozen=frozen_small,
-                frozen_bytes=_bytes(config, small),
-                trained=trained,
-                activations=activations,
-            )
-            weights = own.weights + frozen_large * _bytes(config, large)
-            needed = Memory(weights, own.gradients, own.optimizer, own.activations)
-    return _stage("interaction", "small", config, stage, words, trained, needed)
+    if facts is None:
+        return _stage("interaction", "small", config, stage, words, None, None, None)
+    targets = len(small.targets) if stage.intermediate != "none" else 0
+    verbalizers = small.verbalizer_parameters * targets if stage.verbalizes else 0
+    backbone = facts.lora_parameters(stage.lora.rank) if lora else facts.decoder_parameters
+    trained = backbone + verbalizers
+    if large.facts is None:
+        return _stage("interaction", "small", config, stage, words, trained, None, None)
+    load, theirs, architecture = records.load(config, stage), large.facts, config.verbalizer.architecture
+    candidates = len(large.targets) if stage.intermediate in ("kld", "l2") else 0
+    frozen = facts.parameters - (0 if lora else facts.decoder_parameters)
+    their_verbalizers = large.verbalizer_parameters * candidates if stage.verbalizes else 0
+    kind = _kind(config, small)
+    rank, checkpointing = stage.lora.rank if lora else 0, stage.gradient_checkpointing
+    kept, moment = memory.backward_bytes(facts, load, kind, checkpointing=checkpointing, rank=rank)
+    taps = memory.taps_bytes(theirs, candidates + 1, load.responses, trained=False)
+    taps += memory.taps_bytes(facts, targets + 1, load.responses, trained=True, narrow=_narrow(config))
+    # The large model's widest moment is over before the small model's forward begins.
+    before = memory.forward_bytes(theirs, load, _bytes(config, large)) - kept
+    needed = Memory(
+        weights=frozen * _bytes(config, small)
+        + backbone * TRAINED_WEIGHT
+        + theirs.parameters * _bytes(config, large),
+        verbalizers=(verbalizers + their_verbalizers) * TRAINED_WEIGHT,
+        gradients=trained * GRADIENT,
+        optimizer=trained * MOMENTS,
+        activations=kept + memory.cast_bytes(0 if lora else backbone, kind),
+        losses=taps + max(moment, before, _tiles(config, facts, load, memory.DIVERGENCE)),
+    )
+    passes = (THROUGH if lora else TRAINED) + stage.gradient_checkpointing
+    work = passes * flops.decoder(facts, load) + flops.vision(facts, load)
+    work += flops.decoder(theirs, load) + flops.vision(theirs, load)
+    work += 4 * flops.heads(facts, load, targets + 1)  # the matrix, the drawn pairs again, their gradient
+    work += 2 * flops.heads(theirs, load, candidates + 1)
+    if stage.verbalizes:
+        work += TRAINED * flops.verbalizers(facts, load, targets, architecture)
+        work += flops.verbalizers(theirs, load, candidates, architecture)
+    return _stage("interaction", "small", config, stage, words, trained, needed, work)
 
 
-def _reinforcement(config: DistillConfig, stage: ReinforcementConfig, small: SidePlan) -> StagePlan:
-    facts, trained, needed = small.facts, None, None
-    lora = stage.train == "lora"
+def _reinforcement(
+    config: DistillConfig, stage: ReinforcementConfig, small: SidePlan, records: Records
+) -> StagePlan:
+    facts, lora = small.facts, stage.train == "lora"
     words = f"LoRA of rank {stage.lora.rank} on the decoder layers" if lora else "the whole language model"
     words += " and the vision tower" if stage.vision else ""
-    if facts:
-        vision = (facts.vision or 0) if stage.vision else 0
-        trained = vision + (facts.lora_parameters(stage.lora.rank) if lora else facts.language_parameters)
-        tokens, _ = _tokens(config, stage)
-        activations = memory.tile_bytes(facts.vocab) + memory.backward_bytes(
-            facts, tokens, _bytes(config, small), checkpointing=stage.gradient_checkpointing
-        )
-        frozen = facts.parameters - vision - (0 if lora else facts.language_parameters)
-        needed = memory.stage_memory(
-            frozen=frozen, frozen_bytes=_bytes(config, small), trained=trained, activations=activations
-        )
-    return _stage("reinforcement", "small", config, stage, words, trained, needed)
+    if facts is None:
+        return _stage("reinforcement", "small", config, stage, words, None, None, None)
+    load = records.load(config, stage)
+    vision = (facts.vision or 0) if stage.vision else 0
+    trained = vision + (facts.lora_parameters(stage.lora.rank) if lora else facts.language_parameters)
+    frozen = facts.parameters - vision - (0 if lora else facts.language_parameters)
+    kind = _kind(config, small)
+    rank, checkpointing = stage.lora.rank if lora else 0, stage.gradient_checkpointing
+    kept, moment = memory.backward_bytes(facts, load, kind, checkpointing=checkpointing, rank=rank)
+    needed = Memory(
+        weights=frozen * _bytes(config, small) + trained * TRAINED_WEIGHT,
+        verbalizers=0,
+        gradients=trained * GRADIENT,
+        optimizer=trained * MOMENTS,
+        activations=kept + memory.cast_bytes(0 if lora else trained, kind),
+        losses=memory.taps_bytes(facts, 1, load.responses, trained=False)
+        + max(moment, _tiles(config, facts, load, memory.CROSS_ENTROPY)),
+    )
+    passes = (THROUGH if lora else TRAINED) + stage.gradient_checkpointing
+    work = passes * flops.decoder(facts, load) + (TRAINED if vision else FORWARD) * flops.vision(facts, load)
+    work += (THROUGH if lora else TRAINED + FORWARD) * flops.heads(
+        facts, load, 1
+    )  # a trained head is tiled twice
+    return _stage("reinforcement", "small", config, stage, words, trained, needed, work)
 
 
 def _stage(
@@ -120,6 +188,7 @@ def _stage(
     trains: str,
     trained: int | None,
     needed: Memory | None,
+    work: int | None,
 ) -> StagePlan:
     return StagePlan(
         stage=name,
@@ -131,6 +200,7 @@ def _stage(
         trains=trains,
         trained_parameters=trained,
         memory=needed,
+        step_flops=None if work is None else work * stage.gradient_accumulation,
     )
 
 
@@ -150,12 +220,26 @@ def _steps(name: str, stage: StageConfig, data: DataConfig) -> int | None:
     return max(1, math.ceil(sum(known) * stage.epochs / stage.effective_batch))
 
 
-def _tokens(config: DistillConfig, stage: StageConfig) -> tuple[int, int]:
-    tokens = stage.batch_size * config.data.max_length
-    return tokens, math.ceil(tokens * memory.RESPONSE_SHARE)
+def _tiles(config: DistillConfig, facts: ModelFacts, load: Workload, buffers: int) -> int:
+    return memory.tile_bytes(facts.vocab, load.responses, buffers=buffers, on_cpu=config.device == "cpu")
+
+
+def _kind(config: DistillConfig, side: SidePlan) -> str:
+    """What the layers of a model that trains are made of."""
+    if not _narrow(config):
+        return "fp32"
+    return "bf16" if _bytes(config, side) == 2 else "mixed"
+
+
+def _narrow(config: DistillConfig) -> bool:
+    return stored_precision(config, None) != "fp32"
 
 
 def _bytes(config: DistillConfig, side: SidePlan) -> int:
+    """Bytes a weight as a model is loaded; a small model whose own weights train is held in fp32 throughout."""
+    stages = (config.interaction, config.reinforcement)
+    if side.side == "small" and any(stage and stage.train == "full" for stage in stages):
+        return TRAINED_WEIGHT
     model = config.student if side.side == "small" else config.teacher
     return memory.BYTES[stored_precision(config, model)]
 

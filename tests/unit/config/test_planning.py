@@ -61,14 +61,15 @@ def test_stages_and_steps_by_hand() -> None:
 
 
 def test_memory_by_hand() -> None:
-    """Interaction, 72B to 2B with LoRA: both models and the large verbalizers in bf16, the trained parts in fp32."""
+    """Interaction, 72B to 2B with LoRA: both models in bf16, all verbalizers and the adapters in fp32."""
     stage = plan(resolve(PAIR)).stages[2]
     lora = 28 * 64 * (2 * (1536 + 1536) + 2 * (1536 + 256) + 3 * (1536 + 8960))
     trained = lora + 7 * 3 * 1536**2
-    frozen = 73_405_560_320 + 20 * 3 * 8192**2 + 2_208_985_600
+    frozen = 73_405_560_320 + 2_208_985_600
     assert stage.trained_parameters == trained
     assert stage.memory is not None
-    assert stage.memory.weights == 2 * frozen + 4 * trained
+    assert stage.memory.weights == 2 * frozen + 4 * lora
+    assert stage.memory.verbalizers == 4 * (20 * 3 * 8192**2 + 7 * 3 * 1536**2)
     assert stage.memory.gradients == 4 * trained
     assert stage.memory.optimizer == 8 * trained
     assert stage.memory.total > stage.memory.weights

@@ -1,0 +1,82 @@
+"""``vlsi plan`` through the real app."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from vlsi_cli.app import app
+
+PAIR = ("--teacher", "Qwen/Qwen2-VL-7B", "--student", "2b")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def vlsi(*words: str) -> Result:
+    return CliRunner().invoke(app, ["plan", *words], prog_name="vlsi")
+
+
+def test_all_devices_side_by_side() -> None:
+    done = vlsi(*PAIR)
+    assert done.exit_code == 0, done.output
+    assert done.stderr == ""
+    rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line[:1].isalpha()}
+    assert "yes" in rows["h200"]
+    assert "no" in rows["t4"]
+
+
+def test_one_device_and_what_to_change() -> None:
+    done = vlsi(*PAIR, "--device", "25GiB", "--tokens", "2048")
+    assert done.exit_code == 0, done.output
+    assert "What to change, in this order" in done.stdout
+    assert "interaction.batch_size=1" in done.stdout
+
+
+def test_json_has_parts_that_add_up_and_devices() -> None:
+    plan = json.loads(
+        vlsi(*PAIR, "--device", "h200", "--devices", "2", "--sharding", "full", "--json").stdout
+    )
+    for stage in plan["stages"]:
+        memory = stage["memory"]
+        assert memory["total"] == sum(size for part, size in memory.items() if part != "total")
+        assert stage["step_flops"] > 0
+    (placed,) = plan["devices"]
+    assert placed["device"]["name"] == "h200"
+    assert (placed["count"], placed["sharding"], placed["fits"]) == (2, "full", True)
+
+
+def test_longer_records_ask_for_more() -> None:
+    short, long = (
+        json.loads(vlsi(*PAIR, "--tokens", tokens, "--json", "--device", "h200").stdout)["devices"][0]
+        for tokens in ("512", "4096")
+    )
+    assert all(a < b for a, b in zip(short["peaks"], long["peaks"], strict=True))
+    assert all(a < b for a, b in zip(short["seconds"], long["seconds"], strict=True))
+
+
+def test_an_unknown_device_names_the_known_ones() -> None:
+    done = vlsi(*PAIR, "--device", "h2000")
+    assert done.exit_code == 2
+    assert "no device is named 'h2000'" in done.stderr
+    assert "did you mean h200" in done.stderr
+
+
+def test_the_plan_loads_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from typer.testing import CliRunner; from vlsi_cli.app import app; "
+        "assert CliRunner().invoke(app, ['plan', '--recipe', 'demo']).exit_code == 0; print('torch' in sys.modules)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout == "False\n"

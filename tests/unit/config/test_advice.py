@@ -1,0 +1,75 @@
+"""What a device makes of a plan."""
+
+from __future__ import annotations
+
+import pytest
+
+from vlsi_cli.config import accelerators, advice, loading, planning
+from vlsi_cli.config.accelerators import GIB, Accelerator
+from vlsi_cli.config.advice import Placement
+from vlsi_cli.config.stage_plans import Records
+from vlsi_cli.errors import ConfigError
+
+PAIR = "qwen2-vl-7b-to-2b"
+
+
+def judged(device: Accelerator, sets: tuple[str, ...] = (), **place: object) -> advice.Advice:
+    def again(more):  # type: ignore[no-untyped-def]
+        return loading.resolve(PAIR, [*sets, *more], {})
+
+    records = Records(tokens := 1024)
+    assert records.length == tokens
+    return advice.advise(planning.plan(again(()), records), Placement(device, **place), records, again)  # type: ignore[arg-type]
+
+
+def test_names_and_amounts() -> None:
+    assert accelerators.accelerator("H100").memory == 80 * GIB
+    assert accelerators.accelerator("48GiB") == Accelerator("48GiB", 48 * GIB, 0.0)
+    assert accelerators.accelerator("24gb").memory == 24_000_000_000
+    with pytest.raises(ConfigError, match="no device is named 'a100-8'") as caught:
+        accelerators.accelerator("a100-8")
+    assert "did you mean a100-80" in str(caught.value.hint)
+
+
+def test_what_fits_needs_no_change() -> None:
+    found = judged(accelerators.accelerator("h200"))
+    assert found.fits is True
+    assert found.ladder == ()
+    assert all(seconds and seconds > 0 for seconds in found.seconds)
+
+
+def test_the_ladder_goes_down_and_its_settings_are_accepted() -> None:
+    sets = ("interaction.train=full", "reinforcement.train=full", "interaction.gradient_checkpointing=false",
+            "reinforcement.gradient_checkpointing=false", "interaction.batch_size=8")  # fmt: skip
+    before = judged(accelerators.accelerator("b200"), sets)
+    small = Accelerator("small", max(p for p in before.peaks if p) // 2, 100)
+    found = judged(small, sets)
+    assert found.fits is False
+    peaks = [rung.peak for rung in found.ladder]
+    assert peaks == sorted(peaks, reverse=True)
+    assert [rung.fits for rung in found.ladder[:-1]] == [False] * (len(peaks) - 1)
+    assert found.ladder[-1].fits
+    settings = [text for rung in found.ladder for text in rung.settings]
+    again = judged(small, (*sets, *settings))
+    assert again.fits
+    assert max(p for p in again.peaks if p) == found.ladder[-1].peak
+
+
+def test_what_never_fits_says_so() -> None:
+    found = judged(Accelerator("tiny", GIB, 1))
+    assert found.fits is False
+    assert found.ladder
+    assert not any(rung.fits for rung in found.ladder)
+
+
+def test_sharding_divides_states_only() -> None:
+    one = judged(accelerators.accelerator("h200"))
+    copies = judged(accelerators.accelerator("h200"), count=4)
+    shared = judged(accelerators.accelerator("h200"), count=4, sharding="full")
+    assert copies.peaks == one.peaks
+    assert copies.seconds[0] == pytest.approx(one.seconds[0] / 4)
+    plan = planning.plan(loading.resolve(PAIR), Records(1024))
+    for stage, before, after in zip(plan.stages, one.peaks, shared.peaks, strict=True):
+        assert stage.memory is not None
+        states = stage.memory.total - stage.memory.activations - stage.memory.losses
+        assert before - after == pytest.approx(states * 0.75 * (1 + advice.OVERHEAD), abs=2)

@@ -1,0 +1,102 @@
+"""The plan's memory and arithmetic against the layers of transformers themselves, on tensors without storage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModel
+
+from vlsi_cli.config import flops, memory
+from vlsi_cli.config.facts import ModelFacts
+from vlsi_cli.config.memory import Workload
+
+SHAPES = [(512, 1024, 8, 2, 64), (768, 3000, 12, 12, 64)]
+KINDS = {"fp32": (torch.float32, False), "mixed": (torch.float32, True), "bf16": (torch.bfloat16, True)}
+LOAD = Workload(records=2, length=128, responses=26, image_tokens=64)
+
+
+def facts(family: str, shape: tuple[int, int, int, int, int], layers: int) -> ModelFacts:
+    hidden, ffn, heads, kv_heads, head_dim = shape
+    return ModelFacts(
+        name=family, model_type=family, layers=layers, hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads,
+        head_dim=head_dim, vocab=1000, tied=False, attention_bias=False, qk_norm=family == "qwen3_vl", vision=0,
+    )  # fmt: skip
+
+
+def decoder(family: str, shape: tuple[int, int, int, int, int], layers: int, dtype: torch.dtype) -> Any:
+    hidden, ffn, heads, kv_heads, head_dim = shape
+    text: dict[str, Any] = {
+        "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads, "vocab_size": 1000, "bos_token_id": 1, "eos_token_id": 2, "head_dim": head_dim,
+    }  # fmt: skip
+    if family.startswith("qwen"):
+        third = head_dim // 6
+        sections = [head_dim // 2 - 2 * third, third, third]
+        text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
+    else:
+        text["model_type"] = {"llava_onevision": "qwen2"}.get(family, "llama")
+    config = AutoConfig.for_model(family, text_config=text).get_text_config()
+    return AutoModel.from_config(config, dtype=dtype).train()
+
+
+def kept(family: str, shape: tuple[int, int, int, int, int], layers: int, kind: str) -> tuple[int, int]:
+    """Bytes that a decoder keeps for its backward, parameters apart, and its forward operations."""
+    dtype, autocast = KINDS[kind]
+    with FakeTensorMode():
+        model = decoder(family, shape, layers, dtype)
+        states = torch.empty(LOAD.records, LOAD.length, shape[0], dtype=dtype, requires_grad=True)
+        own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        saved: dict[int, tuple[int, Any]] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                saved[storage._cdata] = (storage.nbytes(), storage)  # holding it keeps its address its own
+            return tensor
+
+        counter = FlopCounterMode(display=False)
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with counter, hooks, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            model(inputs_embeds=states, use_cache=False)
+        return sum(size for size, _ in saved.values()), counter.get_total_flops()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "smolvlm"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_a_layer_keeps(family: str, shape: tuple[int, int, int, int, int], kind: str) -> None:
+    measured = kept(family, shape, 2, kind)[0] - kept(family, shape, 1, kind)[0]
+    known = facts(family, shape, 1)
+    planned = LOAD.tokens * memory.kept_per_token(known, kind)
+    weights = known.layer_parameters - 2 * known.hidden  # autocast copies the matrices
+    planned += memory.cast_bytes(weights, kind)
+    # Small tensors (rotary tables, the mask's row) are left out of the formula.
+    assert planned == pytest.approx(measured, rel=0.06)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava_onevision"])
+def test_operations_of_a_decoder(family: str) -> None:
+    shape = SHAPES[0]
+    measured = kept(family, shape, 2, "fp32")[1]
+    known = facts(family, shape, 2)
+    # torch counts no operations inside CPU attention; without it both are sums of the same matrix products, and the
+    # formula's norms (2 x hidden a layer) count as if they were matrices.
+    attention = LOAD.tokens * known.layers * 2 * LOAD.length * known.heads * known.head_dim
+    assert flops.decoder(known, LOAD) - attention == pytest.approx(measured, rel=0.002)
+
+
+def test_checkpointing_keeps_the_inputs_of_layers() -> None:
+    known = facts("qwen2_vl", SHAPES[0], 10)
+    inputs, one = memory.backward_bytes(known, LOAD, "fp32", checkpointing=True)
+    whole, moment = memory.backward_bytes(known, LOAD, "fp32", checkpointing=False)
+    assert inputs == LOAD.tokens * 10 * 512 * 4
+    assert one - moment == whole // 10
+
+
+def test_tiles_stop_growing() -> None:
+    sizes = [memory.tile_bytes(151_936, tokens, buffers=4, on_cpu=False) for tokens in (512, 8192, 16384)]
+    assert sizes == [4 * 512 * 151_936 * 4, memory.TILE_BUDGET, memory.TILE_BUDGET]

@@ -1,0 +1,101 @@
+"""Plans on devices as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from vlsi_cli.commands import _tables
+from vlsi_cli.commands._progress import duration
+from vlsi_cli.config.advice import Advice, Placement
+from vlsi_cli.config.plans import Plan
+
+
+def plan_parts(plan: Plan, places: list[Placement], found: list[Advice]) -> Iterator[RenderableType]:
+    """Memory by part, then each device: whether it fits, how long it takes, what would make it fit."""
+    yield from _tables.plan_models(plan)
+    yield _arithmetic(plan)
+    if len(places) == 1:
+        yield _one(plan, places[0], found[0])
+        if found[0].ladder:
+            yield _ladder(places[0], found[0])
+    else:
+        yield _all(plan, places, found)
+    for note in plan.notes:
+        yield f"note: {note}"
+    if places[0].count > 1:
+        yield "note: for several devices this is arithmetic; what this version runs on is said in the documentation"
+
+
+def _arithmetic(plan: Plan) -> Table:
+    table = _tables.new_table("Arithmetic", "stage", "model", "steps", "PFLOP a step", "PFLOP in all")
+    for stage in plan.stages:
+        step = stage.step_flops
+        whole = None if step is None or stage.steps is None else step * stage.steps
+        steps = "?" if stage.steps is None else f"{stage.steps:,}"
+        table.add_row(stage.stage, stage.side, steps, _peta(step), _peta(whole))
+    return table
+
+
+def _one(plan: Plan, place: Placement, found: Advice) -> Table:
+    table = _tables.new_table(f"On {_name(place)}", "stage", "model", "peak", "of", "fits", "time, at least")
+    for stage, peak, seconds in zip(plan.stages, found.peaks, found.seconds, strict=True):
+        fits = "?" if peak is None else "yes" if peak <= place.device.memory else "no"
+        table.add_row(
+            stage.stage,
+            stage.side,
+            "?" if peak is None else _tables.size(peak),
+            _tables.size(place.device.memory),
+            fits,
+            "?" if seconds is None else duration(seconds),
+        )
+    return table
+
+
+def _ladder(place: Placement, found: Advice) -> Table:
+    table = _tables.new_table(
+        "What to change, in this order", "--set", "largest peak", "fits", "what it costs"
+    )
+    for rung in found.ladder:
+        table.add_row(
+            "\n".join(rung.settings), _tables.size(rung.peak), "yes" if rung.fits else "no", rung.why
+        )
+    if not found.ladder[-1].fits:
+        wanted = _tables.size(found.ladder[-1].peak)
+        table.add_row(
+            "",
+            wanted,
+            "no",
+            f"{_name(place)} cannot hold it: a larger device, or more of them with --sharding full",
+        )
+    return table
+
+
+def _all(plan: Plan, places: list[Placement], found: list[Advice]) -> Table:
+    table = _tables.new_table(
+        "Devices", "device", "memory", "largest peak", "fits", "fits with changes", "time, at least"
+    )
+    for place, one in zip(places, found, strict=True):
+        known = [peak for peak in one.peaks if peak is not None]
+        times = [seconds for seconds in one.seconds if seconds is not None]
+        changed = "-" if one.fits else "yes" if one.ladder and one.ladder[-1].fits else "no"
+        table.add_row(
+            _name(place),
+            _tables.size(place.device.memory),
+            _tables.size(max(known)) if known else "?",
+            "?" if one.fits is None else "yes" if one.fits else "no",
+            "?" if one.fits is None else changed,
+            duration(sum(times)) if len(times) == len(plan.stages) else "?",
+        )
+    return table
+
+
+def _name(place: Placement) -> str:
+    shared = ", sharded" if place.sharding == "full" else ""
+    return place.device.name if place.count == 1 else f"{place.count} x {place.device.name}{shared}"
+
+
+def _peta(operations: int | None) -> str:
+    return "?" if operations is None else f"{operations / 1e15:,.3g}"

@@ -1,0 +1,163 @@
+"""What a device makes of a plan: peaks and times of each stage, and the changes that make it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vlsi_cli.config.accelerators import Accelerator
+from vlsi_cli.config.loading import Resolved
+from vlsi_cli.config.memory import Memory
+from vlsi_cli.config.planning import plan
+from vlsi_cli.config.plans import Plan, StagePlan
+from vlsi_cli.config.run import DistillConfig
+from vlsi_cli.config.stage_plans import Records
+from vlsi_cli.errors import ConfigError
+
+Sharding = Literal["none", "full"]
+# Memory that the driver, the allocator's gaps and the libraries' own buffers take, as a share of what the plan counts.
+OVERHEAD = 0.08
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a run would go.
+
+    Attributes:
+        device: one of these.
+        count: how many.
+        sharding: ``none`` copies everything to each device (DDP); ``full`` divides weights, verbalizers, gradients and
+            moments among them (FSDP2, ZeRO-3), activations and losses excepted.
+        efficiency: share of the device's stated arithmetic that training reaches.
+    """
+
+    device: Accelerator
+    count: int = 1
+    sharding: Sharding = "none"
+    efficiency: float = 0.4
+
+    def peak(self, memory: Memory) -> int:
+        """Bytes on the fullest device."""
+        states = memory.weights + memory.verbalizers + memory.gradients + memory.optimizer
+        shared = states / self.count if self.sharding == "full" else states
+        return round((shared + memory.activations + memory.losses) * (1 + OVERHEAD))
+
+    def seconds(self, stage: StagePlan) -> float | None:
+        """Time of a whole stage from its arithmetic alone; None when steps, shapes or the device are unknown."""
+        if stage.step_flops is None or stage.steps is None or not self.device.teraflops:
+            return None
+        return stage.step_flops * stage.steps / (self.device.teraflops * 1e12 * self.efficiency * self.count)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A change on top of all earlier ones.
+
+    Attributes:
+        settings: what to give with ``--set``.
+        why: what it trades.
+        peak: bytes of the largest stage with it.
+        fits: whether every stage then fits.
+    """
+
+    settings: tuple[str, ...]
+    why: str
+    peak: int
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A plan on a device.
+
+    Attributes:
+        peaks: bytes of each stage of the plan, in its order; None where a shape is unknown.
+        seconds: time of each stage; None where unknown.
+        fits: whether every stage fits; None where a shape is unknown.
+        ladder: changes in the order in which they are tried, up to the first that fits; empty when the plan fits.
+    """
+
+    peaks: tuple[int | None, ...]
+    seconds: tuple[float | None, ...]
+    fits: bool | None
+    ladder: tuple[Rung, ...]
+
+
+def advise(
+    made: Plan, place: Placement, records: Records, again: Callable[[Sequence[str]], Resolved]
+) -> Advice:
+    """Judge a plan, and change it until it fits.
+
+    Args:
+        made: the plan as asked for.
+        place: where it would go.
+        records: what it was made with.
+        again: resolves the same configuration with more ``--set`` texts.
+    """
+    peaks = tuple(place.peak(stage.memory) if stage.memory else None for stage in made.stages)
+    seconds = tuple(place.seconds(stage) for stage in made.stages)
+    if any(peak is None for peak in peaks):
+        return Advice(peaks, seconds, None, ())
+    fits = _largest(peaks) <= place.device.memory
+    ladder: list[Rung] = []
+    settings: list[str] = []
+    tried: set[str] = set()
+    while not (fits or (ladder and ladder[-1].fits)):
+        found = _next(again(settings).config, tried)
+        if found is None:
+            break
+        word, change, why = found
+        tried.add(word)
+        if not change:
+            continue
+        try:
+            changed = plan(again([*settings, *change]), records)
+        except ConfigError:
+            continue  # the change does not go together with what was asked for
+        settings += change
+        peak = _largest(place.peak(stage.memory) if stage.memory else None for stage in changed.stages)
+        ladder.append(Rung(tuple(change), why, peak, peak <= place.device.memory))
+    return Advice(peaks, seconds, fits, tuple(ladder))
+
+
+def _largest(peaks: Iterable[int | None]) -> int:
+    return max((peak for peak in peaks if peak is not None), default=0)
+
+
+def _next(config: DistillConfig, tried: set[str]) -> tuple[str, list[str], str] | None:
+    """The next change that was not tried yet, as (word, ``--set`` texts, why); texts may be empty."""
+    stages = {
+        name: stage
+        for name in ("verbalization", "teacher_verbalization", "interaction", "reinforcement")
+        if (stage := getattr(config, name)) is not None
+    }
+    trained = [stage for name, stage in stages.items() if "verbalization" not in name]
+    if "precision" not in tried:
+        texts = ["precision=bf16"] if config.precision == "fp32" else []
+        return "precision", texts, "half the bytes of what is frozen and of what is computed"
+    if "checkpointing" not in tried:
+        texts = [
+            f"{n}.gradient_checkpointing=true"
+            for n, s in stages.items()
+            if s in trained and not s.gradient_checkpointing
+        ]
+        return (
+            "checkpointing",
+            texts,
+            "activations are computed again in the backward: about a third more work",
+        )
+    if "batch" not in tried:
+        texts = []
+        for name, stage in stages.items():
+            if stage.batch_size > 1:
+                texts += [f"{name}.batch_size=1", f"{name}.gradient_accumulation={stage.effective_batch}"]
+        return (
+            "batch",
+            texts,
+            "one record at a time; the same gradient, more passes, and one draw of the matching a record",
+        )
+    if "lora" not in tried:
+        texts = [f"{name}.train=lora" for name, s in stages.items() if getattr(s, "train", "lora") == "full"]
+        return "lora", texts, "adapters instead of all weights: no gradients and moments of the frozen ones"
+    return None

@@ -1,0 +1,45 @@
+"""How much arithmetic a micro-batch asks for: two operations a multiply-add, matrix products only.
+
+A frozen part that gradients pass through costs two forward passes' worth (forward, gradient of its input); a
+trained one three (and the gradient of its weights); gradient checkpointing adds one. Causal attention counts half of
+its square.
+"""
+
+from __future__ import annotations
+
+from vlsi_cli.config.facts import ModelFacts
+from vlsi_cli.config.memory import Workload
+from vlsi_cli.config.models import Architecture
+
+# Patches that the vision tower works on for each image token that reaches the decoder.
+_PATCHES_PER_TOKEN = {
+    "qwen2_vl": 4,
+    "qwen2_5_vl": 4,
+    "qwen3_vl": 4,
+    "llava_onevision": 1,
+    "idefics3": 16,
+    "smolvlm": 16,
+}
+FORWARD, THROUGH, TRAINED = 1, 2, 3
+
+
+def decoder(facts: ModelFacts, load: Workload) -> int:
+    """One forward pass of all decoder layers over a padded micro-batch."""
+    attention = 2 * load.length * facts.heads * facts.head_dim  # scores and values, half of the square
+    return load.tokens * facts.layers * (2 * facts.layer_parameters + attention)
+
+
+def vision(facts: ModelFacts, load: Workload) -> int:
+    """One forward pass of the vision side; its own attention is left out, as it depends on the pictures."""
+    return 2 * (facts.vision or 0) * load.image_tokens * _PATCHES_PER_TOKEN.get(facts.model_type, 1)
+
+
+def heads(facts: ModelFacts, load: Workload, count: int) -> int:
+    """One forward pass of the language head behind ``count`` layers, at the response tokens only."""
+    return count * 2 * load.responses * facts.vocab * facts.hidden
+
+
+def verbalizers(facts: ModelFacts, load: Workload, count: int, architecture: Architecture) -> int:
+    """One forward pass of ``count`` verbalizers, at the response tokens (decoders: at every token)."""
+    tokens = load.tokens if architecture.startswith("decoder") else load.responses
+    return count * 2 * tokens * facts.verbalizer_parameters(architecture)
