@@ -61,12 +61,9 @@ class ModelReading:
         """Where the final answer comes up, in words."""
         if answers.first == self.num_layers:
             return "only the last layer gives the final answer"
-        kept = (
-            "by the last layer only"
-            if answers.settled == self.num_layers
-            else f"from layer {answers.settled} on"
-        )
-        return f"layer {answers.first} is the first to give the final answer; it is kept {kept}"
+        if answers.first == answers.settled:
+            return f"the final answer stands from layer {answers.first} on"
+        return f"layer {answers.first} is the first with the final answer, which stands from layer {answers.settled} on"
 
 
 @dataclass(frozen=True)

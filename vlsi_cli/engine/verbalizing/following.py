@@ -96,7 +96,7 @@ class SharedPrompt:
         """See :class:`Following`."""
         states = self._branches.begin(inputs)
         self.layer_tokens = inputs["input_ids"].numel() * self._backbone.num_layers
-        heads = {layer: self._enter(layer, state) for layer, state in states.items()}
+        heads = {layer: self._enter(layer, states[layer]) for layer in sorted(states)}
         return heads, heads
 
     def advance(self, tokens: Mapping[int, int]) -> tuple[Heads, Heads]:
