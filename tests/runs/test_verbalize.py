@@ -78,8 +78,10 @@ def test_a_runs_own_sets_serve_the_model_it_is_compared_with(whole: Path, pair: 
     assert [model.verbalizers for model in report.models] == [one, None]
 
 
-def test_verbalizers_of_another_model_are_refused(whole: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
-    large, small = pair
+def test_verbalizers_of_another_model_are_refused(
+    whole: Path, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, small = pair
     own = whole / "verbalizers" / "large"
     with pytest.raises(CheckpointError, match="through another language head than that of") as caught:
         read(small, verbalizers=[own])
@@ -106,7 +108,7 @@ def test_layers_that_are_not_there(whole: Path, pair: tuple[Path, Path]) -> None
         read(small, layers=[2, 5])
     assert read(small, layers=[2]).models[0].layers == (2, 4)
     few = tiny_set(whole, large)
-    with pytest.raises(ConfigError, match="layer 3 of .* has no verbalizer: the set has 1, 2$"):
+    with pytest.raises(ConfigError, match=r"layer 3 of .* has no verbalizer: the set has 1, 2$"):
         read(large, verbalizers=[few], layers=[1, 3])
     assert read(large, verbalizers=[few]).models[0].layers == (1, 2, 6)
     assert read(large, verbalizers=[few], layers=[2]).models[0].layers == (2, 6)
@@ -139,7 +141,7 @@ def test_a_place_that_no_answer_has(pair: tuple[Path, Path]) -> None:
 
 
 def test_a_control_token_in_the_prompt(pair: tuple[Path, Path]) -> None:
-    with pytest.raises(ConfigError, match="the prompt holds '<.im_end.>', a control token"):
+    with pytest.raises(ConfigError, match=r"the prompt holds '<.im_end.>', a control token"):
         read(pair[1], prompt="stop <|im_end|> here")
 
 

@@ -93,7 +93,7 @@ def test_one_sentence_each(make, name, sentence, hint, tmp_path: Path) -> None: 
     assert "\n" not in message
     assert message.count(name) == 1
     assert hint is None or hint in (caught.value.hint or "")
-    with pytest.raises(DataError, match="^standard input cannot be used"):
+    with pytest.raises(DataError, match=r"^standard input cannot be used"):
         open_pictures(["-"], as_bytes(str(tmp_path / name)))
 
 
@@ -113,7 +113,7 @@ class Terminal(io.BytesIO):
 def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=re.escape(f"the folder {tmp_path} holds no pictures")):
         open_pictures([str(tmp_path)], NOTHING)
-    with pytest.raises(DataError, match="there is no picture nowhere.png"):
+    with pytest.raises(DataError, match=r"there is no picture nowhere\.png"):
         open_pictures(["nowhere.png"], NOTHING)
     with pytest.raises(ConfigError, match="named twice"):
         open_pictures(["-", "-"], NOTHING)
