@@ -86,7 +86,8 @@ def _candidates(model: ModelReading, answers: Answers, place: int) -> Iterator[R
         yield f"\n{model.model}: its final answer has only {len(final)} tokens, so none at {place}"
         return
     before = "".join(token.text for token in final[: place - 1])
-    yield f"\n{model.model}: likeliest tokens at place {place} of its final answer, after {before!r}"
+    after = f", after '{printable(before)}'" if before else ""
+    yield f"\n{model.model}: likeliest tokens at place {place} of its final answer{after}"
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column("layer", justify="right")
     for row in answers.candidates:

@@ -20,7 +20,7 @@ def verbalize(
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[IMAGE]...", help="Pictures, folders of them, or - for standard input; none: a puzzle.",
+            metavar="IMAGE", help="Pictures, folders of them, or - for standard input; none: a puzzle.",
             show_default=False,
         ),
     ] = None,
@@ -52,9 +52,7 @@ def verbalize(
         typer.Option(metavar="LIST", help="Layers to read, e.g. 2,6,10 or 2-26:4; default: those with a verbalizer, "
                      "or all.", show_default=False, rich_help_panel=_READ),
     ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Longest answer, in tokens.", rich_help_panel=_READ)
-    ] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.", rich_help_panel=_READ)] = 32,
     device: opt.DeviceOption = None,
     precision: opt.PrecisionOption = None,
     tokens: Annotated[
@@ -62,9 +60,7 @@ def verbalize(
         typer.Option(min=1, metavar="PLACE", help="Also each layer's likeliest tokens at this token of the final "
                      "answer, counted from 1.", show_default=False, rich_help_panel=_SHOW),
     ] = None,
-    top_k: Annotated[
-        int, typer.Option(min=1, max=100, help="How many of them.", rich_help_panel=_SHOW)
-    ] = 5,
+    top_k: Annotated[int, typer.Option(min=1, max=100, help="How many of them.", rich_help_panel=_SHOW)] = 5,
     html: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write a page with pictures and coloured tokens.", show_default=False,
@@ -82,6 +78,10 @@ def verbalize(
     _output.use_json(json)
     if verbalizers and logit_lens:
         raise ConfigError("--verbalizers and --logit-lens exclude each other", hint="leave one of them out")
+    if html is not None and html.is_dir():
+        raise ConfigError(
+            f"--html {html} is a folder", hint=f"name a file in it: --html {html / 'page.html'}"
+        )
     chosen = words.layers_from_word(layers) if layers is not None else None
     first = catalog.resolve_alias(model) if model is not None else "demo/large"
     second = catalog.resolve_alias(compare, first) if compare is not None else None

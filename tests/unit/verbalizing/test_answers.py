@@ -24,6 +24,7 @@ from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.engine.verbalizing import Verbalizers, decoder_layers_like
 from vlsi_cli.engine.verbalizing.answers import Answers, read_answers
 from vlsi_cli.engine.verbalizing.following import Recomputed, SharedPrompt, follow
+from vlsi_cli.errors import ModelError
 
 LAYERS, LONGEST = 4, 6
 MODELS = (*FAMILIES, "demo/small", "demo/large")
@@ -295,3 +296,11 @@ def test_answers_on_a_gpu(dtype: torch.dtype) -> None:
         on_cpu = load_backbone("demo/large")
         wanted = read_answers(on_cpu, None, prompt(on_cpu), layers, ends=DEMO_ENDS, max_new_tokens=16)
         assert ids_of(answers) == ids_of(wanted)
+
+
+def test_broken_weights_are_told(tmp_path: Path) -> None:
+    backbone = load_backbone(str(tiny_folder(QWEN[0], tmp_path)))
+    with torch.no_grad():
+        backbone.final_norm.weight.fill_(math.nan)
+    with pytest.raises(ModelError, match="gives numbers that are not finite"):
+        read_answers(backbone, None, prompt(backbone), [1], ends=set(), max_new_tokens=2)

@@ -15,7 +15,7 @@ from torch import Tensor
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.data.collate import collate_prompts
 from vlsi_cli.engine.data.pictures import Picture, open_pictures, puzzle
-from vlsi_cli.engine.data.records import BadRecord, Message, make_record
+from vlsi_cli.engine.data.records import REASONS, BadRecord, Message, make_record
 from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.engine.devices import precision_name, resolve_device, resolve_precision
 from vlsi_cli.engine.reports.page import write_page
@@ -76,7 +76,7 @@ class PictureReading:
         prompt: what was asked.
         reference: the right answer, None where nobody knows it.
         answers: one for each model.
-        image: its pixels.
+        source: where its pixels are; they are not kept.
     """
 
     name: str
@@ -84,11 +84,16 @@ class PictureReading:
     prompt: str
     reference: str | None
     answers: tuple[Answers, ...]
-    image: Image.Image
+    source: Picture
+
+    @property
+    def image(self) -> Image.Image:
+        """Its pixels."""
+        return self.source.load()
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the pixels."""
-        fields = {k: v for k, v in vars(self).items() if k not in ("image", "answers")}
+        fields = {k: v for k, v in vars(self).items() if k not in ("source", "answers")}
         return fields | {"answers": [asdict(answers) for answers in self.answers]}
 
 
@@ -175,7 +180,7 @@ def run(
         foreign &= set(unused)
         if foreign and number + 1 == len(origins):
             refuse_foreign(min(foreign), [origin.shown for origin in origins])
-        readers.append(_described(reader, precision_name(dtype)))
+        readers.append(_described(reader))
         events(Note(f"reading {len(reader.layers)} layers of {origin.shown}"))
         limits = {"max_new_tokens": max_new_tokens, "place": place, "top_k": top_k}
         read.append([_answer(reader, picture, prompt, **limits) for picture in pictures])
@@ -188,11 +193,11 @@ def run(
         pictures=tuple(
             PictureReading(
                 picture.name,
-                (image := picture.load()).size,
+                picture.load().size,
                 _question(picture, prompt),
                 picture.reference if not prompt else None,
                 tuple(answers[number] for answers in read),
-                image,
+                picture,
             )
             for number, picture in enumerate(pictures)
         ),
@@ -238,14 +243,17 @@ def _encode(backbone: Backbone, picture: Picture, question: str) -> tuple[dict[s
                 f"the prompt holds {bad.detail}, a control token of '{backbone.id}'",
                 hint="write it in other words",
             ) from bad
-        raise DataError(f"'{backbone.id}' cannot be asked about {picture.name}: {bad.detail or bad}") from bad
+        detail = f" ({bad.detail})" if bad.detail else ""
+        raise DataError(
+            f"'{backbone.id}' cannot be asked about {picture.name}: {REASONS[bad.reason]}{detail}"
+        ) from bad
     stops = backbone.model.generation_config.eos_token_id
     ends = {int(whole.input_ids[whole.trained][-1])}
     ends |= set(stops if isinstance(stops, list) else [stops] if stops is not None else [])
     return collate_prompts([asked], encoder.pad_id).to(backbone.device).inputs, ends
 
 
-def _described(reader: Reader, precision: str) -> ModelReading:
+def _described(reader: Reader) -> ModelReading:
     return ModelReading(
         model=reader.name,
         num_layers=reader.backbone.num_layers,
@@ -253,7 +261,7 @@ def _described(reader: Reader, precision: str) -> ModelReading:
         through=LOGIT_LENS if reader.verbalizers is None else "verbalizers",
         verbalizers=reader.source,
         later_head=reader.later_head,
-        precision=precision,
+        precision=precision_name(reader.backbone.dtype),
     )
 
 

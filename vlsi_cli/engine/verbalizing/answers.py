@@ -21,6 +21,7 @@ from torch import Tensor
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.verbalizing.following import Heads, follow
 from vlsi_cli.engine.verbalizing.verbalizer import Verbalizers
+from vlsi_cli.errors import ModelError
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
@@ -135,6 +136,7 @@ def read_answers(
 
     Raises:
         ValueError: a layer that the backbone does not have, or that has no verbalizer in the set.
+        ModelError: overflow, or weights that are not numbers.
     """
     chosen = sorted({*layers, backbone.num_layers})
     drafts = {layer: _Draft() for layer in chosen}
@@ -175,6 +177,11 @@ def _logits(backbone: Backbone, heads: Heads) -> Tensor:
 def _choose(backbone: Backbone, heads: Heads, drafts: dict[int, _Draft]) -> dict[int, int]:
     """The likeliest token of each layer, noted in its draft."""
     logits = _logits(backbone, heads)
+    if not bool(logits.isfinite().all()):
+        raise ModelError(
+            f"'{backbone.id}' gives numbers that are not finite, in {backbone.dtype}",
+            hint="use --precision bf16 or fp32; if that changes nothing, the weights are damaged",
+        )
     ids = logits.argmax(dim=-1)
     logs = logits.log_softmax(dim=-1)
     taken = logs.gather(1, ids[:, None])[:, 0].tolist()
