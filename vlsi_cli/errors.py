@@ -36,7 +36,7 @@ class ConfigError(VlsiError):
 
 
 class DataError(VlsiError):
-    """Training or held-out data that are missing, unreadable or empty."""
+    """Data or pictures that are missing, unreadable or empty."""
 
     exit_code = 3
 

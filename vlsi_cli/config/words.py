@@ -1,7 +1,8 @@
-"""What a word after ``--data`` stands for."""
+"""What words of the command line stand for: data after ``--data``, layers after ``--layers``."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,24 @@ def _shape(path: Path) -> str:
             hint="see the chapter on data formats, or name the kind in a recipe",
         )
     return min(found, key=lambda kind: found[kind])
+
+
+def layers_from_word(word: str) -> tuple[int, ...]:
+    """Decoder layers as typed after ``--layers``: numbers, ranges and strides, such as ``2,6,10`` or ``2-26:4``.
+
+    Raises:
+        ConfigError: the word is not of this form, or names layer 0.
+    """
+    layers: set[int] = set()
+    for part in word.split(","):
+        found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4})(?::(\d{1,4}))?)?", part.strip())
+        first, last, stride = (
+            (int(group) if group else None for group in found.groups()) if found else [None] * 3
+        )
+        if not first or last == 0 or stride == 0 or (last is not None and last < first):
+            raise ConfigError(
+                f"--layers {word}: '{part.strip()}' is not a decoder layer or a range of them",
+                hint="layers count from 1: for example --layers 2,6,10 or --layers 2-26:4",
+            )
+        layers |= set(range(first, (last or first) + 1, stride or 1))
+    return tuple(sorted(layers))

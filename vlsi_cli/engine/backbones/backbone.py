@@ -143,20 +143,46 @@ class Backbone:
 
     # ---------------------------------------------------------------- forward
 
-    def forward_base(self, inputs: dict[str, Any]) -> Tensor:
+    def forward_base(self, inputs: dict[str, Any], *, cache: Any = None) -> Tensor:
         """Run the model up to its head: last hidden state, final-normed, [B, S, H].
 
         ``head(forward_base(inputs))`` would be the model's logits; nothing of the size of the vocabulary is built.
 
         Args:
             inputs: what the processor returned, right padded, on the model's device.
+            cache: a transformers cache to fill with keys and values; None keeps none.
         """
         base: Any = self.base
         if hasattr(base, "rope_deltas"):
             base.rope_deltas = None  # Qwen keeps the last call's image offsets; they are not this call's
-        state = base(**inputs, use_cache=False).last_hidden_state
+        state = base(**inputs, past_key_values=cache, use_cache=cache is not None).last_hidden_state
         assert isinstance(state, Tensor)
         return state
+
+    @property
+    def text_offset(self) -> int:
+        """What :meth:`forward_base` last added to a text token's index behind its input to get its position.
+
+        In the Qwen families an image of many tokens takes fewer positions (M-RoPE, arXiv 2409.12191, section 2.1), so
+        that text behind it counts on from less than its index. Zero in the other families. One prompt only.
+        """
+        deltas = getattr(self.base, "rope_deltas", None)
+        return 0 if deltas is None else int(deltas)
+
+    def text_rotary(self, position: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of one text token's position, [1, 1, D] each, as decoder layers take them."""
+        ids = torch.full((1, 1), position, device=self.device)
+        if hasattr(self.base, "rope_deltas"):
+            ids = ids.expand(3, 1, 1)  # time, row and column of a text token are one number
+        rotary: Any = self.decoder.get_submodule("rotary_emb")
+        cos, sin = rotary(self.head.weight[:0], ids)  # of the weight only dtype and device are read
+        return cos, sin
+
+    @property
+    def attends_fully(self) -> bool:
+        """Whether every decoder layer sees all earlier positions, none a sliding window of them."""
+        kinds = getattr(self.config.get_text_config(), "layer_types", None) or ()
+        return all(kind == "full_attention" for kind in kinds)
 
     def tap(
         self,

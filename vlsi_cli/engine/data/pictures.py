@@ -1,0 +1,128 @@
+"""Pictures as a user names them: files, folders of them, standard input, or one of the built-in puzzles."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from vlsi_cli.engine.data.images import FORMATS, load_image
+from vlsi_cli.engine.data.patterns import pattern_record
+from vlsi_cli.engine.data.records import REASONS, BadRecord, ImageRef
+from vlsi_cli.errors import ConfigError, DataError
+
+STANDARD_INPUT = "-"
+_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+_HINTS = {
+    "image-animated": "save the frame that is meant as a picture of its own",
+    "image-mode": "scale its values to 8 or 16 bits first",
+    "image-too-large": "scale it down first",
+    "image-aspect-ratio": "cut it into pieces first",
+    "image-unreadable": f"readable are {', '.join(FORMATS)}",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and what it is called.
+
+    Attributes:
+        name: what the user typed, or the file in a folder; of a puzzle, its id.
+        ref: where its pixels are.
+        question: what a puzzle asks; None for any other picture.
+        reference: the right answer of a puzzle; None where nobody knows it.
+        deep: whether it has 16 bits a channel, which are read as 8.
+    """
+
+    name: str
+    ref: ImageRef
+    question: str | None = None
+    reference: str | None = None
+    deep: bool = False
+
+    def load(self) -> Image.Image:
+        """Its pixels, 8-bit RGB and upright.
+
+        Raises:
+            DataError: it cannot be used; the sentence says why.
+        """
+        try:
+            return load_image(self.ref)
+        except BadRecord as bad:
+            detail = bad.detail.removeprefix(self.ref.path or "").lstrip(": ")
+            tail = f" ({detail})" if detail else ""
+            raise DataError(
+                f"{self.name} cannot be used: {REASONS[bad.reason]}{tail}", hint=_HINTS.get(bad.reason)
+            ) from bad
+
+
+def open_pictures(words: Sequence[str], stdin: BinaryIO) -> list[Picture]:
+    """The pictures that the words name, in their order, all of them decoded once so that a bad one is told at once.
+
+    Args:
+        words: files; folders, whose pictures are taken by name and not from folders inside; ``-`` once.
+        stdin: what ``-`` means.
+
+    Raises:
+        DataError: no such file, a folder without pictures, or a picture that cannot be used.
+        ConfigError: ``-`` twice, or from a terminal.
+    """
+    found: list[Picture] = []
+    if list(words).count(STANDARD_INPUT) > 1:
+        raise ConfigError("standard input ('-') was named twice, but it can be read only once")
+    for word in words:
+        path = Path(word).expanduser()
+        if word == STANDARD_INPUT:
+            found.append(_from_stream(stdin))
+        elif path.is_dir():
+            inside = sorted(
+                p for p in path.iterdir() if p.suffix.lower() in _ENDINGS and not p.name.startswith(".")
+            )
+            if not inside:
+                raise DataError(
+                    f"the folder {word} holds no pictures", hint="folders inside it are not searched"
+                )
+            found += [_from_file(p) for p in inside]
+        elif not path.exists():
+            raise DataError(
+                f"there is no picture {word}", hint="give a file, a folder, or - for standard input"
+            )
+        else:
+            found.append(_from_file(path))
+    for picture in found:
+        picture.load()
+    return found
+
+
+def puzzle(index: int) -> Picture:
+    """The built-in puzzle number ``index`` of the test split, with its question and its answer."""
+    record = pattern_record("test", index)
+    (turn,) = record.turns
+    return Picture(record.id, ImageRef(picture=record.image), turn.text, turn.answer)
+
+
+def _from_file(path: Path) -> Picture:
+    # The file itself was named, so a link may lead anywhere.
+    ref = ImageRef(path=path.resolve().name, root=path.resolve().parent)
+    return Picture(str(path), ref, deep=_is_deep(path))
+
+
+def _from_stream(stream: BinaryIO) -> Picture:
+    if stream.isatty():
+        raise ConfigError(
+            "standard input is a terminal, not a picture", hint="send one: vlsi verbalize - < picture.png"
+        )
+    data = stream.read()
+    return Picture("standard input", ImageRef(data=data), deep=_is_deep(io.BytesIO(data)))
+
+
+def _is_deep(file: Path | BinaryIO) -> bool:
+    try:
+        with Image.open(file, formats=FORMATS) as picture:
+            return picture.mode.startswith("I;16")
+    except Exception:  # noqa: BLE001 - what is wrong with it is told when it is loaded
+        return False
