@@ -72,6 +72,12 @@ class TrainingError(VlsiError):
     exit_code = 8
 
 
+class HubError(VlsiError):
+    """A hub that refuses, fails or cannot be reached, or files that must not be sent to one."""
+
+    exit_code = 9
+
+
 class Interrupted(VlsiError):
     """The run was asked to stop and left a checkpoint.
 

@@ -70,6 +70,11 @@ OutputOption = Annotated[
     typer.Option("--output", "-o", metavar="DIR", help="Run folder; default: runs/NAME-N, the first free N.",
                  show_default=False, rich_help_panel=_RUN),
 ]  # fmt: skip
+PushOption = Annotated[
+    str | None,
+    typer.Option("--push", metavar="OWNER/NAME", help="Send the finished student to this repository of the hub.",
+                 show_default=False, rich_help_panel=_RUN),
+]  # fmt: skip
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is there.", rich_help_panel=_RUN)
 ]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from vlsi_cli.commands import _options as opt
-from vlsi_cli.commands import _output, _progress, _tables
+from vlsi_cli.commands import _output, _progress, _tables, _tables_push
+from vlsi_cli.commands import push as _push
 from vlsi_cli.config import folders, loading, planning, reach, recipes, words
+from vlsi_cli.config.repos import check_repo_name
 from vlsi_cli.errors import ConfigError
 
 
@@ -30,6 +33,7 @@ def distill(
     seed: opt.SeedOption = None,
     device: opt.DeviceOption = None,
     precision: opt.PrecisionOption = None,
+    push: opt.PushOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print configuration, origins and plan; load nothing.")
     ] = False,
@@ -44,6 +48,8 @@ def distill(
     which.
     """
     _output.use_json(json)
+    if push is not None:
+        check_repo_name(push)
     chosen: dict[str, Any] = {
         "recipe": recipe,
         "teacher": teacher,
@@ -89,11 +95,20 @@ def distill(
 
     from vlsi_cli.engine.runs import distill as engine  # here, so that --help and --dry-run import no torch
 
+    if push is not None:
+        from vlsi_cli.engine.runs import push as hub
+
+        target = hub.Target(push)
+        hub.check(target)  # before the first step: after a day of training it would be late
     with _progress.RunView() as view:
         report = engine.run(resolved, output=run, events=view, resume=resume is not None, overwrite=overwrite)
-    if json:
-        _output.document(report)
-    else:
+    if not json:
         _output.data(_tables.stages_table(report))
         _output.data(_tables.report_table(report))
         _output.data(f"student: {report.student}")
+    sent = hub.after_run(report.run, target, _push.tell) if push is not None else None
+    if json:
+        _output.document(report if sent is None else {**asdict(report), "push": sent})
+    elif sent is not None:
+        for part in _tables_push.push_parts(sent):
+            _output.data(part)

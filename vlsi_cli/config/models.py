@@ -77,5 +77,5 @@ class ModelConfig(Config):
     targets: LayersConfig = LayersConfig()
     """Layers that get a verbalizer."""
     verbalizers: Path | None = None
-    """Folder of an already trained set of verbalizers to reuse (teacher only): its training is then
-    skipped."""
+    """An already trained set of verbalizers to reuse (teacher only), whose training is then skipped: its folder,
+    the run that trained it, or the hub id of a model that was pushed with its verbalizers."""

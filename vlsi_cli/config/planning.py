@@ -9,7 +9,7 @@ from __future__ import annotations
 from vlsi_cli.config.catalog import facts_of
 from vlsi_cli.config.loading import Resolved
 from vlsi_cli.config.plans import PairPlan, Plan, SidePlan
-from vlsi_cli.config.presence import Need, data_needs, model_need
+from vlsi_cli.config.presence import Need, data_needs, model_need, verbalizers_need
 from vlsi_cli.config.run import DistillConfig, ModelConfig
 from vlsi_cli.config.stage_plans import Records, stage_plans, stored_precision
 from vlsi_cli.errors import CompatibilityError
@@ -61,8 +61,7 @@ def needs(config: DistillConfig) -> tuple[Need, ...]:
     if config.teacher:
         found.append(model_need("teacher", config.teacher))
         if config.teacher.verbalizers is not None:
-            path = config.teacher.verbalizers
-            found.append(Need("teacher.verbalizers", "verbalizers", str(path), path.is_dir(), None))
+            found.append(verbalizers_need("teacher.verbalizers", config.teacher.verbalizers))
     found.append(model_need("student", config.student))
     found.extend(data_needs("data", config.data))
     if config.evaluation.data:

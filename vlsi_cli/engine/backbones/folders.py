@@ -11,6 +11,8 @@ from vlsi_cli.errors import ModelError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
+#: What a push puts beside a model, and loading the model does not need.
+_BESIDE = ["verbalizers/*", "training/*", "onnx/*"]
 #: How long to wait for the hub's first answer, in seconds, before calling the machine offline.
 _HUB_TIMEOUT = 10.0
 
@@ -40,25 +42,60 @@ def resolve_folder(id: str, revision: str | None = None, *, weights: bool = True
             f"no model folder '{id}'",
             hint="give a local folder or a hub id such as Qwen/Qwen2-VL-2B-Instruct",
         )
-    cached = _cached(id, revision)
+    patterns = [*_SMALL_FILES, *(("*.safetensors",) if weights else ())]
+    cached = _cached(id, revision, patterns, _BESIDE)
     if cached is not None and _complete(cached, weights):
         return cached
-    return _fetch(id, revision, weights)
+    command = f"hf download {id}" + (f" --revision {revision}" if revision else "")
+    return _fetch(id, revision, patterns, _BESIDE, command)
 
 
-def _cached(id: str, revision: str | None) -> Path | None:
+def resolve_verbalizers(place: str | Path, name: str = "large") -> Path:
+    """The folder of a trained set of verbalizers, fetched from the hub when it is not there yet.
+
+    Args:
+        place: the set's own folder, a run or another folder with ``verbalizers/NAME`` in it, or the hub id of a
+            model that was pushed together with its verbalizers.
+        name: which set: ``large`` (of the large model), ``small`` or ``small-after``.
+
+    Raises:
+        ModelError: no such folder or hub model, or one without verbalizers; or not cached and no network.
+    """
+    inside = Path("verbalizers") / name
+    path = Path(place).expanduser()
+    if path.is_dir():
+        return path / inside if (path / inside).is_dir() else path
+    id = str(place)
+    if not _HUB_ID.fullmatch(id):
+        raise ModelError(
+            f"no verbalizers folder '{id}'", hint="give a set's folder, a run, or a hub id (owner/name)"
+        )
+    patterns = [f"{inside.as_posix()}/*"]
+    cached = _cached(id, None, patterns, [])
+    if cached is None or not _complete(cached / inside, True, config="manifest.json"):
+        cached = _fetch(id, None, patterns, [], f"hf download {id} --include '{patterns[0]}'")
+    if not (cached / inside).is_dir():
+        raise ModelError(f"'{id}' was pushed without verbalizers: it has no {inside.as_posix()}")
+    return cached / inside
+
+
+def _cached(id: str, revision: str | None, patterns: list[str], ignored: list[str]) -> Path | None:
+    """The snapshot in the hub's cache, when it has every file that fits the patterns (as far as the cache knows)."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(id, revision=revision, local_files_only=True))
+        found = snapshot_download(
+            id, revision=revision, allow_patterns=patterns, ignore_patterns=ignored, local_files_only=True
+        )
+        return Path(found)
     except LocalEntryNotFoundError:
         return None
 
 
-def _complete(folder: Path, weights: bool) -> bool:
+def _complete(folder: Path, weights: bool, config: str = "config.json") -> bool:
     """Whether a cached snapshot has what is needed: an interrupted download leaves some of the files."""
-    if not (folder / "config.json").is_file():
+    if not (folder / config).is_file():
         return False
     if not weights:
         return True
@@ -69,7 +106,7 @@ def _complete(folder: Path, weights: bool) -> bool:
     return any(folder.glob("*.safetensors"))
 
 
-def _fetch(id: str, revision: str | None, weights: bool) -> Path:
+def _fetch(id: str, revision: str | None, patterns: list[str], ignored: list[str], command: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -78,12 +115,12 @@ def _fetch(id: str, revision: str | None, weights: bool) -> Path:
         RevisionNotFoundError,
     )
 
-    command = f"hf download {id}" + (f" --revision {revision}" if revision else "")
-    patterns = [*_SMALL_FILES, *(("*.safetensors",) if weights else ())]
     try:
         # One short question first: the download itself would retry for minutes without a network.
         HfApi().model_info(id, revision=revision, timeout=_HUB_TIMEOUT)
-        return Path(snapshot_download(id, revision=revision, allow_patterns=patterns))
+        return Path(
+            snapshot_download(id, revision=revision, allow_patterns=patterns, ignore_patterns=ignored)
+        )
     except GatedRepoError as error:
         raise ModelError(
             f"'{id}' is gated: its owner must grant you access",
@@ -100,12 +137,13 @@ def _fetch(id: str, revision: str | None, weights: bool) -> Path:
         raise _offline(id, command, error) from error
     except Exception as error:
         # The hub's HTTP client differs between versions, and so do its network errors; ours is the same sentence.
-        if not _is_network_error(error):
+        if not is_network_error(error):
             raise
         raise _offline(id, command, error) from error
 
 
-def _is_network_error(error: Exception) -> bool:
+def is_network_error(error: BaseException) -> bool:
+    """Whether an error comes from the hub's HTTP client, whichever of its versions is installed."""
     return any(
         base.__name__ in ("TransportError", "RequestError", "HTTPError") for base in type(error).__mro__
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vlsi_cli.config.run import DistillConfig, ModelConfig, VerbalizerConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.backbones.folders import resolve_verbalizers
 from vlsi_cli.engine.backbones.load import Description, describe, load_backbone
 from vlsi_cli.engine.backbones.saving import save_student, verify_student
 from vlsi_cli.engine.devices import (
@@ -195,9 +196,9 @@ def store_verbalizers(
 
 
 def stored_verbalizers(path: Path, backbone: Backbone, targets: tuple[int, ...]) -> Verbalizers:
-    """Read a set back for its base, or refuse it."""
+    """Read a set back for its base, or refuse it; ``path`` may also be a run or a hub id with sets in it."""
     verbalizers, _ = load_verbalizers(
-        path,
+        resolve_verbalizers(path),
         base_id=backbone.id,
         head_sha256=head_fingerprint(backbone.head.weight),
         hidden_size=backbone.hidden_size,

@@ -1,0 +1,1 @@
+"""A model on its way to the Hugging Face hub: what travels, what must not, its card, and the upload."""
