@@ -1,12 +1,19 @@
-"""Point this process's hub client at a hub of the tests: it reads its environment once, at import."""
+"""The command in this process, and its hub client (which reads its environment once, at import) on a hub of ours."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
 
 from tests.hub_server import HubServer
+from vlsi_cli.app import app
+
+
+def vlsi(*words: object) -> Result:
+    """The command, in this process."""
+    return CliRunner().invoke(app, [str(word) for word in words], prog_name="vlsi")
 
 
 def use_hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch, cache: Path, *, token: bool = True) -> None:

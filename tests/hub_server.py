@@ -17,26 +17,14 @@ import json
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.hub_store import Repo, front_matter, git_oid, metadata_errors
+from tests.hub_store import Failure, Repo, front_matter, git_oid, metadata_errors
 
 _MODEL = r"/api/models/(?P<repo>[\w.-]+/[\w.-]+)"
-
-
-@dataclass
-class Failure:
-    """What happens to the next requests whose address holds ``where``: a status, silence, or a dropped line."""
-
-    where: str
-    status: int
-    times: int
-    message: str
-    skip: int = 0
 
 
 class HubServer:
@@ -236,10 +224,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(200, {})
         return None
 
-    def tree(self, repo: str, revision: str) -> None:
+    def tree(self, repo: str, revision: str, below: str) -> None:
         if found := self._repo(repo):
-            files = found.commits[found.find(revision) or ""]
-            self._json(200, [self._entry(path, content) for path, content in files.items()])
+            files = found.commits[found.find(revision) or ""].items()
+            listed = [self._entry(path, content) for path, content in files if path.startswith(below)]
+            if not listed:
+                return self._json(404, {"error": "no such folder"}, {"X-Error-Code": "EntryNotFound"})
+            self._json(200, listed)
+        return None
 
     def _entry(self, path: str, content: bytes) -> dict[str, Any]:
         entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": git_oid(content)}
@@ -338,7 +330,7 @@ _ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("GET", _MODEL + "/refs", _Handler.refs),
     ("POST", _MODEL + "/branch/(?P<name>.+)", _Handler.branch),
     ("POST", _MODEL + "/tag/(?P<revision>.+)", _Handler.tag),
-    ("GET", _MODEL + "/tree/(?P<revision>.+?)/?", _Handler.tree),
+    ("GET", _MODEL + "/tree/(?P<revision>[^/]+)/?(?P<below>.*)", _Handler.tree),
     ("POST", _MODEL + "/preupload/(?P<revision>.+)", _Handler.preupload),
     ("POST", _MODEL + "/commit/(?P<revision>.+)", _Handler.commit),
     ("POST", r"/(?P<repo>[\w.-]+/[\w.-]+)\.git/info/lfs/objects/batch", _Handler.lfs_batch),

@@ -33,6 +33,17 @@ class Repo:
         return known or self.branches.get(revision) or self.tags.get(revision)
 
 
+@dataclass
+class Failure:
+    """What happens to the next requests whose address holds ``where``: a status, silence, or a dropped line."""
+
+    where: str
+    status: int
+    times: int
+    message: str
+    skip: int = 0
+
+
 def git_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 

@@ -36,7 +36,7 @@ def test_version_and_help() -> None:
     assert vlsi("--version").stdout == f"vlsi {__version__}\n"
     shown = vlsi("--help")
     assert shown.exit_code == 0
-    for word in ("distill", "data", "recipes"):
+    for word in ("distill", "push", "data", "recipes"):
         assert word in shown.stdout
 
 
@@ -104,6 +104,7 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
         ("distill --teacher Qwen/Qwen2-VL-72B --student 2b", 4, "data/mathplus/mathplus.jsonl"),
         ("distill --student ./none --teacher demo/large --data patterns", 4, "student: ./none"),
         ("distill --set student.targets.layers=[1,99] --dry-run", 5, "must lie between 1 and"),
+        ("distill --push thing", 2, "'thing' is not the name of a repository: it must be owner/name"),
         ("distill --resume none", 7, "none is not a run folder"),
         ("distill --resume none --seed 3", 2, "but --seed was given too"),
         ("distill --precision fp8", 2, "fp8"),

@@ -32,6 +32,7 @@ sys.exit(code)
         ["--help"],
         ["distill", "--help"],
         ["data", "preview", "--help"],
+        ["push", "--help"],
         ["recipes", "check"],
         ["distill", "--dry-run"],
         ["distill", "--teacher", "Qwen/Qwen2-VL-72B", "--student", "2b", "--dry-run", "--json"],

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.hub_client import use_hub
+from tests.hub_server import HubServer
 from tests.pairs import tiny_pair
 from vlsi_cli.config.loading import Resolved, resolve
 from vlsi_cli.engine.runs.distill import run
@@ -51,3 +55,18 @@ def whole(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 def lines(file: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A hub on this machine, which this process talks to; the working folder is a scratch folder."""
+    with HubServer(lfs_from=10_000) as server:
+        use_hub(server, monkeypatch, tmp_path / "cache")
+        monkeypatch.chdir(tmp_path)
+        yield server
+
+
+@pytest.fixture
+def model(pair: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A copy of a good checkpoint, to be spoiled."""
+    return Path(shutil.copytree(pair[1], tmp_path / "model"))

@@ -87,16 +87,8 @@ def push(
     from vlsi_cli.engine.runs import push as engine
 
     target = engine.Target(repo, private=private, branch=branch, create_pr=create_pr, tag=tag)
-    report = engine.run(
-        source,
-        target,
-        with_verbalizers=with_verbalizers,
-        with_metrics=with_metrics,
-        with_onnx=with_onnx or (),
-        licence=licence,
-        dry_run=dry_run,
-        events=tell,
-    )
+    along = engine.Along(with_verbalizers, with_metrics, tuple(with_onnx or ()), licence)
+    report = engine.run(source, target, along, dry_run=dry_run, events=tell)
     if json:
         _output.document(report)
         return

@@ -26,6 +26,7 @@ from vlsi_cli.errors import CheckpointError, HubError, ModelError
 CARD, PICTURE, RECIPE = "README.md", "matched-layers.png", "training/recipe.yaml"
 EXPORT_REPORT = "export_report.json"
 _INDEX = "model.safetensors.index.json"
+_TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model")
 _METRICS = ("metrics.jsonl", "matches.jsonl", "progress.json", "environment.json")
 
 
@@ -51,7 +52,7 @@ def model_items(folder: Path, shown: str) -> list[Item]:
     """The files of a stock checkpoint; hidden ones stay.
 
     Raises:
-        ModelError: no model, an adapter without its model, or weights that no reader would load.
+        ModelError: no model, an adapter without its model, no tokenizer, or weights that no reader would load.
     """
     adapters = sorted(path.name for path in folder.glob("adapter_*"))
     if adapters:
@@ -63,6 +64,12 @@ def model_items(folder: Path, shown: str) -> list[Item]:
         raise ModelError(
             f"'{shown}' is neither a run nor a model: it has no config.yaml of a run and no config.json of a model",
             hint="give the folder that `vlsi distill` wrote, its student/, or another checkpoint's folder",
+        )
+    # without one, transformers makes up an empty tokenizer
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise ModelError(
+            f"'{shown}' has no tokenizer: none of {', '.join(_TOKENIZERS)}",
+            hint="copy the tokenizer's files of its base into the folder",
         )
     weights = {path.name for path in folder.glob("*.safetensors")}
     extra = sorted(weights - _named_weights(folder, shown))
@@ -85,13 +92,14 @@ def verbalizer_items(run: Path) -> list[Item]:
         raise CheckpointError(f"the run {run} has no verbalizers to send: {run / 'verbalizers'} is empty")
     items = []
     for folder in folders:
-        if file_sha256(folder / TENSOR_FILE) != read_manifest(folder).tensors_sha256:
+        tensors = folder / TENSOR_FILE
+        if not tensors.is_file() or file_sha256(tensors) != read_manifest(folder).tensors_sha256:
             raise CheckpointError(
-                f"{folder / TENSOR_FILE} is damaged: its SHA-256 is not the one in its manifest"
+                f"{tensors} is missing or damaged: its manifest has the SHA-256 of another file"
             )
         place = f"verbalizers/{folder.name}"
         items += [_cleaned(folder / MANIFEST_FILE, f"{place}/{MANIFEST_FILE}")]
-        items += [Item(f"{place}/{TENSOR_FILE}", folder / TENSOR_FILE)]
+        items += [Item(f"{place}/{TENSOR_FILE}", tensors)]
     return items
 
 

@@ -22,7 +22,24 @@ from vlsi_cli.engine.runs.push_facts import Run, find_run, plain_versions, run_f
 from vlsi_cli.errors import ConfigError, HubError, Interrupted, ModelError, VlsiError
 from vlsi_cli.events import Events, Note, Warn, ignore
 
-__all__ = ["FileLine", "PushReport", "Target", "after_run", "check", "run"]
+__all__ = ["Along", "FileLine", "PushReport", "Target", "after_run", "check", "run"]
+
+
+@dataclass(frozen=True)
+class Along:
+    """What is sent besides the model.
+
+    Attributes:
+        verbalizers: the run's trained sets.
+        metrics: every step's metrics, the matched layers, the scores and the versions of the run.
+        onnx: folders of exported graphs.
+        licence: identifier for the card, in place of that of the small base.
+    """
+
+    verbalizers: bool = False
+    metrics: bool = False
+    onnx: tuple[Path, ...] = ()
+    licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,11 +90,8 @@ def check(target: Target) -> None:
 def run(
     source: str,
     target: Target,
+    along: Along | None = None,
     *,
-    with_verbalizers: bool = False,
-    with_metrics: bool = False,
-    with_onnx: Sequence[Path] = (),
-    licence: str | None = None,
     dry_run: bool = False,
     events: Events = ignore,
 ) -> PushReport:
@@ -86,10 +100,7 @@ def run(
     Args:
         source: a run folder, its ``student/``, another checkpoint's folder, or ``demo/large|small``.
         target: where to.
-        with_verbalizers: send the run's trained sets.
-        with_metrics: send every step's metrics, the matched layers, the scores and the versions.
-        with_onnx: folders of exported graphs.
-        licence: identifier for the card, in place of that of the small base.
+        along: what is sent besides the model; None: nothing.
         dry_run: check everything on this machine, ask no hub, send nothing.
         events: told of what happens.
 
@@ -99,41 +110,33 @@ def run(
         HubError: files that must not travel, or a hub that refuses or fails. Nothing is half visible then.
         Interrupted: stopped by Ctrl-C.
     """
+    along = along or Along()
+    folder, found = _find(source)
+    _require_fitting(source, folder, found, along)
     hub = None if dry_run else Hub(target)
     if hub is not None:
-        hub.check()
-    folder, found = _find(source)
-    if found is None and (with_verbalizers or with_metrics):
-        asked = "--with-verbalizers" if with_verbalizers else "--with-metrics"
-        raise ConfigError(
-            f"{asked} was given, but '{source}' is a model and not a run", hint="give the run's folder"
-        )
+        hub.check()  # before the minutes that a large model takes to load
     items = contents.model_items(folder, source)
-    extras = contents.onnx_items(with_onnx)
-    if found is not None and with_verbalizers:
-        extras += contents.verbalizer_items(found.folder.path)
-    if found is not None and with_metrics:
-        extras += contents.metrics_items(found.folder.path)
     family = _load(folder, source)
-    picture = _picture(found)
     if found is not None:
-        items = (
-            [item for item in items if item.path not in (CARD, PICTURE, RECIPE)] + picture + [_recipe(found)]
-        )
-    items += extras
-    facts = _facts(source, folder, found, target.repo, family, licence, items, ask=not dry_run)
-    if facts.licence is None:
-        events(Warn("the card names no licence, since no card of the base does: give one with --license"))
-    card = _card(folder, found, facts)
-    items = [Item(CARD, card.encode()), *(item for item in items if item.path != CARD)]
+        items = [item for item in items if item.path != CARD] + _of_run(found, along)
+    items += contents.onnx_items(along.onnx)
+    own = folder / CARD
+    card = own.read_text("utf-8") if found is None and own.is_file() else None
+    if card is None:
+        facts = _facts(source, folder, found, target.repo, family, along, items, ask=not dry_run)
+        if facts.licence is None:
+            asked = "a dry run does not ask the hub" if dry_run else "no card of its base states one"
+            events(Warn(f"the card names no licence ({asked}): give one with --license"))
+        card = make_card(facts)
+        items = [Item(CARD, card.encode()), *items]
     contents.screen(items, (hub.token,) if hub is not None else ())
 
     files = tuple(FileLine(item.path, item.size) for item in items)
     report = PushReport(source, target.repo, files, sum(file.size for file in files), card, dry_run)
     if hub is None:
         return report
-    again = _command(source, target, with_verbalizers, with_metrics, with_onnx, licence)
-    with _repeatable(again, target.repo):
+    with _repeatable(_command(source, target, along), target.repo):
         hub.check_card(card)
         sent = hub.send(items, _message(found, source), lambda text: events(Note(text)))
     return replace(report, url=sent.url, commit=sent.commit, changed=sent.changed, removed=sent.removed)
@@ -167,7 +170,7 @@ def after_run(folder: Path, target: Target, events: Events) -> PushReport:
     try:
         return run(str(folder), target, events=events)
     except VlsiError as error:
-        again = f"repeat it with: {_command(str(folder), target, False, False, (), None)}"
+        again = f"repeat it with: {_command(str(folder), target, Along())}"
         if again not in (error.hint or ""):
             error.hint = "\n".join(filter(None, [error.hint, again]))
         error.hint = f"the run is complete in {folder}, and only the push failed\n{error.hint}"
@@ -188,6 +191,21 @@ def _find(source: str) -> tuple[Path, Run | None]:
     return (path if found is None else found.folder.student), found
 
 
+def _require_fitting(source: str, folder: Path, found: Run | None, along: Along) -> None:
+    """Refuse what only a run has, and a licence for a card that is not written here."""
+    if found is not None:
+        return
+    for option, given in (("--with-verbalizers", along.verbalizers), ("--with-metrics", along.metrics)):
+        if given:
+            raise ConfigError(
+                f"{option} was given, but '{source}' is a model and not a run", hint="give the run's folder"
+            )
+    if along.licence is not None and (folder / CARD).is_file():
+        raise ConfigError(
+            f"--license was given, but '{source}' has a card of its own", hint=f"change it in {folder / CARD}"
+        )
+
+
 def _load(folder: Path, shown: str) -> str:
     """Load the model and its processor with plain transformers and let it answer; its ``model_type``.
 
@@ -204,17 +222,34 @@ def _load(folder: Path, shown: str) -> str:
     name = str(stored.get("dtype") or stored.get("torch_dtype") or "float32")
     dtype = getattr(torch, name, None)
     backbone = load_backbone(str(folder), dtype=dtype if isinstance(dtype, torch.dtype) else torch.float32)
-    for inputs in default_probes(backbone):
+    try:
         with torch.no_grad():
-            logits = backbone.head(backbone.forward_base(inputs)[:, -1:])
-        if not bool(torch.isfinite(logits).all()):
-            raise ModelError(f"'{shown}' loads, but answers with numbers that are not finite")
+            logits = [backbone.head(backbone.forward_base(x)[:, -1:]) for x in default_probes(backbone)]
+    except Exception as error:  # processors and models that do not fit each other raise errors of many kinds
+        raise ModelError(f"'{shown}' loads, but cannot answer: {' '.join(str(error).split())}") from error
+    if not all(bool(torch.isfinite(each).all()) for each in logits):
+        raise ModelError(f"'{shown}' loads, but answers with numbers that are not finite")
     return backbone.family.name
 
 
-def _picture(found: Run | None) -> list[Item]:
+def _of_run(found: Run, along: Along) -> list[Item]:
+    """What a run adds to its student: the matched layers, the recipe, and what was asked for."""
+    origin = f"the recipe {found.resolved.recipe}" if found.resolved.recipe else "the defaults"
+    header = (
+        f"The configuration of a run of vlsi that began from {origin}.\n"
+        "Paths of the machine it ran on are reduced to names: put your own there."
+    )
+    items = [*_picture(found), contents.recipe_item(found.config.model_dump(mode="json"), header)]
+    if along.verbalizers:
+        items += contents.verbalizer_items(found.folder.path)
+    if along.metrics:
+        items += contents.metrics_items(found.folder.path)
+    return items
+
+
+def _picture(found: Run) -> list[Item]:
     """The matched layers of a run as a picture; none for a run that matched none."""
-    if found is None or "interaction" not in found.folder.state.stages:
+    if "interaction" not in found.folder.state.stages:
         return []
     stage = found.config.interaction
     if stage is None or stage.intermediate in ("ce", "none"):
@@ -227,30 +262,21 @@ def _picture(found: Run | None) -> list[Item]:
         return [Item(PICTURE, file.read_bytes())]
 
 
-def _recipe(found: Run) -> Item:
-    origin = f"the recipe {found.resolved.recipe}" if found.resolved.recipe else "the defaults"
-    header = (
-        f"The configuration of a run of vlsi that began from {origin}.\n"
-        "Paths of the machine it ran on are reduced to names: put your own there."
-    )
-    return contents.recipe_item(found.config.model_dump(mode="json"), header)
-
-
 def _facts(
     source: str,
     folder: Path,
     found: Run | None,
     repo: str,
     family: str,
-    licence: str | None,
+    along: Along,
     items: list[Item],
     *,
     ask: bool,
 ) -> Facts:
     if found is not None:
-        facts = run_facts(found, repo, family, licence=licence, ask=ask)
+        facts = run_facts(found, repo, family, licence=along.licence, ask=ask)
     else:
-        known = Licence(licence) if licence else licence_of(source, folder, None, ask=False)
+        known = Licence(along.licence) if along.licence else licence_of(source, folder, None, ask=False)
         facts = Facts(repo=repo, family=family, licence=known, versions=plain_versions())
     paths = [item.path for item in items]
     return replace(
@@ -268,14 +294,6 @@ def _second(paths: Sequence[str], first: str) -> list[str]:
     return list(dict.fromkeys(path.split("/")[1] for path in paths if re.match(rf"{first}/[^/]+/", path)))
 
 
-def _card(folder: Path, found: Run | None, facts: Facts) -> str:
-    """The card that is written here; or a model's own, where it has one and no run of ours says more."""
-    own = folder / CARD
-    if found is None and own.is_file():
-        return own.read_text(encoding="utf-8")
-    return make_card(facts)
-
-
 def _message(found: Run | None, source: str) -> str:
     if found is None:
         return f"Upload {Path(source).resolve().name}"
@@ -285,20 +303,13 @@ def _message(found: Run | None, source: str) -> str:
     )
 
 
-def _command(
-    source: str,
-    target: Target,
-    with_verbalizers: bool,
-    with_metrics: bool,
-    with_onnx: Sequence[Path],
-    licence: str | None,
-) -> str:
+def _command(source: str, target: Target, along: Along) -> str:
     """The command line that does the same again."""
     words: list[Any] = ["vlsi", "push", source, "--repo", target.repo]
     words += ["--private"] * target.private + ["--create-pr"] * target.create_pr
-    for option, value in (("--branch", target.branch), ("--tag", target.tag), ("--license", licence)):
+    for option, value in (("--branch", target.branch), ("--tag", target.tag), ("--license", along.licence)):
         words += [option, value] if value is not None else []
-    words += ["--with-verbalizers"] * with_verbalizers + ["--with-metrics"] * with_metrics
-    for folder in with_onnx:
+    words += ["--with-verbalizers"] * along.verbalizers + ["--with-metrics"] * along.metrics
+    for folder in along.onnx:
         words += ["--with-onnx", str(folder)]
     return shlex.join(words)
