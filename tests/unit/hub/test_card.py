@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
 from tests.hub_store import metadata_errors
-from vlsi_cli.engine.hub.card import Base, Benchmark, Facts, HeldOut, StageLine, make_card
+from vlsi_cli.engine.hub.card import Base, Benchmark, Facts, HeldOut, StageLine, make_card, own_card
 from vlsi_cli.engine.hub.licences import Licence
+from vlsi_cli.errors import ModelError
 
 SMALL = Base("own/small", "own/small", "v2", 28, 1536, 2_208_985_600, (2, 6), Licence("apache-2.0"))
 LARGE = Base(
@@ -81,6 +83,7 @@ def test_the_page_says_how_it_was_made() -> None:
         "claims none of the paper's scores",
     ):
         assert line in text, line
+    assert "on no hub" not in text
     assert "\n\n\n" not in text
     assert "matched-layers" not in text
     assert "onnx" not in text.casefold()
@@ -130,6 +133,7 @@ def test_bases_that_are_on_no_hub() -> None:
     assert data.base_model is None
     assert "base_model" not in text.split("---")[1]
     assert "| small | `demo/small` |" in text
+    assert "The small base is on no hub" in text
     assert metadata_errors(text) == []
 
 
@@ -168,3 +172,13 @@ def test_what_travels_along_is_named() -> None:
     assert "`--set teacher.verbalizers=me/thing`" in text
     assert "hf download me/thing --include 'onnx/int8/*'" in text
     assert "`training/`" in text
+
+
+def test_a_card_that_is_there_already(tmp_path: Path) -> None:
+    assert own_card(tmp_path) is None
+    (tmp_path / "README.md").write_text("# without metadata\n", encoding="utf-8")
+    assert own_card(tmp_path) == "# without metadata\n"
+    for damaged in (b"---\nlicense: [\n---\n", b"\xff\xfe"):
+        (tmp_path / "README.md").write_bytes(damaged)
+        with pytest.raises(ModelError, match=r"the card .* cannot be read"):
+            own_card(tmp_path)

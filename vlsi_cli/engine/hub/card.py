@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from vlsi_cli.engine.hub.licences import Licence
+from vlsi_cli.errors import ModelError
 
 PAPER = "https://arxiv.org/abs/2412.01822"
 _TEMPLATE = Path(__file__).parent / "card.md.jinja"
@@ -170,6 +173,28 @@ def make_card(facts: Facts) -> str:
     )
     # what the template leaves out leaves its empty lines behind
     return re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
+
+
+def own_card(folder: Path) -> str | None:
+    """The card that a model has already, or None.
+
+    Raises:
+        ModelError: it cannot be read, or its metadata are no YAML.
+    """
+    from huggingface_hub import ModelCard
+
+    file = folder / "README.md"
+    if not file.is_file():
+        return None
+    try:
+        text = file.read_text(encoding="utf-8")
+        ModelCard(text, ignore_metadata_errors=True)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ModelError(
+            f"the card {file} cannot be read: {' '.join(str(error).split())}",
+            hint="mend it, or take it away and one is written",
+        ) from error
+    return text
 
 
 def _results(facts: Facts) -> list[Any]:

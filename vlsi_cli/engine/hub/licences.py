@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 #: How long to wait for the hub's answer, in seconds. A card without a licence is better than no push.
 _TIMEOUT = 10.0
 
@@ -54,7 +56,7 @@ def _cards(model: str, folder: Path | None, revision: str | None, ask: bool) -> 
 
     card = folder / "README.md" if folder is not None else None
     if card is not None and card.is_file():
-        with suppress(OSError, ValueError):  # a card that cannot be read says nothing
+        with suppress(OSError, ValueError, yaml.YAMLError):  # a card that cannot be read says nothing
             yield ModelCard.load(card, ignore_metadata_errors=True).data
     if ask and not Path(model).is_dir():
         try:

@@ -14,10 +14,12 @@ from typing import Any
 from vlsi_cli.config.catalog import DEMO_IDS
 from vlsi_cli.engine.backbones.folders import resolve_folder
 from vlsi_cli.engine.hub import contents
-from vlsi_cli.engine.hub.card import Facts, make_card
+from vlsi_cli.engine.hub.card import Facts, make_card, own_card
 from vlsi_cli.engine.hub.contents import CARD, PICTURE, RECIPE, Item
 from vlsi_cli.engine.hub.licences import Licence, licence_of
 from vlsi_cli.engine.hub.upload import Hub, Target
+from vlsi_cli.engine.reports.heatmap import draw_matches
+from vlsi_cli.engine.runs.match_history import read_history
 from vlsi_cli.engine.runs.push_facts import Run, find_run, plain_versions, run_facts
 from vlsi_cli.errors import ConfigError, HubError, Interrupted, ModelError, VlsiError
 from vlsi_cli.events import Events, Note, Warn, ignore
@@ -121,8 +123,7 @@ def run(
     if found is not None:
         items = [item for item in items if item.path != CARD] + _of_run(found, along)
     items += contents.onnx_items(along.onnx)
-    own = folder / CARD
-    card = own.read_text("utf-8") if found is None and own.is_file() else None
+    card = own_card(folder) if found is None else None
     if card is None:
         facts = _facts(source, folder, found, target.repo, family, along, items, ask=not dry_run)
         if facts.licence is None:
@@ -254,11 +255,18 @@ def _picture(found: Run) -> list[Item]:
     stage = found.config.interaction
     if stage is None or stage.intermediate in ("ce", "none"):
         return []
-    from vlsi_cli.engine.runs.match_history import draw_history
-
+    history = read_history(found.folder.path)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / PICTURE
-        draw_history(found.folder.path, file)
+        draw_matches(
+            file,
+            history.whole.shares,
+            history.small_layers,
+            history.large_layers,
+            small=contents.portable(history.small),
+            large=contents.portable(history.large),
+            title=f"Matched layers in {history.steps} interaction steps",
+        )
         return [Item(PICTURE, file.read_bytes())]
 
 

@@ -184,7 +184,7 @@ def _settings(stage: StageConfig, config: DistillConfig) -> str:
 def _described(source: Source) -> str:
     """A source for people; a local file by its name alone."""
     if isinstance(source, PatternsSource):
-        size = f"{source.size:,}" if source.size else "endlessly fresh"
+        size = f"{source.size:,} of them" if source.size else "always fresh ones"
         return f"`patterns`, the built-in picture puzzles ({source.split} split, {size}, seed {source.seed})"
     if isinstance(source, HubSource):
         if not _on_hub(source):
