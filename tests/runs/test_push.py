@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tests.hub_client import vlsi
 from tests.hub_server import HubServer
 from tests.runs.conftest import short
+from vlsi_cli.engine.reports.heatmap import draw_matches
 from vlsi_cli.engine.runs.distill import run
 from vlsi_cli.events import ignore
 
@@ -71,7 +72,14 @@ def test_a_run_is_pushed_and_plain_transformers_loads_it(whole: Path, hub: HubSe
     assert logits.double().sum().item() == said["total"]
 
 
-def test_the_card_of_a_run(whole: Path, hub: HubServer) -> None:
+def test_the_card_of_a_run(whole: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    named: dict[str, str] = {}
+
+    def draw(*place: object, small: str, large: str, title: str) -> None:
+        named.update(small=small, large=large)
+        draw_matches(*place, small=small, large=large, title=title)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("vlsi_cli.engine.runs.push.draw_matches", draw)
     done = vlsi("push", whole / "student", "--repo", "me/thing")  # the student's folder means its run
     assert done.exit_code == 0, done.output
     assert "the card names no licence" in done.stderr  # the tiny pair states none
@@ -88,6 +96,8 @@ def test_the_card_of_a_run(whole: Path, hub: HubServer) -> None:
         "| interaction | small model | 5 | 4 | loss kld between layers and kld at the last; matching multinomial"
         in text
     )
+    assert hub.files("me/thing")["matched-layers.png"].startswith(b"\x89PNG")
+    assert named == {"small": "small", "large": "large"}  # not the paths of their folders
     recipe = yaml.safe_load(hub.files("me/thing")["training/recipe.yaml"])
     assert (recipe["student"]["id"], recipe["interaction"]["steps"]) == ("small", 5)
 

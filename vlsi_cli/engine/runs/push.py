@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ from vlsi_cli.engine.hub.card import Facts, make_card, own_card
 from vlsi_cli.engine.hub.contents import CARD, PICTURE, RECIPE, Item
 from vlsi_cli.engine.hub.licences import Licence, licence_of
 from vlsi_cli.engine.hub.upload import Hub, Target
+from vlsi_cli.engine.reports.heatmap import draw_matches
+from vlsi_cli.engine.runs.match_history import read_history
 from vlsi_cli.engine.runs.push_facts import Run, find_run, plain_versions, run_facts
 from vlsi_cli.errors import ConfigError, HubError, Interrupted, ModelError, VlsiError
 from vlsi_cli.events import Events, Note, Warn, ignore
@@ -231,18 +234,40 @@ def _load(folder: Path, shown: str) -> str:
 
 
 def _of_run(found: Run, along: Along) -> list[Item]:
-    """What a run adds to its student: the recipe, and what was asked for."""
+    """What a run adds to its student: the matched layers, the recipe, and what was asked for."""
     origin = f"the recipe {found.resolved.recipe}" if found.resolved.recipe else "the defaults"
     header = (
         f"The configuration of a run of vlsi that began from {origin}.\n"
         "Paths of the machine it ran on are reduced to names: put your own there."
     )
-    items = [contents.recipe_item(found.config.model_dump(mode="json"), header)]
+    items = [*_picture(found), contents.recipe_item(found.config.model_dump(mode="json"), header)]
     if along.verbalizers:
         items += contents.verbalizer_items(found.folder.path)
     if along.metrics:
         items += contents.metrics_items(found.folder.path)
     return items
+
+
+def _picture(found: Run) -> list[Item]:
+    """The matched layers of a run as a picture; none for a run that matched none."""
+    if "interaction" not in found.folder.state.stages:
+        return []
+    stage = found.config.interaction
+    if stage is None or stage.intermediate in ("ce", "none"):
+        return []
+    history = read_history(found.folder.path)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / PICTURE
+        draw_matches(
+            file,
+            history.whole.shares,
+            history.small_layers,
+            history.large_layers,
+            small=contents.portable(history.small),
+            large=contents.portable(history.large),
+            title=f"Matched layers in {history.steps} interaction steps",
+        )
+        return [Item(PICTURE, file.read_bytes())]
 
 
 def _facts(
