@@ -158,13 +158,20 @@ def _draw(place: Axes, panel: Panel, *, numbers: bool) -> None:
     share = panel.kind == "share"
     values = np.asarray(panel.values, dtype=float)
     low, high = (0.0, 1.0) if share else (values.min(), values.max())
-    image = place.imshow(
+    # Squares rather than an image: a picture that is enlarged stays sharp.
+    rows, columns = (np.arange(count + 1) - 0.5 for count in values.shape)
+    image = place.pcolormesh(
+        columns,
+        rows,
         values,
         cmap="cividis" if share else "cividis_r",
         vmin=low,
         vmax=high if high > low else low + 1.0,
-        aspect="equal",
+        edgecolors="white",
+        linewidth=0.4,
     )
+    place.set_aspect("equal")
+    place.invert_yaxis()
     place.set_xticks(range(len(panel.columns)), [str(layer) for layer in panel.columns], fontsize=8)
     place.set_yticks(range(len(panel.rows)), [str(layer) for layer in panel.rows], fontsize=8)
     place.tick_params(length=0)
@@ -198,9 +205,9 @@ def _outline(place: Axes, panel: Panel) -> None:
 
 
 def written(value: float, kind: Literal["divergence", "share"]) -> str:
-    """A cell's number: whole per cents (nothing below a half), or nats with three digits at most."""
+    """A cell's number: whole per cents (nothing for none), or nats with three digits at most."""
     if kind == "share":
-        return f"{100 * value:.0f}%" if value >= 0.005 else ""
+        return f"{100 * value:.0f}%".removeprefix("0%")
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
