@@ -6,8 +6,8 @@
 Three ways to the same matrix ``KL(large l || small s)``, on random states and heads:
 
 - *pair by pair*: every pair projects both its layers and compares them (what a loop over a loss function does);
-- *pair by pair, projected once*: the log-probabilities of all layers are made once and kept, one full tensor of tokens by
-  vocabulary for each layer, and every pair compares two of them: the time of a careful loop, at its memory;
+- *pair by pair, projected once*: the log-probabilities of all layers are made once and kept, a full tensor of tokens
+  by vocabulary for each layer, and every pair compares two of them: the time of a careful loop, at its memory;
 - *one pass*: ``divergence_matrix``, as `vlsi distill` and `vlsi match-layers` use it.
 
 The ways take turns within one process, and on a CPU its own processor seconds are counted, so that other work on the

@@ -1,4 +1,4 @@
-"""`vlsi match-layers` through the real app, on the shipped pair: what is printed where, and which codes it ends with."""
+"""`vlsi match-layers` through the real app, on the shipped pair: what is printed where, and its exit codes."""
 
 from __future__ import annotations
 

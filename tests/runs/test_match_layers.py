@@ -120,10 +120,10 @@ def test_a_run_is_read_with_its_own_verbalizers_and_its_own_small_model(
     sets = whole / "verbalizers"
     named = resolve(
         "demo",
-        [f"student.id={resolved.config.student.id}", f"data.sources.0.turns=3", "student.targets.stride=3"],
+        [f"student.id={resolved.config.student.id}", "data.sources.0.turns=3", "student.targets.stride=3"],
         {"teacher.id": resolved.config.teacher.id, "teacher.verbalizers": str(sets / "large")},
     )
-    named = Resolved(named.config, {key: "recipe" for key in named.origins}, None)
+    named = Resolved(named.config, dict.fromkeys(named.origins, "recipe"), None)
     again = surveyed(named, student_verbalizers=sets / "small", batch_size=2)
     assert again.divergence == start.survey.divergence
 
@@ -205,7 +205,7 @@ def test_data_that_cannot_be_read(pair: tuple[Path, Path], tmp_path: Path) -> No
 
 
 def test_verbalizers_of_another_model(pair: tuple[Path, Path], whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is 64 wide; .* is 32 wide"):
+    with pytest.raises(CheckpointError, match=r"is 64 wide; .* is 32 wide"):
         compare(short(pair), student_verbalizers=whole / "verbalizers" / "large")
     with pytest.raises(CheckpointError, match="no verbalizers in"):
         compare(short(pair), student_verbalizers=tmp_path)

@@ -42,8 +42,12 @@ def test_every_cell_has_its_number_and_the_axes_their_layers() -> None:
     place = drawn.axes[0]
     numbers = {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in place.texts}
     assert numbers == {
-        **{(0, 0): "0.50", (0, 1): "12.0", (0, 2): "3.46"},
-        **{(1, 0): "1.00", (1, 1): "2.00", (1, 2): "123"},
+        (0, 0): "0.50",
+        (0, 1): "12.0",
+        (0, 2): "3.46",
+        (1, 0): "1.00",
+        (1, 1): "2.00",
+        (1, 2): "123",
     }
     assert [t.get_text() for t in place.get_xticklabels()] == ["2", "6", "10"]
     assert [t.get_text() for t in place.get_yticklabels()] == ["2", "6"]
