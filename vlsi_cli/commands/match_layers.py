@@ -73,18 +73,16 @@ def match_layers(
 
     Without arguments: the demo pair. With `--run`: a run's own models and verbalizers, and how its matches moved.
     Target layers are set as for `distill`, e.g. `--set teacher.targets.layers=[2,4,6]`.
-    """  # fmt: skip
+    """
     _output.use_json(json)
     own = {"--teacher": teacher, "--student": student, "--recipe": recipe,
            "--teacher-verbalizers": teacher_verbalizers, "--student-verbalizers": student_verbalizers}  # fmt: skip
     if run is not None and (extra := [name for name, value in own.items() if value is not None]):
-        raise ConfigError(
-            f"--run brings its own models, but {', '.join(extra)} was given too", hint="leave it out"
-        )
+        also = ", ".join(extra)
+        raise ConfigError(f"--run brings its own models, but {also} was given too", hint="leave it out")
     if run is None and (history or at is At.start):
-        raise ConfigError(
-            f"{'--history' if history else '--at'} is about a run", hint="give the run with --run"
-        )
+        which = "--history" if history else "--at"
+        raise ConfigError(f"{which} is about a run", hint="give the run with --run")
     flags = {
         "teacher.id": teacher,
         "student.id": student,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 import torch
 
 from tests import pairs
+from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.losses import divergence, divergence_matrix
-from vlsi_cli.engine.teachers import LayerDivergences, LiveTeacher, layer_divergences
+from vlsi_cli.engine.teachers import LayerDivergences, LiveTeacher, TeacherStates, layer_divergences
+from vlsi_cli.errors import TrainingError
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:
@@ -86,6 +90,18 @@ def test_the_mean_does_not_know_how_records_were_batched(readers: tuple[LiveTeac
     torch.testing.assert_close(cut.mean, whole.mean, rtol=1e-5, atol=0)  # fp32 sums in another order
     assert float(whole.spread.max()) < 1e-12
     assert float(cut.spread.min()) > 0
+
+
+def test_a_divergence_that_is_not_finite_is_named(readers: tuple[LiveTeacher, LiveTeacher]) -> None:
+    class Broken(LiveTeacher):
+        def states(self, batch: Batch, layers: Collection[int]) -> TeacherStates:
+            found = super().states(batch, layers)
+            found.layers[3] = torch.full_like(found.layers[3], torch.nan)
+            return found
+
+    small, large = readers
+    with pytest.raises(TrainingError, match=r"of layer 1 of '.*small' from layer 3 of '.*large' is nan"):
+        survey((small, Broken(large.backbone, None, large.targets)), 1, 1)
 
 
 def test_mean_and_spread_by_hand() -> None:

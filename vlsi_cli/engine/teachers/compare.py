@@ -11,6 +11,7 @@ from torch import Tensor
 from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.losses import divergence_matrix
 from vlsi_cli.engine.teachers.teacher import Teacher
+from vlsi_cli.errors import TrainingError
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ def layer_divergences(
         vocabulary: the tokenizer's real length, the same on both sides.
         device: where both models are.
         after_batch: told the number of records read so far.
+
+    Raises:
+        TrainingError: a divergence that is not finite, naming both layers.
     """
     matrices, tokens, records = [], [], 0
     for batch in batches:
@@ -73,7 +77,19 @@ def layer_divergences(
             vocabulary=vocabulary,
         )
         matrices.append(sums.double().cpu() / max(batch.num_tokens, 1))
+        _require_finite(matrices[-1], small, large)
         tokens.append(batch.num_tokens)
         records += len(batch.records)
         after_batch(records)
     return LayerDivergences(torch.stack(matrices), torch.tensor(tokens), records)
+
+
+def _require_finite(matrix: Tensor, small: Teacher, large: Teacher) -> None:
+    bad = (~torch.isfinite(matrix)).nonzero()
+    if len(bad):
+        s, t = bad[0].tolist()
+        raise TrainingError(
+            f"the divergence of layer {small.targets[s]} of '{small.name}' from layer {large.targets[t]} of "
+            f"'{large.name}' is {float(matrix[s, t])}",
+            hint="compute in another precision, such as --precision fp32",
+        )
