@@ -43,6 +43,7 @@ def _survey_parts(
         f"sample: {survey.records} records, {survey.tokens} response tokens, of {', '.join(survey.data)}; "
         f"batches of {survey.batch_size}{skipped}"
     )
+    yield f"matching: {survey.matching}"
     rows, columns = small.layers, large.layers
     written = [[_nats(value) for value in row] for row in survey.divergence]
     flat = [value for row in survey.divergence for value in row]
@@ -50,8 +51,9 @@ def _survey_parts(
     shades = [[1 - (value - low) / span for value in row] for row in survey.divergence]
     title = "Divergence KL(large || small), nats a token; in [ ]: the best assignment"
     yield _heat_map(title, written, shades, rows, columns, survey.best, width)
-    title = f"Expected matches, exact from that matrix ({survey.matching})"
-    yield _shares(title, survey.expected, rows, columns, survey.best, width)
+    yield _shares(
+        "Expected matches, exact from these divergences", survey.expected, rows, columns, survey.best, width
+    )
     title = f"Drawn matches: {survey.batches} batches by their own divergences, {survey.draws} draws each"
     yield _shares(title, survey.drawn, rows, columns, survey.best, width)
     yield _summary(rows, columns, survey)
@@ -60,17 +62,8 @@ def _survey_parts(
 
 
 def _summary(rows: Sequence[int], columns: Sequence[int], survey: Survey) -> Table:
-    table = _table(
-        "By small layer",
-        "small",
-        "nearest",
-        "best",
-        "expected",
-        "drawn",
-        "KL of best",
-        "+- between batches",
-        "T",
-    )
+    names = ("nearest", "best", "expected", "drawn", "KL of best", "+- between batches", "T")
+    table = _table("By small layer", "small", *names)
     for place, layer in enumerate(rows):
         divergences = survey.divergence[place]
         best = columns.index(survey.best[place])

@@ -2,7 +2,7 @@
 
     draw_matches(path, shares, small_layers, large_layers, small="demo/small", large="demo/large")
 
-draws how often each pair of layers was matched; :func:`figure` draws any number of such maps below one another.
+draws how often each pair of layers was matched; :func:`figure` draws any number of such maps together.
 matplotlib is imported when something is drawn, without pyplot and without a display: no global state is touched.
 
 The colours are cividis, which reads the same with and without red-green colour blindness and in grey. Bright always
@@ -84,7 +84,7 @@ def draw_matches(
 
 
 def figure(panels: Sequence[Panel], *, small: str, large: str, title: str = "") -> Figure:
-    """Heat maps below one another, their axes named after the two models.
+    """Heat maps in reading order, two abreast where they are narrow, their axes named after the two models.
 
     Args:
         panels: at least one; each has its own scale and colour bar.
@@ -95,16 +95,21 @@ def figure(panels: Sequence[Panel], *, small: str, large: str, title: str = "") 
     from matplotlib.figure import Figure
 
     columns = max(len(panel.columns) for panel in panels)
-    rows = [len(panel.rows) for panel in panels]
     cell = min(max(_WIDTH / columns, _CELLS[0]), _CELLS[1])
-    size = (columns * cell + 2.6, sum(rows) * cell + 1.25 * len(panels) + (0.35 if title else 0.0))
-    drawn = Figure(figsize=size, layout="constrained", facecolor="white")
+    across = min(len(panels), max(1, int(_WIDTH // (columns * cell + 2.0))))
+    lines = [panels[first : first + across] for first in range(0, len(panels), across)]
+    rows = [max(len(panel.rows) for panel in line) for line in lines]
+    width = across * (columns * cell + 2.3)
+    height = sum(rows) * cell + 1.25 * len(lines) + (0.35 if title else 0.0)
+    drawn = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(drawn)
     if title:
-        drawn.suptitle(fill(title, max(40, int(10 * size[0]))), fontsize=12, fontweight="bold")
-    axes = drawn.subplots(len(panels), 1, squeeze=False, height_ratios=rows)
+        drawn.suptitle(fill(title, max(40, int(10 * width))), fontsize=12, fontweight="bold")
+    axes = drawn.subplots(len(lines), across, squeeze=False, height_ratios=rows)
     letters = max(36, int(13 * columns * cell))  # of a title, in the width of the cells
-    for place, panel in zip(axes[:, 0], panels, strict=True):
+    for place in axes.flat[len(panels) :]:
+        place.set_visible(False)
+    for place, panel in zip(axes.flat, panels, strict=False):
         place.set_title(fill(panel.title, letters), fontsize=10, loc="left")
         _draw(place, panel, numbers=cell >= _NUMBERS_FROM)
         place.set_xlabel(f"decoder layer of the large model, {_short(large)}", fontsize=9)
@@ -148,8 +153,8 @@ def _encode(drawn: Figure, kind: str) -> bytes:
     from matplotlib import rc_context
 
     buffer = io.BytesIO()
-    # A fixed salt and no date: the same numbers give the same bytes.
-    with rc_context({"svg.hashsalt": "vlsi", "svg.fonttype": "path"}):
+    # A fixed salt and no date: the same numbers give the same bytes. Letters stay letters, to be found and read aloud.
+    with rc_context({"svg.hashsalt": "vlsi", "svg.fonttype": "none"}):
         drawn.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
 

@@ -119,7 +119,7 @@ def write_pictures(report: MatchReport, png: Path | None, svg: Path | None, html
 
 
 def picture(report: MatchReport) -> Figure:
-    """Every heat map of the report below one another."""
+    """Every heat map of the report in one picture."""
     return _figure(report, list(panels(report).values()))
 
 
@@ -130,7 +130,7 @@ def panels(report: MatchReport) -> dict[str, heatmap.Panel]:
         survey, sides = report.survey, (report.small.layers, report.large.layers)
         title = f"Divergence KL(large || small), mean of {survey.tokens} tokens; framed: best assignment"
         found["divergence"] = heatmap.Panel(title, survey.divergence, *sides, "divergence", survey.best)
-        title = "Expected matches: exact, from the mean divergences above"
+        title = "Expected matches: exact, from the mean divergences"
         found["expected"] = heatmap.Panel(title, survey.expected, *sides, "share", survey.best)
         title = (
             f"Drawn matches: {survey.batches} batches, each by its own divergences, {survey.draws} draws each"
