@@ -66,6 +66,7 @@ def test_as_json() -> None:
         ("--run none", 7, "none is not a run folder"),
         ("--run none --teacher demo/large", 2, "--run brings its own models, but --teacher was given too"),
         ("--history", 2, "--history is about a run\nhint: give the run with --run"),
+        ("--run none --history --data patterns", 2, "--history reads a log alone, but --data was given too"),
         ("--at start", 2, "--at is about a run"),
         ("--samples 0", 2, "--samples"),
         ("--ends 60", 2, "--ends"),

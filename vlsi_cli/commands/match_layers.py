@@ -83,6 +83,9 @@ def match_layers(
     if run is None and (history or at is At.start):
         which = "--history" if history else "--at"
         raise ConfigError(f"{which} is about a run", hint="give the run with --run")
+    if history and (data or sets):
+        also = "--data" if data else "--set"
+        raise ConfigError(f"--history reads a log alone, but {also} was given too", hint="leave it out")
     flags = {
         "teacher.id": teacher,
         "student.id": student,
