@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from vlsi_cli import __version__
-from vlsi_cli.commands import _output, data, distill, plan, push, recipes, verbalize
+from vlsi_cli.commands import _output, data, distill, match_layers, plan, push, recipes, verbalize
 from vlsi_cli.errors import VlsiError
 
 _DEFECT = (
@@ -70,6 +70,7 @@ app.command("distill")(distill.distill)
 app.command("plan")(plan.plan)
 app.command("push")(push.push)
 app.command("verbalize")(verbalize.verbalize)
+app.command("match-layers")(match_layers.match_layers)
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")
 

@@ -93,6 +93,12 @@ def has_colours() -> bool:
     return console.is_terminal and console.color_system is not None
 
 
+def width() -> int:
+    """Columns for data that are laid out by hand: those of the terminal, 80 without one."""
+    console = Console(file=sys.stdout)
+    return console.width if console.is_terminal else 80
+
+
 def is_quiet() -> bool:
     """Whether progress is unwanted."""
     return _state.quiet

@@ -14,8 +14,12 @@ _TRUE = {"1", "true", "yes", "on"}
 _PATIENCE = 5.0  # seconds for the hub to say anything at all
 
 
-def require(needs: Sequence[Need]) -> None:
+def require(needs: Sequence[Need], *, dry_run: bool = True) -> None:
     """End the run at once when something it needs is neither here nor within reach, naming all of it.
+
+    Args:
+        needs: what it reads.
+        dry_run: whether the command has a ``--dry-run`` to point to.
 
     Raises:
         ModelError: a model (or its verbalizers) is missing, whatever else is.
@@ -38,7 +42,8 @@ def require(needs: Sequence[Need]) -> None:
         steps.append("put the data there, or point elsewhere with --data PATH or --set data.root=FOLDER")
     if any(need.kind != "data" and need.fetch is None for need in missing):
         steps.append("check the path of the model, or give a hub id (owner/name)")
-    steps.append("--dry-run shows the whole plan without any of it")
+    if dry_run:
+        steps.append("--dry-run shows the whole plan without any of it")
     only_data = all(need.kind == "data" for need in missing)
     raise (DataError if only_data else ModelError)(message, hint="\n".join(steps))
 

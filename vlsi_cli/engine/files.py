@@ -108,6 +108,20 @@ def write_json(target: Path, value: Any) -> None:
         part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
+def require_writable(target: Path) -> None:
+    """Refuse, before the work, a file that could not be written after it; nothing is made.
+
+    Raises:
+        OutputError: it is a folder, or the nearest folder that exists is none or may not be written.
+    """
+    if target.is_dir():
+        raise OutputError(f"{target} cannot be written: it is a folder", hint="give the name of a file")
+    above = next(folder for folder in target.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = "is not a folder" if not above.is_dir() else "may not be written"
+        raise OutputError(f"{target} cannot be written: {above} {why}")
+
+
 def require_space(target: Path, needed: int, what: str) -> None:
     """Refuse to begin what the disk cannot hold.
 

@@ -100,14 +100,25 @@ def match(
         first, last = window(
             s, start, n_small, n_large, search_range=search_range, order_preservation=order_preservation
         )
-        divergences = row[first : last + 1]
-        _check_finite(s, divergences, first)
-        temperature = adaptive_temperature_of(divergences) if adaptive_temperature else 1.0
-        probabilities = softmax_of_negated(divergences, temperature)
+        temperature, probabilities = draw_probabilities(s, row, first, last, adaptive=adaptive_temperature)
         place = first + int(torch.multinomial(probabilities, 1, generator=generator))
         matches.append(Match(s, (place,), temperature, tuple(probabilities.tolist()), (first, last)))
         start = place + 1
     return matches
+
+
+def draw_probabilities(
+    s: int, row: list[float], first: int, last: int, *, adaptive: bool
+) -> tuple[float, Tensor]:
+    """Temperature of small place ``s`` in the window ``first .. last`` of its row, and fp64 probabilities of it.
+
+    Raises:
+        TrainingError: a divergence in the window that is not finite.
+    """
+    divergences = row[first : last + 1]
+    _check_finite(s, divergences, first)
+    temperature = adaptive_temperature_of(divergences) if adaptive else 1.0
+    return temperature, softmax_of_negated(divergences, temperature)
 
 
 def adaptive_temperature_of(divergences: list[float]) -> float:
