@@ -146,7 +146,9 @@ class _TrainedHead(torch.autograd.Function):
         setting: Setting = ctx.setting
         dtype, operands = ctx.dtypes
         comparison = _comparison(setting, dtype, operands, x, weight, x_t, weight_t, targets)
-        tiling = comparison.tiling("recomputed", tile_tokens=setting.tile_tokens, tile_words=setting.tile_words)
+        tiling = comparison.tiling(
+            "recomputed", tile_tokens=setting.tile_tokens, tile_words=setting.tile_words
+        )
         grad_x = torch.zeros(x.shape, dtype=dtype, device=x.device) if ctx.needs_input_grad[3] else None
         grad_weight = torch.zeros_like(weight)
         # Factors may carry an fp16 loss scale: bring the largest to 1, give it back in fp32.

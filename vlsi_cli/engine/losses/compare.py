@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vlsi_cli.engine.losses.kinds import KINDS, LINEAR, Part, hard_targets, locate
 from vlsi_cli.engine.losses.readout import Readout
-from vlsi_cli.engine.losses.tiles import Tiling, choose_tiling, slices
+from vlsi_cli.engine.losses.rectangles import Tiling, choose_tiling, slices
 
 Plan = Literal["online", "kept", "recomputed"]
 
@@ -56,7 +56,8 @@ class Exponentials:
         Args:
             tokens: the rectangle's tokens.
             z: ``[t, w]`` logits, left as they are.
-            sums: ``[R, ...]`` weighted with these exponentials in earlier rectangles; rescaled where the reference moves.
+            sums: ``[R, ...]`` sums of earlier rectangles with these exponentials as weights; rescaled where the
+                reference moves.
             out: ``[t, w]`` to write to.
         """
         top, reference = z.amax(-1), self._reference[tokens]
@@ -145,13 +146,14 @@ class Comparison:
         """
         if plan == "online" and not self.linear:
             raise ValueError(f"divergence: the plan 'online' has no form for {self.kind}")
-        x, like = self.small.x, {"dtype": self.small.dtype, "device": self.small.x.device}
+        x = self.small.x
         tokens = len(x)
+        zeros = torch.zeros(tokens, dtype=self.small.dtype, device=x.device)
         found = Found(
-            torch.empty(tokens, **like),
-            torch.zeros(x.shape, **like) if want else None,
-            tuple(torch.full((tokens,), -torch.inf, **like) for _ in self.readouts),
-            torch.zeros(tokens, **like),
+            torch.empty_like(zeros),
+            zeros.new_zeros(x.shape) if want else None,
+            tuple(torch.full_like(zeros, -torch.inf) for _ in self.readouts),
+            zeros,
         )
         for block in tiling.blocks(tokens):
             part = self._part(block)
@@ -216,8 +218,8 @@ class Comparison:
         for tokens, words in tiling.rectangles(count, vocabulary):
             for readout, store, sums in zip(self.readouts, kept, found.log_sums, strict=True):
                 out = store[tokens, words] if store is not None else None
-                logits = readout.logits(tokens, words, out)
-                sums[tokens] = torch.logaddexp(sums[tokens], logits.logsumexp(-1))
+                tile = readout.logits(tokens, words, out)
+                sums[tokens] = torch.logaddexp(sums[tokens], tile.logsumexp(-1))
         grad = found.grad_x
         mass = torch.zeros_like(grad) if grad is not None and not self.linear else None  # p_s W
         found.losses.zero_()
@@ -277,7 +279,9 @@ class Comparison:
             bend = self.small.bend(logits[0])
             part = self._compare(tokens, words, logits, log_sums, True)
             assert part.first is not None
-            grad = part.first if part.p_s is None else part.first.sub_(part.p_s.mul_(correction[tokens, None]))
+            grad = part.first
+            if part.p_s is not None:
+                grad.sub_(part.p_s.mul_(correction[tokens, None]))
             grad.mul_(factors[tokens, None])
             if bend is not None:
                 grad.mul_(bend)

@@ -31,7 +31,7 @@ def cross_entropy(
         vocabulary: the tokenizer's real length.
         rule: what the model does to its logits (a final softcap, a scale).
         plan: how the gradient under a frozen head is made (:mod:`vlsi_cli.engine.losses.compare`); None chooses.
-        tile_tokens, tile_words: lengths of a tile; None chooses (:mod:`vlsi_cli.engine.losses.tiles`).
+        tile_tokens, tile_words: lengths of a tile; None chooses (:mod:`vlsi_cli.engine.losses.rectangles`).
 
     Returns:
         ``[R]`` fp32: one value a token. Dividing by a count of tokens is the caller's.

@@ -56,7 +56,7 @@ def divergence(
         temperature: > 0; the paper's is 1.
         rule_s, rule_t: what each model does to its logits (a final softcap, a scale).
         plan: how the gradient under a frozen head is made (:mod:`vlsi_cli.engine.losses.compare`); None chooses.
-        tile_tokens, tile_words: lengths of a tile; None chooses (:mod:`vlsi_cli.engine.losses.tiles`).
+        tile_tokens, tile_words: lengths of a tile; None chooses (:mod:`vlsi_cli.engine.losses.rectangles`).
 
     Returns:
         ``[R]`` fp32 (fp64 when everything is fp64), in nats except for ``l2``.

@@ -38,7 +38,7 @@ def divergence_matrix(
         vocabulary: the tokenizer's real length; rows beyond it are cut on both sides before the softmax.
         mask: ``[n_small, n_large]`` bool; layers without any True are not projected, and False cells are 0.
         rule_s, rule_t: what each model does to its logits (a final softcap, a scale).
-        tile_tokens, tile_words: lengths of a tile; None chooses (:mod:`vlsi_cli.engine.losses.tiles`).
+        tile_tokens, tile_words: lengths of a tile; None chooses (:mod:`vlsi_cli.engine.losses.rectangles`).
 
     Returns:
         ``[n_small, n_large]`` fp32 (fp64 when everything is fp64): sums in nats; divide by R for the mean.

@@ -39,7 +39,7 @@ from vlsi_cli.engine.losses.readout import (
     no_autocast,
     operand_dtype,
 )
-from vlsi_cli.engine.losses.tiles import MIB, Tiling, choose_tiling, memory_of
+from vlsi_cli.engine.losses.rectangles import MIB, Tiling, choose_tiling, memory_of
 
 Gradient = Literal["sums", "recompute"]
 
@@ -49,7 +49,14 @@ SUMS_BYTES_ACCELERATOR = 4096 * MIB
 
 
 def choose_gradient(
-    tokens: int, small: int, large: int, hidden: tuple[int, int], *, exact: bool, capped: bool, device: torch.device
+    tokens: int,
+    small: int,
+    large: int,
+    hidden: tuple[int, int],
+    *,
+    exact: bool,
+    capped: bool,
+    device: torch.device,
 ) -> Gradient:
     """How drawn pairs get their gradient, by the number of products and the memory at hand.
 
@@ -111,7 +118,7 @@ class AllPairs:
         self._large = [t for t in range(shape[1]) if bool(cells[:, t].any())]
         self._xs_s, self._xs_t, self._weights = tuple(xs_s), tuple(xs_t), (weight_s, weight_t)
         self._rules, self._vocabulary, self._cells = (rule_s, rule_t), vocabulary, cells
-        self._lengths = {"tile_tokens": tile_tokens, "tile_words": tile_words}
+        self._tile_tokens, self._tile_words = tile_tokens, tile_words
         self._dtype = accumulation_dtype(*xs_s, weight_s, *xs_t, weight_t)
         self._operands = (operand_dtype(weight_s), operand_dtype(weight_t))
         self._tokens, self._device = lengths.pop(), xs_s[0].device
@@ -135,7 +142,9 @@ class AllPairs:
             large: places of one or more large layers; every cell must be one of the mask's.
         """
         if not large or not all(bool(self._cells[small, t]) for t in large):
-            raise ValueError(f"AllPairs: no divergences of small layer {small} from {list(large)} were asked for")
+            raise ValueError(
+                f"AllPairs: no divergences of small layer {small} from {list(large)} were asked for"
+            )
         x, (weight_s, weight_t) = self._xs_s[small], self._weights
         if torch.is_grad_enabled() and weight_s.requires_grad:
             each = [
@@ -147,7 +156,8 @@ class AllPairs:
                     vocabulary=self._vocabulary,
                     rule_s=self._rules[0],
                     rule_t=self._rules[1],
-                    **self._lengths,
+                    tile_tokens=self._tile_tokens,
+                    tile_words=self._tile_words,
                 )
                 for t in large
             ]
@@ -157,9 +167,9 @@ class AllPairs:
         if not torch.is_grad_enabled() or not x.requires_grad:
             return losses
         with torch.no_grad(), no_autocast(self._device):
-            if self.gradient == "sums":
-                grad = self._sums[0][s] - torch.stack([self._sums[1][t] for t in places]).mean(0)
-                grad.mul_(self._ours[s].gain)
+            means_s, means_t = self._sums
+            if means_s is not None and means_t is not None:
+                grad = (means_s[s] - means_t[places].mean(0)).mul_(self._ours[s].gain)
             else:
                 grad = self._recompute(s, places)
         return with_gradient(x, losses, grad)
@@ -196,60 +206,66 @@ class AllPairs:
             buffers=buffers,
             device=self._device,
             dtype=self._dtype,
-            **self._lengths,
+            tile_tokens=self._tile_tokens,
+            tile_words=self._tile_words,
         )
 
     def _walk(self) -> None:
         """Fill ``_each [R, small, large]``, the layers' ``_log_sums`` and, on the way of ``sums``, S and Q."""
-        like = {"dtype": self._dtype, "device": self._device}
         n_s, n_t, tokens = len(self._ours), len(self._theirs), self._tokens
-        self._each = torch.empty(tokens, n_s, n_t, **like)
-        self._log_sums = torch.empty(n_s, tokens, **like), torch.empty(n_t, tokens, **like)
-        width = self._xs_s[0].shape[1]
-        kept = self.gradient == "sums"
-        self._sums = tuple([torch.zeros(tokens, width, **like) for _ in range(n)] if kept else [] for n in (n_s, n_t))
+        self._each = torch.empty(tokens, n_s, n_t, dtype=self._dtype, device=self._device)
+        new = self._each.new_empty
+        self._log_sums = new(n_s, tokens), new(n_t, tokens)
+        self._sums: tuple[Tensor | None, Tensor | None] = (None, None)
+        if self.gradient == "sums":
+            width = self._xs_s[0].shape[1]
+            self._sums = new(n_s, tokens, width).zero_(), new(n_t, tokens, width).zero_()
         if not n_s:
             return
         tiling = self._tiling(n_s + n_t + 1)
         area = tiling.tokens * tiling.words
-        stores = torch.empty(n_s * area, **like), torch.empty(n_t * area, **like)
+        stores = new(n_s * area), new(n_t * area)
         for block in tiling.blocks(tokens):
             self._walk_block(tiling, block, stores)
 
     def _walk_block(self, tiling: Tiling, block: slice, stores: tuple[Tensor, Tensor]) -> None:
         ours, theirs = ([r.part(block) for r in side] for side in (self._ours, self._theirs))
-        s_sums, q_sums = ([g[block] for g in side] or [None] * n for side, n in zip(self._sums, map(len, (ours, theirs)), strict=True))
         count = block.stop - block.start
+        means_s, means_t = (each[:, block] if each is not None else None for each in self._sums)
         powers_s = [Exponentials(count, r) for r in ours]
         powers_t = [Exponentials(count, r) for r in theirs]
-        coupled = self._each[block].zero_()  # [t, n_s, n_t], unnormalised
+        coupled = self._each[block].zero_()  # [t, n_s, n_t], sum e_l (z_l - z_s), unnormalised
         own = coupled.new_zeros(len(theirs), count)  # sum e_l z_l
         for tokens, words in tiling.rectangles(count, self._vocabulary):
             t, w = tokens.stop - tokens.start, words.stop - words.start
             z_s = stores[0][: len(ours) * t * w].view(len(ours), t, w)
             e_t = stores[1][: len(theirs) * t * w].view(len(theirs), t, w)
-            for s, readout in enumerate(ours):
-                readout.logits(tokens, words, z_s[s])
-                powers = powers_s[s].add(tokens, z_s[s], s_sums[s])
-                if s_sums[s] is not None:
-                    readout.pull(powers, words, s_sums[s][tokens])
-            for l, readout in enumerate(theirs):
+            for place, readout in enumerate(ours):
+                readout.logits(tokens, words, z_s[place])
+                mean = means_s[place] if means_s is not None else None
+                powers = powers_s[place].add(tokens, z_s[place], mean)
+                if mean is not None:
+                    readout.pull(powers, words, mean[tokens])
+            for place, readout in enumerate(theirs):
                 z = readout.logits(tokens, words)
-                powers = powers_t[l].add(tokens, z, own[l], coupled[:, :, l], q_sums[l], out=e_t[l])
-                own[l, tokens] += z.mul_(powers).sum(-1)
-                if q_sums[l] is not None:
-                    ours[0].pull(powers, words, q_sums[l][tokens])
+                mean = means_t[place] if means_t is not None else None
+                sums = (own[place], coupled[:, :, place], mean)
+                powers = powers_t[place].add(tokens, z, *sums, out=e_t[place])
+                own[place, tokens] += z.mul_(powers).sum(-1)
+                if mean is not None:
+                    ours[0].pull(powers, words, mean[tokens])
             coupled[tokens].baddbmm_(z_s.transpose(0, 1), e_t.permute(1, 2, 0))
-        for sums, each, grads in ((self._log_sums[0], powers_s, s_sums), (self._log_sums[1], powers_t, q_sums)):
+        for side, each, means in ((0, powers_s, means_s), (1, powers_t, means_t)):
             for place, found in enumerate(each):
-                sums[place, block] = found.log()
-                if grads[place] is not None:
-                    grads[place].div_(found.total[:, None])
-        totals = torch.stack([found.total for found in powers_t])
+                self._log_sums[side][place, block] = found.log()
+                if means is not None:
+                    means[place].div_(found.total[:, None])
         # KL = sum p_l (z_l - z_s) - log Z_l + log Z_s. Subtract a token at a time: two sums over a batch would lose the
         # small difference between them.
-        coupled.sub_(own.t()[:, None, :]).div_(-totals.t()[:, None, :])
-        coupled.sub_(self._log_sums[1][:, block].t()[:, None, :]).add_(self._log_sums[0][:, block].t()[:, :, None])
+        totals = torch.stack([found.total for found in powers_t])
+        log_s, log_t = (each[:, block].t() for each in self._log_sums)
+        coupled.sub_(own.t()[:, None]).div_(totals.t()[:, None]).neg_()
+        coupled.sub_(log_t[:, None]).add_(log_s[:, :, None])
 
     def _recompute(self, s: int, places: Sequence[int]) -> Tensor:
         """``[R, H_s]`` gradient of the mean over large ``places``, from logits made again."""

@@ -2,7 +2,7 @@
 
 A language head turns hidden states ``x [R, H]`` into logits ``x W^T [R, V]``. With V = 151,936 and R = 2048 that is
 1.16 GiB in fp32, several times over once softmaxes and gradients are counted, so it is never formed: everything here
-works on rectangles of it (:mod:`vlsi_cli.engine.losses.tiles`).
+works on rectangles of it (:mod:`vlsi_cli.engine.losses.rectangles`).
 
 Which numbers: the operands of a product are in the head's own dtype (or in what autocast would give a linear layer),
 its result and everything after it in fp32. On a CPU the product itself is fp32, since the rounding of a bf16 result
@@ -60,7 +60,7 @@ def operand_dtype(weight: Tensor) -> torch.dtype:
 
 
 def product_dtype(device: torch.device, operands: torch.dtype, accumulation: torch.dtype) -> torch.dtype:
-    """The dtype a product runs in: fp32 on a CPU, where halves are slow and would only lose bits, else the operands'."""
+    """The dtype a product runs in: fp32 on a CPU, where halves are slow and only lose bits; else the operands'."""
     return accumulation if device.type == "cpu" else operands
 
 

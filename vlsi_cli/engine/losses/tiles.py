@@ -1,129 +1,207 @@
-"""Which rectangles of tokens by words a loss walks over, from the shape and the memory of the device.
+"""Losses through a language head without a vocabulary-sized tensor: the tile loop and its backward.
 
-The rule, so that the same shapes on the same machine always give the same rectangles and so the same rounding (free
-memory, which varies, is not asked; a resumed run must be equal bit for bit):
+A language head turns hidden states ``x [R, H]`` into logits ``x W^T [R, V]``. With V = 151,936 and R =
+2048 that is 1.16 GiB in fp32, several times over once softmaxes and gradients are counted, so it is never
+formed. The tokens are cut into tiles; a *kernel* turns the logits of one tile into per-token losses and,
+when asked, into ``d loss / d logits``, which is multiplied back into ``[tile, H]`` before the next tile
+is begun.
 
-* tokens are taken in *blocks*, and each block sees the whole vocabulary before the next begins, so that what is kept
-  for a block does not grow with the batch. A block is :data:`BLOCK_TOKENS` tokens; fewer where a loss keeps whole rows
-  of logits for a block, which have to fit a budget: :data:`KEPT_BYTES`, at most 1/32 of the device's memory;
-* within a block, *rectangles*: as many tokens as the block has up to the device's limit, and as many words as let all
-  rectangles that a loss holds at once fit their budget. On a CPU that budget is a share of the cache, since what is
-  read again from memory costs several times the arithmetic; on an accelerator rectangles are large, so that each
-  product has enough to do;
-* lengths are evened out: 600 tokens under a limit of 512 are two times 300, as a short remainder is a slow product.
+Two backward plans, chosen by whether the head is trained:
+
+* **frozen head** - ``d loss / d x`` does not depend on what comes from above except by one factor a token, so
+  it is computed in the forward pass, kept as ``[R, H]`` and multiplied by that factor in the backward;
+* **trainable head** - the gradient of the head needs the factor inside the sum over tokens, so the backward
+  computes the tiles again and accumulates ``dW`` in fp32.
+
+Dimension names: R response tokens, H hidden size, V vocabulary (the tokenizer's real length; rows of a head
+beyond it are padding and are cut off before any softmax).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-MIB = 2**20
-#: Tokens a block, where nothing else limits it.
-BLOCK_TOKENS = {"cpu": 1024}
-BLOCK_TOKENS_ACCELERATOR = 8192
-#: Tokens a rectangle.
-TILE_TOKENS = {"cpu": 512}
-TILE_TOKENS_ACCELERATOR = 4096
-#: Bytes of all rectangles of logits and of their like that are alive at once.
-TILE_BYTES = {"cpu": 8 * MIB}
-TILE_BYTES_ACCELERATOR = 1024 * MIB
-#: Bytes of rows of logits that are kept for a block.
-KEPT_BYTES = {"cpu": 128 * MIB}
-KEPT_BYTES_ACCELERATOR = 2048 * MIB
-#: Words a rectangle has at least: with fewer, reading the states costs more than the product.
-FEWEST_WORDS = 256
+from vlsi_cli.engine.losses.readout import accumulation_dtype, check_head, no_autocast
 
+__all__ = [
+    "Kernel",
+    "accumulation_dtype",
+    "check_head",
+    "head_rows",
+    "log_softmax_",
+    "no_autocast",
+    "project",
+    "through_head",
+    "tile_length",
+    "tiles",
+]
 
-@dataclass(frozen=True)
-class Tiling:
-    """How a loss walks over ``[tokens, vocabulary]``.
+# Memory for all vocabulary-sized buffers of one tile together. On a GPU fewer than some 200 tokens a tile
+# leave the projection waiting for the head's weights to be read, hence the larger budget.
+BUDGET_BYTES = {"cpu": 256 * 2**20}
+BUDGET_BYTES_ACCELERATOR = 2 * 2**30
 
-    Attributes:
-        block: tokens a block.
-        tokens: tokens a rectangle.
-        words: words a rectangle.
-    """
+# fp16 has no exponents below 2^-24; a tail of 150,000 probabilities of 1e-8 would vanish from the gradient.
+_FP16_SCALE = 1024.0
 
-    block: int
-    tokens: int
-    words: int
-
-    def blocks(self, tokens: int) -> Iterator[slice]:
-        """Consecutive blocks that cover ``tokens``."""
-        return slices(tokens, self.block)
-
-    def rectangles(self, tokens: int, vocabulary: int) -> Iterator[tuple[slice, slice]]:
-        """(tokens, words) of every rectangle of a block of ``tokens``, counted from the block's first.
-
-        The words are the outer loop, so that each row of a head is read once a block.
-        """
-        for words in slices(vocabulary, self.words):
-            for part in slices(tokens, self.tokens):
-                yield part, words
+Kernel = Callable[[slice, Tensor, bool], tuple[Tensor, Tensor | None]]
+"""(tile, logits [t, V] to overwrite at will, want gradient) -> (losses [t], their gradient [t, V] or None)."""
 
 
-def choose_tiling(
-    tokens: int,
-    vocabulary: int,
-    *,
-    buffers: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    kept: int = 0,
-    tile_tokens: int | None = None,
-    tile_words: int | None = None,
-) -> Tiling:
-    """The rectangles for a shape, by the rule of this module.
+def tile_length(
+    vocabulary: int, *, buffers: float, device: torch.device, dtype: torch.dtype, tile_tokens: int | None
+) -> int:
+    """Tokens a tile, so that ``buffers`` tensors ``[tile, vocabulary]`` fit the budget; at least one.
 
     Args:
-        tokens: R.
-        vocabulary: V.
-        buffers: rectangles that the loss holds at once.
-        device: where they live.
-        dtype: of their values.
-        kept: whole rows of logits that the loss keeps for every token of a block.
-        tile_tokens: an explicit number of tokens a rectangle (and a block, where rows are kept).
-        tile_words: an explicit number of words a rectangle.
+        vocabulary: columns of a buffer.
+        buffers: how many such buffers are alive at once.
+        device: where they live; accelerators get a larger budget than the host.
+        dtype: the accumulation dtype.
+        tile_tokens: an explicit length, which wins over the budget.
     """
-    for name, value in (("tile_tokens", tile_tokens), ("tile_words", tile_words)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
-    kind = device.type
-    block = BLOCK_TOKENS.get(kind, BLOCK_TOKENS_ACCELERATOR)
-    if kept:
-        budget = min(KEPT_BYTES.get(kind, KEPT_BYTES_ACCELERATOR), memory_of(device) // 32)
-        block = min(block, max(1, budget // (kept * vocabulary * dtype.itemsize)))
-        block = tile_tokens if tile_tokens is not None else block
-    block = _even(tokens, block)
-    length = tile_tokens if tile_tokens is not None else TILE_TOKENS.get(kind, TILE_TOKENS_ACCELERATOR)
-    length = min(block, length) if tile_tokens is not None else _even(block, length)
-    if tile_words is None:
-        budget = TILE_BYTES.get(kind, TILE_BYTES_ACCELERATOR)
-        words = max(FEWEST_WORDS, budget // (buffers * length * dtype.itemsize))
-        tile_words = -(-_even(vocabulary, words) // 64) * 64  # whole cache lines
-    return Tiling(block, length, min(tile_words, vocabulary))
+    if tile_tokens is not None:
+        if tile_tokens < 1:
+            raise ValueError(f"tile_tokens must be at least 1, not {tile_tokens}")
+        return tile_tokens
+    budget = BUDGET_BYTES.get(device.type, BUDGET_BYTES_ACCELERATOR)
+    return max(1, int(budget // (buffers * vocabulary * dtype.itemsize)))
 
 
-def memory_of(device: torch.device) -> int:
-    """Bytes of memory that a device has in all, used or not."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 8 * 2**30  # a system that does not say; what is taken is a 32nd of it
+def tiles(tokens: int, length: int) -> Iterator[slice]:
+    """Consecutive slices of at most ``length`` that cover ``tokens``."""
+    for first in range(0, tokens, length):
+        yield slice(first, min(first + length, tokens))
 
 
-def _even(total: int, limit: int) -> int:
-    """The length of equal parts of ``total``, none above ``limit``; at least 1."""
-    parts = max(1, -(-total // limit))
-    return max(1, -(-total // parts))
+def head_rows(weight: Tensor, vocabulary: int) -> Tensor:
+    """The real rows of a head ``[V, H]`` in the dtype in which the projection runs.
+
+    That is the weight's own dtype (then a view), or what autocast would give a linear layer.
+    """
+    rows = weight.detach()[:vocabulary]
+    device = weight.device.type
+    if weight.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        rows = rows.to(torch.get_autocast_dtype(device))
+    return rows
 
 
-def slices(stop: int, length: int) -> Iterator[slice]:
-    """Consecutive slices of at most ``length`` that cover ``stop``."""
-    for start in range(0, stop, length):
-        yield slice(start, min(start + length, stop))
+def project(x: Tensor, rows: Tensor, dtype: torch.dtype, temperature: float = 1.0) -> Tensor:
+    """Logits ``[t, V]`` of ``x [t, H]``: a product in the head's dtype, returned in ``dtype``.
+
+    The result is a fresh tensor, so a kernel may overwrite it.
+    """
+    logits = F.linear(x.detach().to(rows.dtype), rows).to(dtype)
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def log_softmax_(logits: Tensor) -> Tensor:
+    """Log-probabilities, written over the logits."""
+    return logits.sub_(logits.logsumexp(-1, keepdim=True))
+
+
+def through_head(
+    x: Tensor, weight: Tensor, kernel: Kernel, *, vocabulary: int, length: int, temperature: float = 1.0
+) -> Tensor:
+    """Per-token losses ``[R]`` of ``kernel`` on the tiled logits of ``x`` through ``weight``.
+
+    Gradients flow to ``x`` and, when it requires them, to ``weight`` (full shape, zero in padding rows). Only
+    first derivatives exist.
+
+    Args:
+        x: ``[R, H]`` states that enter the head (after the final norm).
+        weight: ``[>= vocabulary, H]``.
+        kernel: see :data:`Kernel`; it must be a pure function, as a trained head calls it a second time.
+        vocabulary: rows of the head that are tokens.
+        length: tokens a tile.
+        temperature: the logits are divided by it before the kernel sees them.
+    """
+    grads = torch.is_grad_enabled()
+    want_x, want_weight = grads and x.requires_grad, grads and weight.requires_grad
+    result: Tensor = _ThroughHead.apply(
+        x, weight, kernel, vocabulary, length, temperature, want_x, want_weight
+    )
+    return result
+
+
+class _ThroughHead(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        kernel: Kernel,
+        vocabulary: int,
+        length: int,
+        temperature: float,
+        want_x: bool,
+        want_weight: bool,
+    ) -> Tensor:
+        dtype = accumulation_dtype(x, weight)
+        rows = head_rows(weight, vocabulary)
+        early = want_x and not want_weight  # the frozen-head plan
+        losses = torch.empty(x.shape[0], dtype=dtype, device=x.device)
+        grad_x = torch.empty(x.shape, dtype=dtype, device=x.device) if early else None
+        with no_autocast(x.device):
+            for tile in tiles(x.shape[0], length):
+                losses[tile], grad = kernel(tile, project(x[tile], rows, dtype, temperature), early)
+                if grad_x is not None and grad is not None:
+                    grad_x[tile] = _times(grad, rows) / temperature
+        if want_weight:
+            ctx.plan = (kernel, vocabulary, length, temperature, rows.dtype, want_x)
+            ctx.save_for_backward(x, weight)
+        elif grad_x is not None:
+            ctx.save_for_backward(grad_x)
+        ctx.early, ctx.dtype_x = early, x.dtype
+        return losses
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.early:
+            (kept,) = ctx.saved_tensors
+            return (kept * upstream[:, None]).to(ctx.dtype_x), *[None] * 7
+        kernel, vocabulary, length, temperature, head_dtype, want_x = ctx.plan
+        x, weight = ctx.saved_tensors
+        dtype = accumulation_dtype(x, weight)
+        rows = weight.detach()[:vocabulary].to(head_dtype)
+        grad_x = torch.empty(x.shape, dtype=dtype, device=x.device) if want_x else None
+        grad_weight = torch.zeros(weight.shape, dtype=dtype, device=x.device)
+        # Upstream factors may carry an fp16 loss scale: bring the largest to 1, give it back in fp32.
+        largest = (
+            upstream.abs().amax().clamp_min(torch.finfo(dtype).tiny) if len(upstream) else upstream.sum()
+        )
+        factors = upstream / largest / temperature
+        with no_autocast(x.device):
+            for tile in tiles(x.shape[0], length):
+                _, grad = kernel(tile, project(x[tile], rows, dtype, temperature), True)
+                grad.mul_(factors[tile, None])
+                if grad_x is not None:
+                    grad_x[tile] = _times(grad, rows)
+                _add_outer(grad_weight[:vocabulary], grad, x[tile].to(head_dtype))
+            grad_weight.mul_(largest)
+            if grad_x is not None:
+                grad_x = grad_x.mul_(largest).to(x.dtype)
+        return grad_x, grad_weight.to(weight.dtype), *[None] * 6
+
+
+def _times(grad: Tensor, rows: Tensor) -> Tensor:
+    """``grad [t, V] @ rows [V, H]`` in the head's dtype, safe from fp16 underflow."""
+    if rows.dtype == torch.float16:
+        return ((grad * _FP16_SCALE).to(rows.dtype) @ rows).to(grad.dtype) / _FP16_SCALE
+    return (grad.to(rows.dtype) @ rows).to(grad.dtype)
+
+
+def _add_outer(total: Tensor, grad: Tensor, x: Tensor) -> None:
+    """``total [V, H] += grad^T [V, t] @ x [t, H]``; summed up in ``total``'s dtype."""
+    if x.dtype == total.dtype:
+        total.addmm_(grad.t(), x)
+    elif x.dtype == torch.float16:
+        total.add_(((grad * _FP16_SCALE).to(x.dtype).t() @ x).to(total.dtype), alpha=1 / _FP16_SCALE)
+    else:
+        total.add_((grad.to(x.dtype).t() @ x).to(total.dtype))
