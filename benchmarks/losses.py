@@ -5,10 +5,10 @@
     python benchmarks/losses.py scaling   cost against target layers, candidates and tokens
     python benchmarks/losses.py blocks    peak memory against tokens
 
-Each measurement is a process of its own: inputs are made, memory is looked at, the technique runs between two runs of
-the bare products (or of the projections), and its CPU seconds are divided by theirs. Repetitions take turns, and the
-median ratio is kept: processor seconds of one thread, so that a busy machine changes little. A technique that cannot
-run here gets a row that says why. Peers are in benchmarks/requirements.txt.
+All of one table runs in one process: techniques take turns, each between two runs of the bare products (or of the
+projections), and its processor seconds are divided by theirs; the median ratio is kept, so that a busy machine changes
+little. Memory is the peak of resident bytes during a run over those before it. A technique that cannot run here gets a
+row that says why. Peers are in benchmarks/requirements.txt.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PAIR = {"tokens": 128, "hidden": [1536, 3584], "rows": [151_936, 152_064], "vocabulary": 151_936}
+PAIR = {"tokens": 64, "hidden": [1536, 3584], "rows": [151_936, 152_064], "vocabulary": 151_936}
 #: An eighth of the vocabulary: 27 layers of the whole one take minutes, and the ratio does not know the width.
 MATRIX = {**PAIR, "rows": [18_992, 18_992], "vocabulary": 18_992, "layers": [7, 20]}
 SMALLER = {"hidden": [384, 896], "rows": [18_992, 18_992], "vocabulary": 18_992}
 SCALING = [
     {**SMALLER, "tokens": tokens, "layers": layers}
     for tokens, layers in [
-        (128, [1, 1]),
-        (128, [3, 4]),
-        (128, [7, 7]),
-        (128, [7, 20]),
-        (128, [7, 28]),
+        (64, [1, 1]),
+        (64, [3, 4]),
+        (64, [7, 7]),
         (64, [7, 20]),
+        (64, [7, 40]),
+        (16, [7, 20]),
         (256, [7, 20]),
     ]
 ]
@@ -65,35 +65,56 @@ NAMES = {
 }
 
 
-# ---------------------------------------------------------------- one process
+# ---------------------------------------------------------------- in a process of its own
 
 
-def measure(name: str, shape: dict[str, Any], check: bool) -> dict[str, Any]:
-    """Run one technique once between two runs of the bare products; called in a process of its own."""
+def measure(what: str, names: list[str], repeats: int, tiny: bool) -> dict[str, Any]:
+    """Every row of one table; called in a process of its own, whose allocator gives large blocks back at once."""
     import torch
 
+    torch.set_num_threads(1)
+    shapes = {"pair": [PAIR], "matrix": [MATRIX], "scaling": SCALING, "blocks": BLOCKS}[what]
+    rows = []
+    for shape in shapes:
+        torch.manual_seed(0)
+        rows += measure_shape({**shape, **TINY} if tiny else shape, names, repeats)
+    return {"what": what, "versions": versions(), "device": "cpu", "threads": 1, "rows": rows}
+
+
+def measure_shape(shape: dict[str, Any], names: list[str], repeats: int) -> list[dict[str, Any]]:
+    """The rows of one shape."""
     from benchmarks import techniques
 
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
     problem = techniques.Problem.draw(**shape)
-    try:
-        run = techniques.make(name, problem)
-    except techniques.CannotRun as error:
-        return {"name": name, "why_not": str(error)}
     bare = problem.bare_layers if "layers" in shape else problem.bare_pair
-    run(warm=True)
-    bare(16)
-    first = seconds(lambda: bare(None))
-    before = reset_peak()
-    grads: list[torch.Tensor] = []
-    took = seconds(lambda: grads.append(run(warm=False)))
-    peak = peak_bytes() - before
-    second = seconds(lambda: bare(None))
-    found = {"name": name, "ratio": 2 * took / (first + second), "peak": peak}
-    if check and "layers" not in shape:
-        found["error"] = problem.gradient_error(grads[0], same_loss=name != "top-64")
-    return found
+    rows: dict[str, dict[str, Any]] = {name: {"name": name, "shape": shape} for name in names}
+    runs = {}
+    for name in names:
+        try:
+            runs[name] = techniques.make(name, problem)
+            runs[name](warm=True)
+        except Exception as error:  # noqa: BLE001 - a peer that fails is a row of the table
+            runs.pop(name, None)
+            rows[name]["why_not"] = str(error).strip().splitlines()[0]
+    bare(8)
+    ratios: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats):
+        first = seconds(lambda: bare(None))
+        for name, run in runs.items():
+            grads: list[Any] = []
+            before = reset_peak()
+            took = seconds(lambda run=run, grads=grads: grads.append(run(warm=False)))
+            rows[name]["peak"] = max(rows[name].get("peak", 0), peak_bytes() - before)
+            if repeat == 0 and "layers" not in shape and name in NAMES["pair"]:
+                rows[name]["error"] = problem.gradient_error(grads[0], same_loss=name != "top-64")
+            grads.clear()
+            second = seconds(lambda: bare(None))
+            ratios[name].append(round(2 * took / (first + second), 3))
+            first = second
+            print(f"{repeat + 1}/{repeats} {name}: {ratios[name][-1]}", file=sys.stderr, flush=True)
+    for name, found in ratios.items():
+        rows[name] |= {"ratio": round(statistics.median(found), 3), "ratios": found}
+    return list(rows.values())
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -121,49 +142,18 @@ def _status(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}: this measurement needs Linux")
 
 
-# ---------------------------------------------------------------- all of them
+# ---------------------------------------------------------------- around it
 
 
-def run_child(name: str, shape: dict[str, Any], check: bool) -> dict[str, Any]:
-    """One measurement in a fresh process."""
-    command = [sys.executable, __file__, "--child", json.dumps([name, shape, check])]
+def in_a_process(*arguments: object) -> dict[str, Any]:
+    """:func:`measure` in a fresh process; what it says on the way goes to stderr."""
+    command = [sys.executable, __file__, "--child", json.dumps(arguments)]
     path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path.strip(os.pathsep)}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    if done.returncode != 0:
-        errors = [line for line in done.stderr.splitlines() if "Error" in line]
-        return {"name": name, "why_not": errors[-1].strip() if errors else "its process was killed"}
+    settings = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+    env = {**os.environ, **settings, "PYTHONPATH": path.strip(os.pathsep)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def collect(what: str, names: list[str], repeats: int, *, tiny: bool = False) -> dict[str, Any]:
-    """Every row of one table."""
-    shapes = {"pair": [PAIR], "matrix": [MATRIX], "scaling": SCALING, "blocks": BLOCKS}[what]
-    shapes = [{**shape, **TINY} for shape in shapes] if tiny else shapes
-    runs: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    for repeat in range(repeats):
-        for place, shape in enumerate(shapes):
-            for name in names:
-                known = runs.setdefault((place, name), [])
-                if known and "why_not" in known[0]:
-                    continue
-                found = run_child(name, shape, check=what == "pair" and repeat == 0)
-                known.append(found)
-                print(f"{what} {repeat + 1}/{repeats}: {found}", file=sys.stderr, flush=True)
-    rows = []
-    for (place, name), found_all in runs.items():
-        row: dict[str, Any] = {"name": name, "shape": shapes[place]}
-        if "why_not" in found_all[0]:
-            row["why_not"] = found_all[0]["why_not"]
-        else:
-            row["ratio"] = round(statistics.median(found["ratio"] for found in found_all), 3)
-            row["ratios"] = [round(found["ratio"], 3) for found in found_all]
-            row["peak"] = max(found["peak"] for found in found_all)
-            if "error" in found_all[0]:
-                row["error"] = found_all[0]["error"]
-        rows.append(row)
-    return {"what": what, "versions": versions(), "device": "cpu", "threads": 1, "rows": rows}
 
 
 def versions() -> dict[str, str]:
@@ -211,7 +201,7 @@ def main() -> None:
         print(json.dumps(measure(*json.loads(chosen.child))))
         return
     names = chosen.only.split(",") if chosen.only else NAMES[chosen.what]
-    results = collect(chosen.what, names, chosen.repeats, tiny=chosen.tiny)
+    results = in_a_process(chosen.what, names, chosen.repeats, chosen.tiny)
     chosen.output.mkdir(parents=True, exist_ok=True)
     path = chosen.output / f"losses-{chosen.what}-cpu.json"
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -146,9 +146,13 @@ def pair_loss(name: str, problem: Problem) -> Callable[[Tensor, Tensor], Tensor]
             from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
         except ImportError as error:
             raise CannotRun(f"liger-kernel is not installed ({error})") from error
-        # beta 0 is the forward KL. Its default chunk of 1024 tokens would be dense here.
+        # beta 0 is the forward KL. Its default chunk of 1024 tokens would be dense here: two chunks.
         liger = LigerFusedLinearJSDLoss(
-            weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, compiled=False, chunk_size=128
+            weight_hard_loss=0.0,
+            weight_soft_loss=1.0,
+            beta=0.0,
+            compiled=False,
+            chunk_size=max(1, len(problem.x_s[0]) // 2),
         )
         labels = torch.zeros(len(problem.x_s[0]), dtype=torch.long)
         return lambda x, x_t: liger(x, w_s, x_t, w_t, labels[: len(x)]) * len(x)
