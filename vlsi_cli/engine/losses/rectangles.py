@@ -30,10 +30,10 @@ TILE_TOKENS = {"cpu": 512}
 TILE_TOKENS_ACCELERATOR = 4096
 #: Bytes of all rectangles of logits and of their like that are alive at once.
 TILE_BYTES = {"cpu": 8 * MIB}
-TILE_BYTES_ACCELERATOR = 1024 * MIB
+TILE_BYTES_ACCELERATOR = 512 * MIB
 #: Bytes of rows of logits that are kept for a block.
 KEPT_BYTES = {"cpu": 128 * MIB}
-KEPT_BYTES_ACCELERATOR = 2048 * MIB
+KEPT_BYTES_ACCELERATOR = 1536 * MIB
 #: Words a rectangle has at least: with fewer, reading the states costs more than the product.
 FEWEST_WORDS = 256
 
