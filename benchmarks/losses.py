@@ -42,7 +42,7 @@ SCALING = [
     ]
 ]
 BLOCKS = [
-    {"tokens": tokens, "hidden": [64, 96], "rows": [151_936, 152_064], "vocabulary": 151_936}
+    {"tokens": tokens, "hidden": [64, 96], "rows": [18_992, 18_992], "vocabulary": 18_992}
     for tokens in (512, 2048, 8192)
 ]
 #: For a quick look whether everything runs.

@@ -61,6 +61,9 @@ before = peak()
 work(8192)
 print(json.dumps(peak() - before))
 """
+# Blocks above 1 MB go back to the system when they are freed, so that a peak is what was held and not what the
+# allocator kept in case.
+SETTINGS = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(10**6)}
 
 
 def run(program: str) -> int:
@@ -70,7 +73,7 @@ def run(program: str) -> int:
         text=True,
         check=True,
         timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        env={**os.environ, **SETTINGS, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
     return int(json.loads(done.stdout))
 
@@ -100,4 +103,4 @@ def test_dense_logits_would_not():
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
 def test_the_peak_is_flat_in_the_tokens():
     # States, gradients and sums a token: a few MiB at this width; one [8192, 4096] tensor would be 128 MiB.
-    assert run(FLAT) < 24 * 2**20
+    assert run(FLAT) < 16 * 2**20

@@ -181,8 +181,8 @@ class Comparison:
                 small.pull(powers if bend is None else powers.mul_(bend), words, grad[tokens])
             if large is None:
                 assert self.targets is not None
-                here, index = locate(self.targets[tokens], words.start, z_s.shape[1], z_s.dtype)
-                cross[tokens] -= z_s.gather(1, index).squeeze(1) * here
+                here, index = locate(self.targets[tokens], words.start, z_s.shape[1])
+                cross[tokens] -= torch.where(here, z_s.gather(1, index).squeeze(1), 0.0)
                 continue
             z_t = large.logits(tokens, words)
             powers = p_t.add(tokens, z_t, cross, pulled)

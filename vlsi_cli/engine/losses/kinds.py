@@ -93,15 +93,15 @@ def hard_targets(log_s: Tensor, targets: Tensor, first_word: int, want: bool) ->
         first_word: the vocabulary's place of the rectangle's first column.
         want: whether a gradient is wanted.
     """
-    here, index = locate(targets, first_word, log_s.shape[1], log_s.dtype)
-    value = log_s.gather(1, index).squeeze(1).neg_().mul_(here)
+    here, index = locate(targets, first_word, log_s.shape[1])
+    value = -torch.where(here, log_s.gather(1, index).squeeze(1), 0.0)
     if not want:
         return Part(value, None)
-    return Part(value, log_s.exp_().scatter_add_(1, index, here.neg()[:, None]))
+    return Part(value, log_s.exp_().scatter_add_(1, index, -here.to(log_s.dtype)[:, None]))
 
 
-def locate(targets: Tensor, first_word: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Which targets lie in columns ``first_word ..``: ``[t]`` 1.0 or 0.0, and a valid column each, ``[t, 1]``."""
+def locate(targets: Tensor, first_word: int, width: int) -> tuple[Tensor, Tensor]:
+    """Which targets lie in ``width`` columns from ``first_word``, ``[t]`` bool; and a valid column each, ``[t, 1]``."""
     place = targets - first_word
     here = (place >= 0) & (place < width)
-    return here.to(dtype), place.clamp(0, width - 1)[:, None]
+    return here, place.clamp(0, width - 1)[:, None]
