@@ -65,8 +65,9 @@ Their figures, from their own settings, not repeated here:
   are subtracted first instead and the logits of a block of tokens are kept for it.
 - **No weight gradient** and no buffer for one where the head does not train. Where it does, each row of its gradient is
   summed over all tokens in fp32 and written once.
-- **All pairs.** The layer-by-layer matrix is one small product a rectangle on top of the projections. Layers are
-  matched on it, and only the drawn pairs get a gradient: from S and Q taken along, or from one more projection,
+- **All pairs.** The layer-by-layer matrix is one small product a rectangle on top of the projections, and
+  the layers of a short batch are stacked into one taller product, which is faster than theirs apart. Layers are matched
+  on it, and only the drawn pairs get a gradient: from S and Q taken along, or from one more projection,
   whichever needs fewer products and fits (`choose_gradient`).
 - **Response positions only.** Heads see the states that predict a response token, nothing else.
 

@@ -46,6 +46,8 @@ Gradient = Literal["sums", "recompute"]
 #: Bytes that S and Q may take together, at most 1/32 of the device's memory.
 SUMS_BYTES = {"cpu": 512 * MIB}
 SUMS_BYTES_ACCELERATOR = 4096 * MIB
+#: Rows that a product wants: layers of a short batch are stacked up to so many, and not at all for less than a fourth.
+STACKED_ROWS = 512
 
 
 def choose_gradient(
@@ -229,31 +231,35 @@ class AllPairs:
             self._walk_block(tiling, block, stores)
 
     def _walk_block(self, tiling: Tiling, block: slice, stores: tuple[Tensor, Tensor]) -> None:
-        ours, theirs = ([r.part(block) for r in side] for side in (self._ours, self._theirs))
         count = block.stop - block.start
+        stacked = STACKED_ROWS // count if tiling.tokens >= count and 4 * count <= STACKED_ROWS else 1
+        ours, theirs = (_stack(side, block, stacked) for side in (self._ours, self._theirs))
         means_s, means_t = (each[:, block] if each is not None else None for each in self._sums)
-        powers_s = [Exponentials(count, r) for r in ours]
-        powers_t = [Exponentials(count, r) for r in theirs]
+        powers_s = [Exponentials(count, r) for r in self._ours]
+        powers_t = [Exponentials(count, r) for r in self._theirs]
         coupled = self._each[block].zero_()  # [t, n_s, n_t], sum e_l (z_l - z_s), unnormalised
-        own = coupled.new_zeros(len(theirs), count)  # sum e_l z_l
+        own = coupled.new_zeros(len(powers_t), count)  # sum e_l z_l
         for tokens, words in tiling.rectangles(count, self._vocabulary):
             t, w = tokens.stop - tokens.start, words.stop - words.start
-            z_s = stores[0][: len(ours) * t * w].view(len(ours), t, w)
-            e_t = stores[1][: len(theirs) * t * w].view(len(theirs), t, w)
-            for place, readout in enumerate(ours):
-                readout.logits(tokens, words, z_s[place])
-                mean = means_s[place] if means_s is not None else None
-                powers = powers_s[place].add(tokens, z_s[place], mean)
-                if mean is not None:
-                    readout.pull(powers, words, mean[tokens])
-            for place, readout in enumerate(theirs):
-                z = readout.logits(tokens, words)
-                mean = means_t[place] if means_t is not None else None
-                sums = (own[place], coupled[:, :, place], mean)
-                powers = powers_t[place].add(tokens, z, *sums, out=e_t[place])
-                own[place, tokens] += z.mul_(powers).sum(-1)
-                if mean is not None:
-                    ours[0].pull(powers, words, mean[tokens])
+            z_s = stores[0][: len(powers_s) * t * w].view(-1, t, w)
+            e_t = stores[1][: len(powers_t) * t * w].view(-1, t, w)
+            for first, group in ours:
+                n = len(group.x) // count
+                group.logits(_times(tokens, n), words, z_s[first : first + n].view(n * t, w))
+                for place in range(first, first + n):
+                    mean = means_s[place] if means_s is not None else None
+                    powers = powers_s[place].add(tokens, z_s[place], mean)
+                    if mean is not None:
+                        group.pull(powers, words, mean[tokens])
+            for first, group in theirs:
+                n = len(group.x) // count
+                for place, z in enumerate(group.logits(_times(tokens, n), words).view(n, t, w), first):
+                    mean = means_t[place] if means_t is not None else None
+                    sums = (own[place], coupled[:, :, place], mean)
+                    powers = powers_t[place].add(tokens, z, *sums, out=e_t[place])
+                    own[place, tokens] += z.mul_(powers).sum(-1)
+                    if mean is not None:
+                        ours[0][1].pull(powers, words, mean[tokens])
             coupled[tokens].baddbmm_(z_s.transpose(0, 1), e_t.permute(1, 2, 0))
         for side, each, means in ((0, powers_s, means_s), (1, powers_t, means_t)):
             for place, found in enumerate(each):
@@ -285,3 +291,14 @@ class AllPairs:
                     grad.sub_(p_t, alpha=1 / len(large))
                 small.pull(grad if bend is None else grad.mul_(bend), words, grad_x[block][tokens])
         return grad_x.mul_(ours.gain) if ours.gain != 1.0 else grad_x
+
+
+def _stack(side: list[Readout], block: slice, size: int) -> list[tuple[int, Readout]]:
+    """(place of its first layer, readout) of every ``size`` layers: the block of one layer after that of another."""
+    firsts = range(0, len(side), size)
+    return [(first, side[first].joined(side[first : first + size], block)) for first in firsts]
+
+
+def _times(tokens: slice, layers: int) -> slice:
+    """The rows of a rectangle's tokens in ``layers`` stacked ones; those of one layer where nothing is stacked."""
+    return tokens if layers == 1 else slice(0, layers * tokens.stop)

@@ -18,6 +18,7 @@ are padding and are cut off before any softmax), t and w the tokens and words of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -121,8 +122,13 @@ class Readout:
 
     def part(self, tokens: slice) -> Readout:
         """The same readout of a run of its tokens."""
+        return self.joined([self], tokens)
+
+    def joined(self, readouts: Sequence[Readout], tokens: slice) -> Readout:
+        """One readout of a run of tokens of several that share this one's head, one after another."""
+        parts = [readout.x[tokens] for readout in readouts]
         return Readout(
-            self.x[tokens],
+            parts[0] if len(parts) == 1 else torch.cat(parts),
             self._weight,
             self.vocabulary,
             dtype=self.dtype,
