@@ -14,6 +14,7 @@ row that says why. Peers are in benchmarks/requirements.txt.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -125,7 +126,8 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def reset_peak() -> int:
-    """Forget the peak so far; resident bytes now."""
+    """Give back what the allocator keeps in case, forget the peak so far; resident bytes now."""
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
@@ -192,7 +194,7 @@ def main() -> None:
     )
     parser.add_argument("what", nargs="?", choices=list(NAMES), default="pair")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each technique (default 3)")
-    parser.add_argument("--only", help="techniques, with commas between them")
+    parser.add_argument("--only", help="techniques, with commas; other rows stay")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: does everything run?")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -204,6 +206,9 @@ def main() -> None:
     results = in_a_process(chosen.what, names, chosen.repeats, chosen.tiny)
     chosen.output.mkdir(parents=True, exist_ok=True)
     path = chosen.output / f"losses-{chosen.what}-cpu.json"
+    if chosen.only and path.is_file():
+        others = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        results["rows"] += [row for row in others if row["name"] not in names]
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(table(results))
 
