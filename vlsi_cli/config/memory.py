@@ -17,7 +17,7 @@ BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 TRAINED_WEIGHT, GRADIENT, MOMENTS = 4, 4, 8
 # Share of a record's tokens that are response tokens (the method's figure for instruction data).
 RESPONSE_SHARE = 0.1
-# Vocabulary-sized buffers of the losses (engine.losses.tiles): at most so many bytes, so many buffers a token.
+# Buffers of logits in the losses (engine.losses.rectangles): at most so many bytes, so many buffers a token.
 TILE_BUDGET, TILE_BUDGET_CPU = 2 * 2**30, 256 * 2**20
 CROSS_ENTROPY, DIVERGENCE = 2, 4
 

@@ -4,12 +4,16 @@ import pytest
 import torch
 
 from vlsi_cli.engine.losses import (
+    PLAIN,
+    AllPairs,
     FeatureProjectors,
+    LogitRule,
     divergence,
     divergence_matrix,
     feature_l2,
     feature_matrix,
 )
+from vlsi_cli.engine.losses.pairs import choose_gradient
 
 
 def draw(*shape: int, seed: int, scale: float = 1.0) -> torch.Tensor:
@@ -94,3 +98,103 @@ def test_feature_projectors_join_different_widths_and_learn_alone():
     matrix = feature_matrix([projectors(2, small), projectors(6, small)], [large, large + 1])
     assert matrix.shape == (2, 2)
     assert matrix[1, 0].item() == pytest.approx(feature_l2(projectors(6, small), large).sum().item())
+
+
+GRADIENTS = ("sums", "recompute")
+
+
+@pytest.mark.parametrize("drawn", [(1, [4]), (0, [0]), (2, [3, 6]), (1, [0, 1, 5])])
+@pytest.mark.parametrize("rules", [(PLAIN, PLAIN), (LogitRule(scale=0.5), LogitRule(softcap=2.0))])
+@pytest.mark.parametrize("lengths", [{}, {"tile_tokens": 5, "tile_words": 13}])
+def test_a_drawn_pair_has_the_gradient_of_its_divergence_on_both_ways(layers, drawn, rules, lengths):
+    xs_s, xs_t = [x.double() for x in layers[0]], [x.double() for x in layers[2]]
+    w_s, w_t = layers[1].double(), layers[3].double()
+    small, large = drawn
+    upstream = draw(17, seed=77).double()
+
+    def gradient(function):
+        xs = [x.clone().requires_grad_() for x in xs_s]
+        losses = function(xs)
+        (losses * upstream).sum().backward()
+        assert all(x.grad is None for s, x in enumerate(xs) if s != small)
+        return losses.detach(), xs[small].grad
+
+    def loop(xs):
+        kwargs = {"vocabulary": 101, "rule_s": rules[0], "rule_t": rules[1]}
+        return torch.stack([divergence(xs[small], w_s, xs_t[t], w_t, **kwargs) for t in large]).mean(0)
+
+    expected = gradient(loop)
+    for way in GRADIENTS:
+
+        def pairs(xs, way=way):
+            kwargs = {"vocabulary": 101, "rule_s": rules[0], "rule_t": rules[1], "gradient": way, **lengths}
+            found = AllPairs(xs, w_s, xs_t, w_t, **kwargs)
+            assert found.gradient == way
+            return found.loss(small, large)
+
+        for want, got in zip(expected, gradient(pairs), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+def test_in_fp32_both_ways_agree_tightly(layers):
+    found = []
+    for way in GRADIENTS:
+        x = layers[0][1].clone().requires_grad_()
+        pairs = AllPairs([layers[0][0], x], layers[1], layers[2], layers[3], vocabulary=101, gradient=way)
+        pairs.loss(1, [3]).sum().backward()
+        found.append(x.grad)
+    assert (found[0] - found[1]).norm() < 1e-6 * found[1].norm()
+
+
+def test_a_head_that_trains_gets_its_gradient_through_the_drawn_pair(layers):
+    xs_s, w_s, xs_t, w_t = layers
+    found = []
+    for function in (
+        lambda w: AllPairs(xs_s, w, xs_t, w_t, vocabulary=101).loss(1, [2, 4]),
+        lambda w: sum(divergence(xs_s[1], w, xs_t[t], w_t, vocabulary=101) for t in (2, 4)) / 2,
+    ):
+        w = w_s.clone().requires_grad_()
+        function(w).sum().backward()
+        found.append(w.grad)
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_pairs_outside_the_mask_are_refused_and_without_gradient_nothing_is_kept(layers):
+    xs_s, w_s, xs_t, w_t = layers
+    mask = torch.zeros(3, 7, dtype=torch.bool)
+    mask[0, :2] = mask[1, 4:] = True
+    pairs = AllPairs(xs_s, w_s, xs_t, w_t, vocabulary=101, mask=mask)
+    assert pairs.gradient is None
+    assert pairs.loss(1, [4, 5]).sum().item() == pytest.approx(float(pairs.matrix[1, 4:6].mean()), rel=1e-5)
+    for wrong in ((0, [2]), (2, [0]), (1, [])):
+        with pytest.raises(ValueError, match="were asked for"):
+            pairs.loss(*wrong)
+    x = xs_s[0].clone().requires_grad_()
+    with pytest.raises(ValueError, match="without a softcap"):
+        AllPairs([x], w_s, xs_t, w_t, vocabulary=101, rule_s=LogitRule(softcap=5.0), gradient="sums")
+    capped = AllPairs([x], w_s, xs_t, w_t, vocabulary=101, rule_s=LogitRule(softcap=5.0))
+    assert capped.gradient == "recompute"
+
+
+def test_the_way_is_chosen_by_products_and_memory():
+    cpu = torch.device("cpu")
+    usual = {"exact": True, "capped": False, "device": cpu}
+    # A 2B student's 7 layers from a 7B teacher's 20 at 512 tokens: 27 x 1536 against 7 x (2 x 1536 + 3584).
+    assert choose_gradient(512, 7, 20, (1536, 3584), **usual) == "sums"
+    assert choose_gradient(50_000, 7, 20, (1536, 3584), **usual) == "recompute"  # 8 GiB of S and Q
+    assert choose_gradient(512, 2, 80, (1536, 3584), **usual) == "recompute"
+    assert choose_gradient(512, 7, 20, (1536, 3584), **(usual | {"exact": False})) == "recompute"
+    assert choose_gradient(512, 7, 20, (1536, 3584), **(usual | {"capped": True})) == "recompute"
+
+
+def test_no_tokens_and_one(layers):
+    xs_s, w_s, xs_t, w_t = layers
+    for tokens in (0, 1):
+        ours = [x[:tokens].clone().requires_grad_() for x in xs_s]
+        for way in GRADIENTS:
+            theirs = [x[:tokens] for x in xs_t]
+            pairs = AllPairs(ours, w_s, theirs, w_t, vocabulary=101, gradient=way)
+            loss = pairs.loss(0, [1])
+            loss.sum().backward()
+            want = divergence(xs_s[0][:tokens], w_s, xs_t[1][:tokens], w_t, vocabulary=101)
+            torch.testing.assert_close(loss, want)

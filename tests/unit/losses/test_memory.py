@@ -12,7 +12,7 @@ import pytest
 # two tokens first.
 PROGRAM = """
 import json, resource, torch
-from vlsi_cli.engine.losses import cross_entropy, divergence, divergence_matrix
+from vlsi_cli.engine.losses import AllPairs, cross_entropy, divergence, divergence_matrix
 torch.set_num_threads(1)
 V, R, H = 151936, 256, 8
 w_s, w_t = torch.randn(V, H), torch.randn(V + 128, H)
@@ -35,19 +35,72 @@ BODIES = {
     "divergence": "divergence(a, w_s, b, w_t, vocabulary=V, tile_tokens=16).sum().backward()",
     "matrix": "divergence_matrix([a, a], w_s, [b, b], w_t, vocabulary=V, tile_tokens=16)",
 }
+# With the rectangles that the losses choose themselves: two small and four large layers, a drawn pair each.
+EIGHT_PAIRS = """
+    for way in ("sums", "recompute"):
+        pairs = AllPairs([a, a], w_s, [b] * 4, w_t, vocabulary=V, gradient=way)
+        (pairs.loss(0, [1]) + pairs.loss(1, [3])).sum().backward()"""
+# 8192 tokens after 512: what a loss takes must not have grown by more than the states and gradients have.
+FLAT = """
+import json, resource, torch
+from vlsi_cli.engine.losses import AllPairs, cross_entropy, divergence, rectangles
+torch.set_num_threads(1)
+rectangles.KEPT_BYTES["cpu"] = 2**24  # at this width the usual budget would hold all of the first call's rows
+V, H = 4096, 16
+w, xs, xt = torch.randn(V, H), torch.randn(8192, H, requires_grad=True), torch.randn(8192, H)
+def work(n):
+    a, b = xs[:n], xt[:n]
+    divergence(a, w, b, w, vocabulary=V).sum().backward()
+    divergence(a, w, b, w, vocabulary=V, kind="jsd").sum().backward()
+    cross_entropy(a, w, torch.arange(n) % V, vocabulary=V).sum().backward()
+    AllPairs([a, a], w, [b, b], w, vocabulary=V, gradient="recompute").loss(1, [1]).sum().backward()
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+work(512)
+before = peak()
+work(8192)
+print(json.dumps(peak() - before))
+"""
+# Blocks above 1 MB go back to the system when they are freed, so that a peak is what was held and not what the
+# allocator kept in case.
+SETTINGS = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(10**6)}
+
+
+def run(program: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+        env={**os.environ, **SETTINGS, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    return int(json.loads(done.stdout))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
 @pytest.mark.parametrize(("name", "trained"), [*((n, False) for n in BODIES), ("cross_entropy", True)])
 def test_the_peak_stays_below_one_vocabulary_sized_tensor(name, trained):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(body=BODIES[name], trained=trained)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-    )
     # 16-token tiles of 9.3 MiB: five buffers and the head's own gradient; far below the one tensor of 148
     # MiB.
-    assert json.loads(done.stdout) < 100 * 2**20
+    assert run(PROGRAM.format(body=BODIES[name], trained=trained)) < 100 * 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
+def test_eight_pairs_stay_below_one_vocabulary_sized_tensor():
+    assert run(PROGRAM.format(body=EIGHT_PAIRS, trained=False)) < 64 * 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
+def test_dense_logits_would_not():
+    """The twin that must fail: the same eight pairs with whole logits."""
+    body = """
+    z_s, z_t = a @ w_s.T, b @ w_t[:V].T
+    (z_t.softmax(-1) * (z_t.log_softmax(-1) - z_s.log_softmax(-1))).sum().backward()"""
+    assert run(PROGRAM.format(body=body, trained=False)) > 4 * 148 * 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
+def test_the_peak_is_flat_in_the_tokens():
+    # States, gradients and sums a token: a few MiB at this width; one [8192, 4096] tensor would be 128 MiB.
+    assert run(FLAT) < 16 * 2**20

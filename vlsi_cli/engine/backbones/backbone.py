@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlsi_cli.engine.backbones.families import Family
 from vlsi_cli.engine.backbones.tap import Tapped, tap
+from vlsi_cli.engine.losses import LogitRule
 
 #: What can be trained apart. "adapters" are LoRA matrices (:mod:`vlsi_cli.engine.backbones.lora`).
 PARTS = ("layers", "final_norm", "head", "embeddings", "vision", "projector", "adapters")
@@ -81,6 +82,11 @@ class Backbone:
         head = self.model.get_output_embeddings()
         assert isinstance(head, nn.Linear)
         return head
+
+    @property
+    def logit_rule(self) -> LogitRule:
+        """What the model does to its logits behind the head."""
+        return self.family.logit_rule(self.config)
 
     @property
     def embeddings(self) -> nn.Embedding:

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vlsi_cli.engine.losses import LogitRule
 from vlsi_cli.errors import ModelError, did_you_mean
 
 
@@ -34,6 +35,8 @@ class Family:
         image_processor: module and class of the image processor that works on PIL and numpy alone.
         processor: class of the processor that joins image processor and tokenizer.
         pixel_budget: whether pictures are resized to a budget of pixels (``min_pixels``, ``max_pixels``).
+        softcap, logit_scale, logit_divisor: attributes of the text config for what the model's own forward does to its
+            logits (as in Gemma, Cohere and Granite); None where it does nothing, whatever the config holds.
     """
 
     name: str
@@ -46,6 +49,9 @@ class Family:
     image_processor: tuple[str, str]
     processor: str
     pixel_budget: bool
+    softcap: str | None = None
+    logit_scale: str | None = None
+    logit_divisor: str | None = None
 
     def base(self, model: nn.Module) -> nn.Module:
         """The model without its head: ids and pixels to final-normed hidden states."""
@@ -89,6 +95,13 @@ class Family:
     def video_token_id(self, config: Any) -> int | None:
         """Id of the token that each video feature replaces, or None in families that write videos as images."""
         return int(getattr(config, self.video_token)) if self.video_token else None
+
+    def logit_rule(self, config: Any) -> LogitRule:
+        """What the model does to its logits behind its head."""
+        text = config.get_text_config()
+        scale = float(getattr(text, self.logit_scale)) if self.logit_scale else 1.0
+        divisor = float(getattr(text, self.logit_divisor)) if self.logit_divisor else 1.0
+        return LogitRule(scale / divisor, getattr(text, self.softcap) if self.softcap else None)
 
     def image_tokens(self, config: Any, inputs: dict[str, Tensor]) -> list[int]:
         """Image features per row of processed inputs: how many tokens of each row are image tokens. [B] integers."""

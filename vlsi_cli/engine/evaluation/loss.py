@@ -29,7 +29,11 @@ def mean_loss(
             batch = batch.to(backbone.device)
             states = backbone.forward_base(batch.inputs)[batch.rows, batch.cols]
             losses = cross_entropy(
-                states, backbone.head.weight, batch.targets, vocabulary=backbone.tokenizer_length
+                states,
+                backbone.head.weight,
+                batch.targets,
+                vocabulary=backbone.tokenizer_length,
+                rule=backbone.logit_rule,
             )
             total += float(losses.double().sum())
             count += batch.num_tokens

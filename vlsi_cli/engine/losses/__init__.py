@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from vlsi_cli.engine.losses.cross_entropy import cross_entropy
-from vlsi_cli.engine.losses.divergence import DivergenceKind, divergence
+from vlsi_cli.engine.losses.divergence import divergence
 from vlsi_cli.engine.losses.features import FeatureProjectors, feature_l2, feature_matrix
+from vlsi_cli.engine.losses.kinds import DivergenceKind
 from vlsi_cli.engine.losses.matrix import divergence_matrix
+from vlsi_cli.engine.losses.pairs import AllPairs
+from vlsi_cli.engine.losses.readout import PLAIN, LogitRule
 
 __all__ = [
+    "PLAIN",
+    "AllPairs",
     "DivergenceKind",
     "FeatureProjectors",
+    "LogitRule",
     "cross_entropy",
     "divergence",
     "divergence_matrix",

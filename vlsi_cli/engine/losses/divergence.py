@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Literal, get_args
+from typing import get_args
 
-import torch
 from torch import Tensor
 
-from vlsi_cli.engine.losses.tiles import (
-    accumulation_dtype,
-    check_head,
-    head_rows,
-    log_softmax_,
-    project,
-    through_head,
-    tile_length,
-)
-
-DivergenceKind = Literal["forward_kl", "reverse_kl", "jsd", "l2"]
+from vlsi_cli.engine.losses.autograd import Setting, compare
+from vlsi_cli.engine.losses.compare import Plan
+from vlsi_cli.engine.losses.kinds import DivergenceKind
+from vlsi_cli.engine.losses.readout import PLAIN, LogitRule, check_head
 
 
 def divergence(
@@ -31,18 +21,23 @@ def divergence(
     vocabulary: int,
     kind: DivergenceKind = "forward_kl",
     temperature: float = 1.0,
+    rule_s: LogitRule = PLAIN,
+    rule_t: LogitRule = PLAIN,
+    plan: Plan | None = None,
     tile_tokens: int | None = None,
+    tile_words: int | None = None,
 ) -> Tensor:
     """How far the small model's distribution is from the large model's, at every token.
 
-    ====================  =====================================================================  =======
-    kind                  value, with p_t of the large and p_s of the small model                bound
-    ====================  =====================================================================  =======
-    ``forward_kl``        sum p_t log(p_t / p_s), the paper's KLD [D: direction]                 >= 0
-    ``reverse_kl``        sum p_s log(p_s / p_t)                                                 >= 0
-    ``jsd``               half of KL(p_s || m) + KL(p_t || m), m the mean of both                <= ln 2
-    ``l2``                sum (p_s - p_t)^2 over the vocabulary (Table 4d's L2) [D]              <= 2
-    ====================  =====================================================================  =======
+    ======================  ===================================================================  =======
+    kind                    value, with p_t of the large and p_s of the small model              bound
+    ======================  ===================================================================  =======
+    ``forward_kl``          sum p_t log(p_t / p_s), the paper's KLD [D: direction]               >= 0
+    ``reverse_kl``          sum p_s log(p_s / p_t)                                               >= 0
+    ``jsd``                 half of KL(p_s || m) + KL(p_t || m), m the mean of both              <= ln 2
+    ``l2``                  sum (p_s - p_t)^2 over the vocabulary (Table 4d's L2) [D]            <= 2
+    ``soft_cross_entropy``  - sum p_t log p_s: forward KL plus the large model's entropy         >= 0
+    ======================  ===================================================================  =======
 
     L2 is between probabilities and not logits (method choice [D]): logits are defined only up to a constant a
     token, and a squared difference of them is ruled by the 150,000 tokens that nobody would say. It is a sum
@@ -59,7 +54,9 @@ def divergence(
             (152,064 against 151,936, in some ports random) cannot matter.
         kind: see the table.
         temperature: > 0; the paper's is 1.
-        tile_tokens: tokens a tile; None chooses by a memory budget.
+        rule_s, rule_t: what each model does to its logits (a final softcap, a scale).
+        plan: how the gradient under a frozen head is made (:mod:`vlsi_cli.engine.losses.compare`); None chooses.
+        tile_tokens, tile_words: lengths of a tile; None chooses (:mod:`vlsi_cli.engine.losses.rectangles`).
 
     Returns:
         ``[R]`` fp32 (fp64 when everything is fp64), in nats except for ``l2``.
@@ -72,58 +69,7 @@ def divergence(
         raise ValueError(f"divergence: no kind {kind!r}; one of {', '.join(get_args(DivergenceKind))}")
     if not temperature > 0:
         raise ValueError(f"divergence: the temperature must be positive, not {temperature}")
-    rows_t = head_rows(weight_t, vocabulary)
-    dtype = accumulation_dtype(x_s, weight_s, x_t, weight_t)
-    compare = _KERNELS[kind]
-
-    def kernel(tile: slice, logits: Tensor, want: bool) -> tuple[Tensor, Tensor | None]:
-        log_t = log_softmax_(project(x_t[tile], rows_t, logits.dtype, temperature))
-        return compare(log_softmax_(logits), log_t, want)
-
-    length = tile_length(vocabulary, buffers=4, device=x_s.device, dtype=dtype, tile_tokens=tile_tokens)
-    return through_head(x_s, weight_s, kernel, vocabulary=vocabulary, length=length, temperature=temperature)
-
-
-# Each takes log-probabilities [t, V] of both, overwrites them, and gives the losses [t] and d / d
-# logits_s [t, V].
-
-
-def _forward_kl(log_s: Tensor, log_t: Tensor, want: bool) -> tuple[Tensor, Tensor | None]:
-    p_t = log_t.exp()
-    losses = log_t.sub_(log_s).mul_(p_t).sum(-1)
-    return losses, log_s.exp_().sub_(p_t) if want else None
-
-
-def _reverse_kl(log_s: Tensor, log_t: Tensor, want: bool) -> tuple[Tensor, Tensor | None]:
-    p_s = log_s.exp()
-    terms = log_s.sub_(log_t).mul_(p_s)
-    losses = terms.sum(-1)
-    return losses, terms.sub_(p_s.mul_(losses[:, None])) if want else None
-
-
-def _jsd(log_s: Tensor, log_t: Tensor, want: bool) -> tuple[Tensor, Tensor | None]:
-    log_m = torch.logaddexp(log_s, log_t).sub_(math.log(2.0))
-    large = log_t.exp().mul_(log_t.sub_(log_m)).sum(-1)
-    p_s = torch.exp(log_s, out=log_t)
-    terms = log_s.sub_(log_m).mul_(p_s)
-    small = terms.sum(-1)
-    losses = (small + large) / 2
-    return losses, terms.sub_(p_s.mul_(small[:, None])).div_(2) if want else None
-
-
-def _l2(log_s: Tensor, log_t: Tensor, want: bool) -> tuple[Tensor, Tensor | None]:
-    p_s = log_s.exp_()
-    gap = log_t.exp_().neg_().add_(p_s)
-    losses = gap.square().sum(-1)
-    if not want:
-        return losses, None
-    mean = (p_s * gap).sum(-1, keepdim=True)
-    return losses, gap.sub_(mean).mul_(p_s).mul_(2)
-
-
-_KERNELS: dict[str, Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]] = {
-    "forward_kl": _forward_kl,
-    "reverse_kl": _reverse_kl,
-    "jsd": _jsd,
-    "l2": _l2,
-}
+    if weight_t.requires_grad or x_t.requires_grad:
+        x_t, weight_t = x_t.detach(), weight_t.detach()
+    setting = Setting(kind, vocabulary, temperature, (rule_s, rule_t), plan, tile_tokens, tile_words)
+    return compare(setting, x_s, weight_s, x_t, weight_t)

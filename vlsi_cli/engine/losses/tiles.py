@@ -26,6 +26,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlsi_cli.engine.losses.readout import accumulation_dtype, check_head, no_autocast
+
+__all__ = [
+    "Kernel",
+    "accumulation_dtype",
+    "check_head",
+    "head_rows",
+    "log_softmax_",
+    "no_autocast",
+    "project",
+    "through_head",
+    "tile_length",
+    "tiles",
+]
+
 # Memory for all vocabulary-sized buffers of one tile together. On a GPU fewer than some 200 tokens a tile
 # leave the projection waiting for the head's weights to be read, hence the larger budget.
 BUDGET_BYTES = {"cpu": 256 * 2**20}
@@ -36,11 +51,6 @@ _FP16_SCALE = 1024.0
 
 Kernel = Callable[[slice, Tensor, bool], tuple[Tensor, Tensor | None]]
 """(tile, logits [t, V] to overwrite at will, want gradient) -> (losses [t], their gradient [t, V] or None)."""
-
-
-def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
-    """fp64 when every tensor is fp64 (for gradient checks), else fp32: the dtype of softmaxes and sums."""
-    return torch.float64 if all(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def tile_length(
@@ -69,18 +79,6 @@ def tiles(tokens: int, length: int) -> Iterator[slice]:
         yield slice(first, min(first + length, tokens))
 
 
-def check_head(name: str, x: Tensor, weight: Tensor, vocabulary: int) -> None:
-    """Refuse shapes that would broadcast or index silently into something else."""
-    if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"{name}: states must be [R, H] and the head [V, H], not {list(x.shape)} and {list(weight.shape)}"
-        )
-    if not 0 < vocabulary <= weight.shape[0]:
-        raise ValueError(
-            f"{name}: a vocabulary of {vocabulary} does not fit a head of {weight.shape[0]} rows"
-        )
-
-
 def head_rows(weight: Tensor, vocabulary: int) -> Tensor:
     """The real rows of a head ``[V, H]`` in the dtype in which the projection runs.
 
@@ -91,11 +89,6 @@ def head_rows(weight: Tensor, vocabulary: int) -> Tensor:
     if weight.dtype == torch.float32 and torch.is_autocast_enabled(device):
         rows = rows.to(torch.get_autocast_dtype(device))
     return rows
-
-
-def no_autocast(device: torch.device) -> torch.autocast:
-    """Within: dtypes are what the code says."""
-    return torch.autocast(device.type, enabled=False)
 
 
 def project(x: Tensor, rows: Tensor, dtype: torch.dtype, temperature: float = 1.0) -> Tensor:
@@ -159,8 +152,8 @@ class _ThroughHead(torch.autograd.Function):
                 losses[tile], grad = kernel(tile, project(x[tile], rows, dtype, temperature), early)
                 if grad_x is not None and grad is not None:
                     grad_x[tile] = _times(grad, rows) / temperature
-        ctx.plan = (kernel, vocabulary, length, temperature, rows.dtype, want_x)
         if want_weight:
+            ctx.plan = (kernel, vocabulary, length, temperature, rows.dtype, want_x)
             ctx.save_for_backward(x, weight)
         elif grad_x is not None:
             ctx.save_for_backward(grad_x)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.losses import (
+    AllPairs,
     FeatureProjectors,
     cross_entropy,
     divergence,
-    divergence_matrix,
     feature_l2,
     feature_matrix,
 )
@@ -33,9 +33,9 @@ class InteractionStage(Stage):
     """Losses between matched target layers, and between the last layers (arXiv 2412.01822, section 3.3).
 
     The paper's: KL(large || small) on both, matched by a multinomial draw in a moving window, and no
-    autoregressive loss [P]. For each micro-batch one pass gives the divergence of every reachable pair
-    without gradient; layers are matched on its mean over the response tokens; only the matched pairs are
-    computed again with a gradient.
+    autoregressive loss [P]. For each micro-batch one pass gives the divergence of every reachable pair;
+    layers are matched on its mean over the response tokens; only the matched pairs get a gradient, from that
+    same pass or from one more projection (:class:`vlsi_cli.engine.losses.AllPairs`).
 
     The small model's decoder layers (or adapters on them) and its verb-FFNs train. Its head, its final norm,
     its embeddings and its vision tower are frozen; of these the paper names the head [P], the others are
@@ -125,13 +125,16 @@ class InteractionStage(Stage):
         elif self.targets:
             assert teacher is not None
             assert states is not None
-            for found in self._match(small, teacher, states, batch.num_tokens):
+            matches, pairs = self._match(small, teacher, states, batch.num_tokens)
+            for found in matches:
                 layer = self.targets[found.small]
                 chosen = tuple(teacher.targets[place] for place in found.large)
-                pairs = [
-                    self._pair(small[layer], teacher, states.layers[k], self.intermediate) for k in chosen
-                ]
-                losses.append(add_terms(terms, str(layer), torch.stack(pairs).mean(0)))
+                if pairs is not None:
+                    loss = pairs.loss(found.small, found.large)
+                else:
+                    each = [self._pair(small[layer], teacher, states, k, self.intermediate) for k in chosen]
+                    loss = torch.stack(each).mean(0)
+                losses.append(add_terms(terms, str(layer), loss))
                 matched[layer] = chosen
         if self.last == "ce":
             losses.append(add_terms(terms, "last", self._ce(taps.last, batch)))
@@ -142,7 +145,7 @@ class InteractionStage(Stage):
             if self.features and self.last == "l2":
                 assert self.projectors is not None
                 x = self.projectors(backbone.num_layers, x)
-            losses.append(add_terms(terms, "last", self._pair(x, teacher, states.last, self.last)))
+            losses.append(add_terms(terms, "last", self._pair(x, teacher, states, None, self.last)))
         return StageOutput(torch.stack(losses).sum(), terms, matched)
 
     def _large_layers(self, teacher: Teacher) -> tuple[int, ...]:
@@ -158,28 +161,37 @@ class InteractionStage(Stage):
 
     def _match(
         self, small: dict[int, Tensor], teacher: Teacher, states: TeacherStates, tokens: int
-    ) -> list[Match]:
+    ) -> tuple[list[Match], AllPairs | None]:
+        """The matches, and all pairs of layers where their KLD is both what is matched on and the loss."""
         shape = (len(self.targets), len(teacher.targets))
         assert self.generator is not None
         if self._needed is not None and not bool(self._needed.any()):
-            return self._matcher(torch.zeros(shape), self.generator)
-        ours = [x.detach() for x in small.values()]
+            return self._matcher(torch.zeros(shape), self.generator), None
         theirs = [states.layers[layer] for layer in teacher.targets]
+        pairs = None
         if self.features:
-            matrix = feature_matrix(ours, theirs, mask=self._needed)
+            matrix = feature_matrix([x.detach() for x in small.values()], theirs, mask=self._needed)
         else:
-            matrix = divergence_matrix(
-                ours,
-                self._backbone[0].head.weight,
-                theirs,
-                teacher.head,
-                vocabulary=self._vocabulary,
-                mask=self._needed,
-            )
-        return self._matcher(matrix / max(tokens, 1), self.generator)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.intermediate == "kld"):
+                pairs = AllPairs(
+                    list(small.values()),
+                    self._backbone[0].head.weight,
+                    theirs,
+                    teacher.head,
+                    vocabulary=self._vocabulary,
+                    mask=self._needed,
+                    rule_s=self._backbone[0].logit_rule,
+                    rule_t=states.rule,
+                )
+            matrix = pairs.matrix
+        matches = self._matcher(matrix / max(tokens, 1), self.generator)
+        return matches, pairs if self.intermediate == "kld" else None
 
-    def _pair(self, x: Tensor, teacher: Teacher, x_large: Tensor, kind: LayerLoss) -> Tensor:
-        """``[R]`` loss of one small layer against one large layer."""
+    def _pair(
+        self, x: Tensor, teacher: Teacher, states: TeacherStates, large: int | None, kind: LayerLoss
+    ) -> Tensor:
+        """``[R]`` loss of one small layer against large layer ``large``, or against the last one."""
+        x_large = states.last if large is None else states.layers[large]
         if self.features and kind == "l2":
             return feature_l2(x, x_large)
         return divergence(
@@ -189,7 +201,15 @@ class InteractionStage(Stage):
             teacher.head,
             vocabulary=self._vocabulary,
             kind="l2" if kind == "l2" else "forward_kl",
+            rule_s=self._backbone[0].logit_rule,
+            rule_t=states.rule,
         )
 
     def _ce(self, x: Tensor, batch: Batch) -> Tensor:
-        return cross_entropy(x, self._backbone[0].head.weight, batch.targets, vocabulary=self._vocabulary)
+        return cross_entropy(
+            x,
+            self._backbone[0].head.weight,
+            batch.targets,
+            vocabulary=self._vocabulary,
+            rule=self._backbone[0].logit_rule,
+        )

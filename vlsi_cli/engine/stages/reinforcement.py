@@ -46,7 +46,11 @@ class ReinforcementStage(Stage):
         backbone = self._backbone[0]
         states = backbone.forward_base(batch.inputs)[batch.rows, batch.cols]
         losses = cross_entropy(
-            states, backbone.head.weight, batch.targets, vocabulary=backbone.tokenizer_length
+            states,
+            backbone.head.weight,
+            batch.targets,
+            vocabulary=backbone.tokenizer_length,
+            rule=backbone.logit_rule,
         )
         terms: dict[str, Tensor] = {}
         return StageOutput(add_terms(terms, "last", losses), terms)

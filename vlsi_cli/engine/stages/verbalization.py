@@ -52,6 +52,7 @@ class VerbalizationStage(Stage):
                     backbone.head.weight,
                     batch.targets,
                     vocabulary=backbone.tokenizer_length,
+                    rule=backbone.logit_rule,
                 ),
             )
             for layer in targets

@@ -66,7 +66,7 @@ class LiveTeacher:
                 found = {layer: self.backbone.final_norm(taps.layers[layer]) for layer in wanted}
             else:
                 found = {layer: verbalize(self.verbalizers, taps, layer, batch) for layer in wanted}
-        return TeacherStates(found, taps.last)
+        return TeacherStates(found, taps.last, self.backbone.logit_rule)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._dtype == torch.float32:

@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from vlsi_cli.engine.batch import Batch
+from vlsi_cli.engine.losses import PLAIN, LogitRule
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,12 @@ class TeacherStates:
         layers: target layer number -> ``[R, H_t]``, what enters the head: the verbalizer's output, or the
             final-normed state itself where layers are compared by features.
         last: ``[R, H_t]``, what enters the head behind the last layer.
+        rule: what the large model does to its logits behind its head.
     """
 
     layers: dict[int, Tensor]
     last: Tensor
+    rule: LogitRule = PLAIN
 
 
 class Teacher(Protocol):

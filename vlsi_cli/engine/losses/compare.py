@@ -1,0 +1,297 @@
+"""One loss between a model's words and something else's: the walks over rectangles that give values and gradients.
+
+Three plans, all exact and tested equal:
+
+``online``
+    One walk. Softmaxes are summed up unnormalised with a reference that moves when it must, and so are
+    ``S = sum_v p_s W`` and ``Q = sum_v p_t W``, both only ``[t, H]``; the gradient of the kinds whose gradient is
+    ``p_s - p_t`` is S - Q. Nothing of the width of the vocabulary exists. S and Q are two means of the same rows and
+    cancel as the small model nears the large one, so products have to be fp32.
+``kept``
+    Two walks over blocks of tokens whose logits are kept in between: normalisers first, then ``p_s - p_t`` before its
+    product. Fewest products, most memory.
+``recomputed``
+    The same two walks, projecting twice. Most products, no memory.
+
+On the machine of a half-precision head (an accelerator) the choice is ``kept``; with fp32 products it is ``online`` for
+the kinds that can, else ``kept`` (:meth:`Comparison.choose_plan`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vlsi_cli.engine.losses.kinds import KINDS, LINEAR, Part, hard_targets, locate
+from vlsi_cli.engine.losses.readout import Readout
+from vlsi_cli.engine.losses.rectangles import Tiling, choose_tiling, slices
+
+Plan = Literal["online", "kept", "recomputed"]
+
+# How far above its reference a logit may rise before sums are rescaled: exp(30) = 1e13 keeps fp32 sums of 150,000
+# terms far from overflow, and a relative error does not know the scale.
+_HEADROOM = 30.0
+
+
+class Exponentials:
+    """Running ``sum exp(z)`` of every token over the rectangles of its row, and whatever else is summed with it.
+
+    Args:
+        tokens: R.
+        like: dtype and device.
+
+    Attributes:
+        total: ``[R]`` sum of exp(z - reference) so far.
+    """
+
+    def __init__(self, tokens: int, like: Readout) -> None:
+        self._reference = torch.full((tokens,), -torch.inf, dtype=like.dtype, device=like.x.device)
+        self.total = torch.zeros_like(self._reference)
+
+    def add(self, tokens: slice, z: Tensor, *sums: Tensor | None, out: Tensor | None = None) -> Tensor:
+        """``exp(z - reference)`` of a rectangle, added to the totals.
+
+        Args:
+            tokens: the rectangle's tokens.
+            z: ``[t, w]`` logits, left as they are.
+            sums: ``[R, ...]`` sums of earlier rectangles with these exponentials as weights; rescaled where the
+                reference moves.
+            out: ``[t, w]`` to write to.
+        """
+        top, reference = z.amax(-1), self._reference[tokens]
+        low = top > reference + _HEADROOM
+        if bool(low.any()):
+            moved = torch.where(low, top, reference)
+            factor = (reference - moved).exp_()
+            self._reference[tokens], reference = moved, moved
+            for each in (self.total, *sums):
+                if each is not None:
+                    each[tokens] *= factor.view(-1, *[1] * (each.ndim - 1))
+        powers = torch.sub(z, reference[:, None], out=out).exp_()
+        self.total[tokens] += powers.sum(-1)
+        return powers
+
+    def log(self) -> Tensor:
+        """``[R]`` log sum exp(z)."""
+        return self.total.log().add_(self._reference)
+
+
+class Found(NamedTuple):
+    """What the walks give.
+
+    Attributes:
+        losses: ``[R]``.
+        grad_x: ``[R, H]`` gradient of each token's loss with respect to its state; None when not wanted.
+        log_sums: ``[R]`` each: log-normalisers of the small and, where there is one, of the large model.
+        correction: ``[R]`` see :class:`vlsi_cli.engine.losses.kinds.Part`.
+    """
+
+    losses: Tensor
+    grad_x: Tensor | None
+    log_sums: tuple[Tensor, ...]
+    correction: Tensor
+
+    def block(self, tokens: slice) -> Found:
+        """Views of a run of tokens."""
+        grad_x = self.grad_x[tokens] if self.grad_x is not None else None
+        sums = tuple(each[tokens] for each in self.log_sums)
+        return Found(self.losses[tokens], grad_x, sums, self.correction[tokens])
+
+
+class Comparison:
+    """A loss of one :class:`Readout` against another one or against given words.
+
+    Args:
+        kind: one of :data:`vlsi_cli.engine.losses.kinds.KINDS`, or ``hard`` with targets.
+        small: whose states get the gradient.
+        large: what it is compared with; None for ``hard``.
+        targets: ``[R]`` the right words, for ``hard``.
+    """
+
+    def __init__(
+        self, kind: str, small: Readout, large: Readout | None, targets: Tensor | None = None
+    ) -> None:
+        self.kind, self.small, self.large, self.targets = kind, small, large, targets
+        self.readouts = (small,) if large is None else (small, large)
+
+    @property
+    def linear(self) -> bool:
+        """Whether the gradient is a difference of two terms that each need one model's softmax alone."""
+        return self.kind == "hard" or self.kind in LINEAR
+
+    def choose_plan(self) -> Plan:
+        """The plan for this loss under a head that does not train; see the module."""
+        return "online" if self.linear and self.small.exact else "kept"
+
+    def tiling(self, plan: Plan, *, tile_tokens: int | None, tile_words: int | None) -> Tiling:
+        """The rectangles of a walk by ``plan``."""
+        return choose_tiling(
+            len(self.small.x),
+            self.small.vocabulary,
+            buffers=2 * len(self.readouts),
+            device=self.small.x.device,
+            dtype=self.small.dtype,
+            kept=len(self.readouts) if plan == "kept" else 0,
+            tile_tokens=tile_tokens,
+            tile_words=tile_words,
+        )
+
+    def run(self, plan: Plan, tiling: Tiling, *, want: bool) -> Found:
+        """Values, and when wanted gradients, under a head that does not train.
+
+        Raises:
+            ValueError: ``online`` for a kind that has no such form.
+        """
+        if plan == "online" and not self.linear:
+            raise ValueError(f"divergence: the plan 'online' has no form for {self.kind}")
+        x = self.small.x
+        tokens = len(x)
+        zeros = torch.zeros(tokens, dtype=self.small.dtype, device=x.device)
+        found = Found(
+            torch.empty_like(zeros),
+            zeros.new_zeros(x.shape) if want else None,
+            tuple(torch.full_like(zeros, -torch.inf) for _ in self.readouts),
+            zeros,
+        )
+        for block in tiling.blocks(tokens):
+            part = self._part(block)
+            (part._online if plan == "online" else part._twice)(tiling, found.block(block), plan == "kept")
+        if found.grad_x is not None and self.small.gain != 1.0:
+            found.grad_x.mul_(self.small.gain)
+        return found
+
+    def _part(self, tokens: slice) -> Comparison:
+        large = self.large.part(tokens) if self.large is not None else None
+        targets = self.targets[tokens] if self.targets is not None else None
+        return Comparison(self.kind, self.small.part(tokens), large, targets)
+
+    def _online(self, tiling: Tiling, found: Found, _: bool) -> None:
+        small, large, grad = self.small, self.large, found.grad_x
+        count = len(small.x)
+        p_s, p_t = Exponentials(count, small), Exponentials(count, small)
+        cross = torch.zeros_like(found.losses)  # sum e_t (z_t - z_s), or - sum e_t z_s
+        pulled = torch.zeros_like(grad) if grad is not None and large is not None else None  # Q, unnormalised
+        for tokens, words in tiling.rectangles(count, small.vocabulary):
+            z_s = small.logits(tokens, words)
+            bend = small.bend(z_s) if grad is not None else None
+            powers = p_s.add(tokens, z_s, grad)
+            if grad is not None:
+                small.pull(powers if bend is None else powers.mul_(bend), words, grad[tokens])
+            if large is None:
+                assert self.targets is not None
+                here, index = locate(self.targets[tokens], words.start, z_s.shape[1])
+                cross[tokens] -= torch.where(here, z_s.gather(1, index).squeeze(1), 0.0)
+                continue
+            z_t = large.logits(tokens, words)
+            powers = p_t.add(tokens, z_t, cross, pulled)
+            gap = z_t.sub_(z_s) if self.kind == "forward_kl" else z_s.neg_()
+            cross[tokens] += torch.mul(gap, powers, out=gap).sum(-1)
+            if pulled is not None:
+                small.pull(powers if bend is None else powers.mul_(bend), words, pulled[tokens])
+        found.log_sums[0].copy_(p_s.log())
+        losses = torch.add(cross, found.log_sums[0], out=found.losses)
+        if large is not None:
+            found.log_sums[1].copy_(p_t.log())
+            torch.add(cross.div_(p_t.total), found.log_sums[0], out=losses)
+            if self.kind == "forward_kl":
+                losses.sub_(found.log_sums[1])
+        if grad is not None:
+            grad.div_(p_s.total[:, None])
+            if pulled is not None:
+                grad.sub_(pulled.div_(p_t.total[:, None]))
+            else:
+                self._subtract_target_rows(grad, -cross)
+
+    def _subtract_target_rows(self, grad: Tensor, logits: Tensor) -> None:
+        """``grad -= W[targets]``, bent where logits are capped (``logits [R]``, those of the targets)."""
+        assert self.targets is not None
+        bend = self.small.bend(logits)
+        for tokens in slices(len(grad), 64):
+            rows = self.small.gather(self.targets[tokens])
+            grad[tokens] -= rows if bend is None else rows * bend[tokens, None]
+
+    def _twice(self, tiling: Tiling, found: Found, keep: bool) -> None:
+        count, vocabulary = len(self.small.x), self.small.vocabulary
+        kept = [found.losses.new_empty(count, vocabulary) if keep else None for _ in self.readouts]
+        for tokens, words in tiling.rectangles(count, vocabulary):
+            for readout, store, sums in zip(self.readouts, kept, found.log_sums, strict=True):
+                out = store[tokens, words] if store is not None else None
+                tile = readout.logits(tokens, words, out)
+                sums[tokens] = torch.logaddexp(sums[tokens], tile.logsumexp(-1))
+        grad = found.grad_x
+        mass = torch.zeros_like(grad) if grad is not None and not self.linear else None  # p_s W
+        found.losses.zero_()
+        for tokens, words in tiling.rectangles(count, vocabulary):
+            logits = [
+                store[tokens, words] if store is not None else readout.logits(tokens, words)
+                for readout, store in zip(self.readouts, kept, strict=True)
+            ]
+            bend = self.small.bend(logits[0]) if grad is not None else None
+            part = self._compare(tokens, words, logits, found.log_sums, grad is not None)
+            found.losses[tokens] += part.value
+            if part.correction is not None:
+                found.correction[tokens] += part.correction
+            if part.first is None or grad is None:
+                continue
+            if part.p_s is not None and mass is not None:
+                self.small.pull(part.p_s if bend is None else part.p_s.mul_(bend), words, mass[tokens])
+            self.small.pull(part.first if bend is None else part.first.mul_(bend), words, grad[tokens])
+        if grad is not None and mass is not None:
+            grad.sub_(mass.mul_(found.correction[:, None]))
+
+    def _compare(
+        self, tokens: slice, words: slice, logits: list[Tensor], log_sums: tuple[Tensor, ...], want: bool
+    ) -> Part:
+        """One rectangle's part of the loss from its logits, which are overwritten."""
+        log_s = logits[0].sub_(log_sums[0][tokens, None])
+        if self.targets is not None:
+            return hard_targets(log_s, self.targets[tokens], words.start, want)
+        return KINDS[self.kind](log_s, logits[1].sub_(log_sums[1][tokens, None]), want)
+
+    def train_head(
+        self,
+        tiling: Tiling,
+        log_sums: tuple[Tensor, ...],
+        correction: Tensor,
+        factors: Tensor,
+        scale: Tensor,
+        grad_x: Tensor | None,
+        grad_weight: Tensor,
+    ) -> None:
+        """Gradients of ``scale * sum(factors * losses)`` for the states and the head, from a finished forward pass.
+
+        Each row of the head's gradient is summed up over all tokens in fp32 and written once, in its own dtype: no
+        second buffer of the head's size.
+
+        Args:
+            tiling: the rectangles; its blocks are not used.
+            log_sums, correction: of the forward pass.
+            factors: ``[R]`` what comes from above, brought to at most 1.
+            scale: by what it was divided for that.
+            grad_x: ``[R, H]`` zeros in the accumulation dtype, filled; None when the states need none.
+            grad_weight: ``[V, H]`` real rows of the head's gradient, written.
+        """
+        count, rows = len(self.small.x), None
+        for tokens, words in tiling.rectangles(count, self.small.vocabulary):
+            logits = [readout.logits(tokens, words) for readout in self.readouts]
+            bend = self.small.bend(logits[0])
+            part = self._compare(tokens, words, logits, log_sums, True)
+            assert part.first is not None
+            grad = part.first
+            if part.p_s is not None:
+                grad.sub_(part.p_s.mul_(correction[tokens, None]))
+            grad.mul_(factors[tokens, None])
+            if bend is not None:
+                grad.mul_(bend)
+            if grad_x is not None:
+                self.small.pull(grad, words, grad_x[tokens])
+            if tokens.start == 0:
+                rows = grad.new_zeros(words.stop - words.start, grad_weight.shape[1])
+            assert rows is not None
+            self.small.pull_weight(grad, tokens, rows)
+            if tokens.stop == count:
+                grad_weight[words] = rows.mul_(scale * self.small.gain).to(grad_weight.dtype)
+        if grad_x is not None:
+            grad_x.mul_(scale * self.small.gain)
