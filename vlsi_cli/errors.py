@@ -78,6 +78,13 @@ class HubError(VlsiError):
     exit_code = 9
 
 
+class EvaluationError(VlsiError):
+    """An evaluation that could not go on or whose figures would not be true: a judge that fails, a score of the wrong
+    kind, no memory left."""
+
+    exit_code = 11
+
+
 class Interrupted(VlsiError):
     """The run was asked to stop and left a checkpoint.
 

@@ -167,6 +167,42 @@ class RunEnded:
     report: Report
 
 
+@dataclass(frozen=True)
+class BenchmarkStarted:
+    """A model is about to be asked the questions of a benchmark; those answered before are not asked again."""
+
+    model: str
+    benchmark: str
+    questions: int
+
+
+@dataclass(frozen=True)
+class AnswersDone:
+    """So many answers of the running benchmark are on disk."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class ScoringStarted:
+    """All answers are there, and scoring begins; with a judge it takes a while."""
+
+    benchmark: str
+
+
+@dataclass(frozen=True)
+class BenchmarkEnded:
+    """A model's score on a benchmark, None when there is no true one; ``reused`` answers are from earlier runs."""
+
+    model: str
+    benchmark: str
+    score: float | None
+    n: int
+    reused: int
+    missing: str | None
+
+
 Event = (
     RunStarted
     | Note
@@ -178,6 +214,10 @@ Event = (
     | EvaluationStarted
     | Evaluated
     | RunEnded
+    | BenchmarkStarted
+    | AnswersDone
+    | ScoringStarted
+    | BenchmarkEnded
 )
 Events = Callable[[Event], None]
 

@@ -34,6 +34,8 @@ sys.exit(code)
         ["data", "preview", "--help"],
         ["push", "--help"],
         ["recipes", "check"],
+        ["eval", "--help"],
+        ["eval", "--list"],
         ["distill", "--dry-run"],
         ["distill", "--teacher", "Qwen/Qwen2-VL-72B", "--student", "2b", "--dry-run", "--json"],
     ],

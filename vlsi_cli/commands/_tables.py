@@ -163,6 +163,7 @@ def _needs(plan: Plan) -> Table:
 
 
 def new_table(title: str, *columns: str) -> Table:
+    """An empty table in the style of all of them."""
     table = Table(
         title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
     )

@@ -1,0 +1,91 @@
+"""The door to lmms-eval: absent, broken, and quiet."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.evaluation import needs_harness
+from vlsi_cli.app import app
+from vlsi_cli.config import harness as place
+from vlsi_cli.engine.evaluation import harness
+from vlsi_cli.errors import ConfigError
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_without_the_harness_the_command_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(place, "installed", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["eval"])
+    assert done.exit_code == 2
+    assert f"{place.MISSING}, and benchmarks run on it\nhint: {place.INSTALL}" in done.stderr
+    done = CliRunner().invoke(app, ["eval", "--bench", "mmmu_val_reasoning"])
+    assert "so its other tasks are not known here" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_readme_installs_the_version_that_was_read() -> None:
+    found = re.findall(r"lmms-eval==([\d.]+)", (ROOT / "README.md").read_text("utf-8"))
+    assert set(found) == {place.VERSION}
+    assert f"lmms-eval=={place.VERSION}" in (ROOT / "constraints.txt").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "hint"),
+    [
+        (
+            RuntimeError("operator torchvision::nms does not exist"),
+            "torchvision::nms",
+            "pip uninstall torchvision",
+        ),
+        (
+            ModuleNotFoundError("No module named 'loguru'", name="loguru"),
+            "it needs the package loguru",
+            "[eval]",
+        ),
+    ],
+)
+def test_a_harness_that_cannot_be_imported_is_told(
+    error: Exception, message: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.import_module
+
+    def broken(name: str, package: str | None = None) -> Any:
+        if name.startswith("lmms_eval"):
+            raise error
+        return real(name, package)
+
+    monkeypatch.setattr(place, "installed", lambda: place.VERSION)
+    monkeypatch.setattr(importlib, "import_module", broken)
+    with pytest.raises(ConfigError, match=message) as caught:
+        harness.load()
+    assert hint in str(caught.value.hint)
+
+
+@needs_harness
+def test_what_it_says_goes_to_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "deep" / "harness.log"
+    with harness.quiet(log):
+        sys.stdout.write("printed")
+        sys.stderr.write("spoken")
+        warnings.warn("warned", stacklevel=1)
+        os.environ["FROM_A_DOT_ENV_FILE"] = "key"
+        importlib.import_module("loguru").logger.info("logged")
+    text = log.read_text("utf-8")
+    assert "printed" in text
+    assert "spoken" in text
+    assert "logged" in text
+    assert "FROM_A_DOT_ENV_FILE" not in os.environ
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "")

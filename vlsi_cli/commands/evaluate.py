@@ -1,0 +1,123 @@
+"""``vlsi eval``: models on benchmarks; ``vlsi eval compare``: stored evaluations side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vlsi_cli.commands import _options as opt
+from vlsi_cli.commands import _options_eval as ask
+from vlsi_cli.commands import _output, _progress_eval, _tables_eval
+from vlsi_cli.config import benchmarks, evaluating, harness
+from vlsi_cli.config.evaluation import OUTPUT, EvaluationConfig
+from vlsi_cli.errors import ConfigError, EvaluationError
+
+app = typer.Typer(invoke_without_command=True)
+
+
+@app.callback()
+def evaluate(
+    context: typer.Context,
+    model: ask.ModelsOption = None,
+    bench: ask.BenchOption = None,
+    list_: ask.ListOption = False,
+    limit: ask.LimitOption = None,
+    batch_size: ask.BatchOption = "auto",
+    max_new_tokens: ask.LengthOption = None,
+    paper: ask.PaperOption = None,
+    tasks_dir: ask.TasksOption = None,
+    min_pixels: ask.MinPixelsOption = None,
+    max_pixels: ask.MaxPixelsOption = None,
+    judge_model: ask.JudgeModelOption = None,
+    judge_url: ask.JudgeUrlOption = None,
+    judge_timeout: ask.JudgeTimeoutOption = None,
+    skip_unjudged: ask.SkipOption = False,
+    device: opt.DeviceOption = None,
+    precision: opt.PrecisionOption = None,
+    output: ask.FolderOption = OUTPUT,
+    html: ask.HtmlOption = False,
+    json: opt.JsonOption = False,
+) -> None:
+    """Evaluate models on benchmarks.
+
+    Without arguments: the demo pair on the built-in puzzles. Answers are kept as they come: the same command after
+    Ctrl-C, a crash or with more benchmarks asks only what is missing.
+
+    Benchmarks run on lmms-eval; `docs/evaluation.md` says how to install it and what each benchmark needs.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    _output.use_json(json)
+    if list_:
+        rows = [*benchmarks.table().values()]
+        rows += [benchmarks.local(n, f) for n, f in harness.index(tasks_dir).items()] if tasks_dir else []
+        if json:
+            _output.document([_tables_eval.benchmark_row(row) for row in rows])
+        else:
+            _output.data(_tables_eval.benchmarks_table(rows))
+        return
+    given: dict[str, Any] = {
+        "models": model, "benchmarks": bench, "paper": paper, "tasks_dir": tasks_dir, "limit": limit,
+        "batch_size": _number(batch_size), "max_new_tokens": max_new_tokens, "min_pixels": min_pixels,
+        "max_pixels": max_pixels, "device": device, "precision": precision, "output": output, "html": html,
+        "skip_unjudged": skip_unjudged, "judge": _judge(judge_model, judge_url, judge_timeout),
+    }  # fmt: skip
+    config = EvaluationConfig.model_validate(
+        {name: value for name, value in given.items() if value is not None}
+    )
+    plan = evaluating.plan(config)
+
+    from vlsi_cli.engine.runs import evaluate as engine  # here, so that --help and --list import no torch
+
+    with _progress_eval.EvaluationView() as view:
+        report = engine.run(config, plan, view)
+    if json:
+        _output.document(report)
+    else:
+        for part in _tables_eval.report_parts(report):
+            _output.data(part)
+    if report.unscored:
+        _output.warn(
+            f"{len(report.unscored)} of {len(report.results)} scores are missing; the table says why"
+        )
+        raise typer.Exit(EvaluationError.exit_code)
+
+
+@app.command("compare")
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Output folder of an evaluation.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Output folder of another.")],
+    json: opt.JsonOption = False,
+) -> None:
+    """Compare stored evaluations, question by question where both asked the same."""
+    _output.use_json(json)
+
+    from vlsi_cli.engine.runs import compare as engine
+
+    report = engine.run(first, second)
+    if json:
+        _output.document(report)
+    else:
+        for part in _tables_eval.comparison_parts(report):
+            _output.data(part)
+
+
+def _number(batch_size: str) -> int | str:
+    if batch_size == "auto":
+        return "auto"
+    if not batch_size.isdecimal() or int(batch_size) < 1:
+        raise ConfigError(f"--batch-size is '{batch_size}', and should be a whole number from 1, or auto")
+    return int(batch_size)
+
+
+def _judge(model: str | None, url: str | None, timeout: float | None) -> dict[str, Any] | None:
+    if model is None:
+        if url is not None:
+            raise ConfigError(
+                "--judge-url is given without --judge-model", hint="name the model on that server"
+            )
+        return None
+    given = {"model": model, "url": url, "timeout": timeout}
+    return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,192 @@
+"""Our model as one of the harness's, and the journal between: nothing that was answered once is answered again.
+
+Only imported where lmms-eval is installed (:mod:`vlsi_cli.engine.evaluation.harness`).
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lmms_eval.api.instance import GenerationResult, TokenCounts
+from lmms_eval.api.model import lmms
+
+from vlsi_cli.engine.evaluation.generation import Answerer, Question, Reply, Settings, as_dict
+from vlsi_cli.engine.evaluation.journal import Journal
+from vlsi_cli.engine.evaluation.questions import question_from, settings_from
+from vlsi_cli.errors import ConfigError
+
+Told = Callable[[int, int], None]
+
+
+class Adapter(lmms):
+    """A chat model for the harness.
+
+    Args:
+        answerer: the model.
+        journal: where its answers are kept.
+        tasks: the tasks by name, as far as they are ours.
+        longest: overrides the length of every task's answers.
+        told: hears of answers there are, and answers wanted.
+    """
+
+    is_simple = False
+
+    def __init__(
+        self,
+        answerer: Answerer,
+        journal: Journal,
+        *,
+        tasks: dict[str, Any] | None = None,
+        longest: int | None = None,
+        told: Told = lambda done, total: None,
+    ) -> None:
+        super().__init__()
+        self.answerer = answerer
+        self.journal = journal
+        self.accelerator = None  # the harness makes one where this is missing, and has no use for it
+        self.ignored: set[str] = set()
+        self.settings: set[Settings] = set()
+        self.keys: dict[tuple[str, int], list[str]] = {}
+        self.generated = 0
+        self._tasks = tasks or {}
+        self._longest = longest
+        self._told = told
+        self._scoring: list[Callable[[], None]] = []
+
+    def on_scoring(self, calls: list[Callable[[], None]]) -> None:
+        """Call these when the answers are complete and scoring begins."""
+        self._scoring = calls
+
+    def clean(self) -> None:
+        """The harness calls this between answering and scoring, to throw the model away; it is wanted again."""
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        for call in self._scoring:
+            call()
+
+    # ---------------------------------------------------------------- what the harness asks for
+
+    def generate_until(self, requests: list[Any]) -> list[Any]:
+        """Answers to chat requests."""
+        replies = self._replies(requests, self._asked, self.answerer.answer)
+        return [GenerationResult(r.text, TokenCounts(output_tokens=r.tokens)) for r in replies]
+
+    def loglikelihood(self, requests: list[Any]) -> list[Any]:
+        """Losses of given answers: summed over the answer and its end of turn, in nats.
+
+        A loss, not the log-likelihood that the harness documents: it takes the smallest.
+        """
+        replies = self._replies(requests, self._given, self.answerer.losses)
+        return [GenerationResult((r.loss, r.greedy)) for r in replies]
+
+    def generate_until_multi_round(self, requests: list[Any]) -> list[Any]:
+        """Not supported: no benchmark of the paper needs it."""
+        raise ConfigError("tasks that ask in several rounds are not supported")
+
+    # ---------------------------------------------------------------- questions
+
+    def _asked(self, request: Any) -> Question:
+        _, to_messages, wanted, doc_id, task, split = request.args
+        own_stops = bool(getattr(self._tasks.get(task), "own_stops", False))
+        settings, ignored = settings_from(wanted, longest=self._longest, own_stops=own_stops)
+        self.ignored.update(ignored)
+        messages = to_messages(self.task_dict[task][split][doc_id])
+        return self._question(task, doc_id, messages, settings, None)
+
+    def _given(self, request: Any) -> Question:
+        context, answer, to_visual, doc_id, task, split = request.args
+        pictures = to_visual(self.task_dict[task][split][doc_id]) or []
+        parts = [
+            *({"type": "image", "url": picture} for picture in pictures),
+            {"type": "text", "text": context},
+        ]
+        return self._question(
+            task, doc_id, [{"role": "user", "content": parts}], Settings(1), str(answer).strip()
+        )
+
+    def _question(
+        self, task: str, doc_id: int, messages: Any, settings: Settings, answer: str | None
+    ) -> Question:
+        question = question_from(f"{task}:{doc_id}", messages, settings, answer)
+        self.settings.add(settings)
+        self.keys.setdefault((task, doc_id), []).append(question.key)
+        return question
+
+    def _replies(
+        self,
+        requests: list[Any],
+        make: Callable[[Any], Question],
+        work: Callable[[Iterable[Question]], Iterator[tuple[Question, Reply]]],
+    ) -> list[Reply]:
+        """A reply to every request; those in the journal are not asked for again."""
+        keys: list[str] = []
+        waiting: set[str] = set()
+
+        def missing() -> Iterator[Question]:
+            for request in requests:
+                question = make(request)
+                keys.append(question.key)
+                if question.key not in self.journal and question.key not in waiting:
+                    waiting.add(question.key)
+                    yield question
+
+        for question, reply in work(missing()):
+            self.journal.add(question.key, {"sample": question.record.id, **as_dict(reply)})
+            waiting.discard(question.key)
+            self.generated += 1
+            self._told(len(keys) - len(waiting), len(requests))
+        return [reply_from(self.journal.lines[key]) for key in keys]
+
+
+def reply_from(line: dict[str, Any]) -> Reply:
+    """A reply from its line in a journal."""
+    return Reply(**{name: value for name, value in line.items() if name not in ("key", "sample")})
+
+
+class VlsiModel(Adapter):
+    """The same for the harness's own command line: ``lmms-eval --model vlsi --model_args pretrained=FOLDER``.
+
+    Nothing is kept between runs there; ``vlsi eval`` does that.
+
+    Args:
+        pretrained: hub id or folder.
+        batch_size: questions together; "auto" halves when memory runs out.
+        device, precision: as `vlsi eval` has them.
+        max_new_tokens: overrides the length of every task's answers.
+    """
+
+    def __init__(
+        self,
+        pretrained: str = "demo/small",
+        batch_size: int | str = "auto",
+        device: str | None = None,
+        precision: str = "auto",
+        max_new_tokens: int | None = None,
+        **unknown: Any,
+    ) -> None:
+        from vlsi_cli.engine.backbones.load import load_backbone
+        from vlsi_cli.engine.devices import resolve_device, resolve_precision
+
+        extra = sorted(set(unknown) - {"max_batch_size"})
+        if extra:
+            raise ConfigError(f"'{extra[0]}' is not an argument of the model vlsi")
+        place = resolve_device(device or "auto")
+        backbone = load_backbone(pretrained, dtype=resolve_precision(precision, place), device=place)
+        size = None if batch_size == "auto" else int(batch_size)
+        super().__init__(Answerer(backbone, size), _Memory(), longest=max_new_tokens)
+
+
+class _Memory(Journal):
+    """A journal that is not written down."""
+
+    def __init__(self) -> None:
+        super().__init__(Path())
+
+    def add(self, key: str, line: dict[str, Any]) -> None:
+        """Keep a line until the process ends."""
+        self.lines[key] = {"key": key, **line}

@@ -1,0 +1,82 @@
+"""The one door to lmms-eval: its import, its chatter, and what of its manners must not reach a run.
+
+It is imported on first use (that takes seconds), its warnings and prints go to a log, and its reading of a `.env` file
+in the working directory is prevented: it would put keys into the environment that nobody asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vlsi_cli.config import harness as place
+from vlsi_cli.errors import ConfigError
+
+
+@contextlib.contextmanager
+def quiet(log: Path) -> Iterator[None]:
+    """Send what the harness prints, logs and warns in the block to the end of a file.
+
+    Whoever wants to be seen meanwhile holds on to the real streams from before.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        log.open("a", encoding="utf-8") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+        warnings.catch_warnings(),
+        _without_env_file(),
+    ):
+        warnings.simplefilter("ignore")
+        # Its logger keeps the stream that it was made with, so it is given the file for as long as this lasts.
+        logger = importlib.import_module("loguru").logger if place.installed() else None
+        if logger is not None:
+            logger.remove()
+            logger.add(file, level="INFO", format="{time:HH:mm:ss} {level} {message}")
+        try:
+            yield
+        finally:
+            if logger is not None:
+                logger.remove()
+                logger.add(sys.__stderr__, level="WARNING")
+
+
+@contextlib.contextmanager
+def _without_env_file() -> Iterator[None]:
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def load() -> Any:
+    """The harness's evaluator module, and its version checked; call it inside :func:`quiet`.
+
+    Raises:
+        ConfigError: it is not installed, or cannot be imported, which a torchvision built for another torch prevents.
+    """
+    place.require()
+    try:
+        return importlib.import_module("lmms_eval.evaluator")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{place.PACKAGE} cannot be imported: it needs the package {error.name}",
+            hint=f"install what it needs: {place.INSTALL}",
+        ) from error
+    except (
+        Exception
+    ) as error:  # a torchvision for another torch raises RuntimeError from deep inside transformers
+        raise ConfigError(
+            f"{place.PACKAGE} cannot be imported: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            hint="a torchvision that was built for another torch causes this: pip uninstall torchvision "
+            "(nothing here needs it), or install the one that belongs to your torch",
+        ) from error

@@ -1,0 +1,75 @@
+"""Answers on disk, one line each, written as they come: what a run that was killed need not do again."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from vlsi_cli.engine.files import writing
+
+
+class Journal:
+    """Lines of JSON with a key each, appended and never changed. The last line of a key counts.
+
+    A line that was being written when the process died is dropped.
+
+    Args:
+        path: the file; made when the first line is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: dict[str, dict[str, Any]] = {}
+        self._file: Any = None
+        if path.is_file():
+            self._read()
+
+    def _read(self) -> None:
+        whole = 0
+        with self.path.open("rb") as file:
+            for raw in file:
+                try:
+                    line = json.loads(raw) if raw.endswith(b"\n") else None
+                except ValueError:
+                    line = None
+                if not isinstance(line, dict) or "key" not in line:
+                    break
+                self.lines[line["key"]] = line
+                whole += len(raw)
+        if whole != self.path.stat().st_size:
+            with writing(self.path):
+                os.truncate(self.path, whole)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.lines
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def add(self, key: str, line: dict[str, Any]) -> None:
+        """Write one line; the operating system has it when this returns.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        with writing(self.path):
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("a", encoding="utf-8")
+            self.lines[key] = {"key": key, **line}
+            self._file.write(json.dumps(self.lines[key], ensure_ascii=False) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
