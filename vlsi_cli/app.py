@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from vlsi_cli import __version__
-from vlsi_cli.commands import _output, data, distill, match_layers, plan, push, recipes, verbalize
+from vlsi_cli.commands import _output, cache, data, distill, match_layers, plan, push, recipes, verbalize
 from vlsi_cli.errors import VlsiError
 
 _DEFECT = (
@@ -71,6 +71,7 @@ app.command("plan")(plan.plan)
 app.command("push")(push.push)
 app.command("verbalize")(verbalize.verbalize)
 app.command("match-layers")(match_layers.match_layers)
+app.add_typer(cache.app, name="cache")
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")
 
