@@ -9,7 +9,18 @@ import typer
 from typer.core import TyperGroup
 
 from vlsi_cli import __version__
-from vlsi_cli.commands import _output, data, distill, evaluate, match_layers, plan, push, recipes, verbalize
+from vlsi_cli.commands import (
+    _output,
+    cache,
+    data,
+    distill,
+    evaluate,
+    match_layers,
+    plan,
+    push,
+    recipes,
+    verbalize,
+)
 from vlsi_cli.errors import VlsiError
 
 _DEFECT = (
@@ -72,6 +83,7 @@ app.command("push")(push.push)
 app.command("verbalize")(verbalize.verbalize)
 app.command("match-layers")(match_layers.match_layers)
 app.add_typer(evaluate.app, name="eval")
+app.add_typer(cache.app, name="cache")
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")
 

@@ -61,7 +61,7 @@ class OutputError(VlsiError):
 
 
 class CheckpointError(VlsiError):
-    """A checkpoint or a set of verbalizers that is damaged, or belongs to another model or run."""
+    """A checkpoint, verbalizers or a teacher cache that is damaged, or belongs to another model or run."""
 
     exit_code = 7
 

@@ -161,6 +161,21 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Advanced:
+    """A long piece of work that is no stage has come to ``done`` of ``total`` records.
+
+    Attributes:
+        what: the work, e.g. ``cache``.
+        eta_seconds: expected time to its end, None while unknown.
+    """
+
+    what: str
+    done: int
+    total: int
+    eta_seconds: float | None
+
+
+@dataclass(frozen=True)
 class RunEnded:
     """The run is complete."""
 
@@ -213,6 +228,7 @@ Event = (
     | StageEnded
     | EvaluationStarted
     | Evaluated
+    | Advanced
     | RunEnded
     | BenchmarkStarted
     | AnswersDone

@@ -70,3 +70,32 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
 def model(pair: tuple[Path, Path], tmp_path: Path) -> Path:
     """A copy of a good checkpoint, to be spoiled."""
     return Path(shutil.copytree(pair[1], tmp_path / "model"))
+
+
+@pytest.fixture(scope="session")
+def live(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run beside the live large model, on twelve records and one at a time."""
+    from tests.runs.cachekit import ONE
+
+    output = tmp_path_factory.mktemp("live") / "run"
+    run(short(pair, *ONE), output=output, events=ignore)
+    return output
+
+
+@pytest.fixture(scope="session")
+def cache(pair: tuple[Path, Path], live: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache that the run ``live`` would have read."""
+    from tests.runs.cachekit import build
+
+    path = tmp_path_factory.mktemp("cache") / "cache"
+    report = build(pair, live, path)
+    assert report.complete
+    assert report.records == 12
+    assert report.shards > 3
+    return path
+
+
+@pytest.fixture
+def copy(cache: Path, tmp_path: Path) -> Path:
+    """The cache, to be damaged."""
+    return Path(shutil.copytree(cache, tmp_path / "copy"))

@@ -60,6 +60,8 @@ class RunView:
                 self._print(f"asking {who}: {n} held-out questions")
             case ev.Evaluated(who, accuracy, loss, n, _):
                 self._print(f"{who}: accuracy {percent(accuracy)}, loss {number(loss)} on {n}")
+            case ev.Advanced():
+                self._advance(event)
             case ev.RunEnded(report):
                 self._close()
                 self._print(f"done in {duration(report.seconds)}; the student is in {report.student}")
@@ -75,8 +77,11 @@ class RunView:
         if not self._console.is_terminal:
             self._print(f"{name}: {event.total_steps} steps{resumed}")
             return
+        self._show_bar(name, event.total_steps, event.first_step)
+
+    def _show_bar(self, name: str, total: int, completed: int) -> None:
         self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self._task = self._bar.add_task(name, total=event.total_steps, completed=event.first_step)
+        self._task = self._bar.add_task(name, total=total, completed=completed)
         self._live = Live(self._bar, console=self._console, refresh_per_second=4, transient=True)
         self._live.start()
 
@@ -85,11 +90,24 @@ class RunView:
             self._live.stop()
         self._live = self._bar = self._task = None
 
+    def _advance(self, event: ev.Advanced) -> None:
+        if self._console.is_terminal and self._live is None:
+            self._show_bar(event.what, event.total, event.done)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=event.done)
+        elif self._is_time(last=event.done == event.total):
+            self._print(f"{event.what} {event.done:,}/{event.total:,} records, left {left(event)}")
+
+    def _is_time(self, *, last: bool) -> bool:
+        """Whether the next plain line is due."""
+        now = time.monotonic()
+        due = last or now - self._last_line >= PLAIN_SECONDS
+        self._last_line = now if due else self._last_line
+        return due
+
     def _step(self, event: ev.StepDone) -> None:
         if self._live is None or self._bar is None or self._task is None:
-            now = time.monotonic()
-            if event.step == event.total or now - self._last_line >= PLAIN_SECONDS:
-                self._last_line = now
+            if self._is_time(last=event.step == event.total):
                 self._print(plain_line(event))
             return
         self._bar.update(self._task, completed=event.step)
@@ -126,8 +144,8 @@ def _panel(event: ev.StepDone) -> Table:
     return both
 
 
-def left(event: ev.StepDone) -> str:
-    """Time to the end of the stage."""
+def left(event: ev.StepDone | ev.Advanced) -> str:
+    """Time to the end of the stage, or of other work."""
     return "?" if event.eta_seconds is None else duration(event.eta_seconds)
 
 

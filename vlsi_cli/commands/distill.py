@@ -20,6 +20,15 @@ def distill(
     recipe: opt.RecipeOption = None,
     teacher: opt.TeacherOption = None,
     student: opt.StudentOption = None,
+    teacher_cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Read the large model from this cache (`vlsi cache build`) instead of loading it.",
+            show_default=False,
+            rich_help_panel="Models",
+        ),
+    ] = None,
     data: opt.DataOption = None,
     sets: opt.SetOption = None,
     output: opt.OutputOption = None,
@@ -54,6 +63,7 @@ def distill(
         "recipe": recipe,
         "teacher": teacher,
         "student": student,
+        "teacher-cache": teacher_cache,
         "data": data,
         "set": sets,
         "output": output,
@@ -74,6 +84,7 @@ def distill(
         flags = {
             "teacher.id": teacher,
             "student.id": student,
+            "teacher.cache": str(teacher_cache.absolute()) if teacher_cache else None,
             "data.sources": [words.source_from_word(word) for word in data] if data else None,
             "seed": seed,
             "device": device,

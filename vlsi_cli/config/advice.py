@@ -160,4 +160,13 @@ def _next(config: DistillConfig, tried: set[str]) -> tuple[str, list[str], str] 
     if "lora" not in tried:
         texts = [f"{name}.train=lora" for name, s in stages.items() if getattr(s, "train", "lora") == "full"]
         return "lora", texts, "adapters instead of all weights: no gradients and moments of the frozen ones"
+    if "placement" not in tried:
+        large = config.teacher
+        movable = large is not None and large.placement == "device" and large.cache is None
+        return (
+            "placement",
+            ["teacher.placement=cpu"] if movable and config.device != "cpu" else [],
+            "the large model's layers lie in host memory and visit the device one by one: slow, so build a teacher "
+            "cache that way once, and train from it",
+        )
     return None

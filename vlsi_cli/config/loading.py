@@ -23,6 +23,7 @@ from vlsi_cli.errors import CheckpointError, ConfigError, OutputError
 
 FLAGS = {
     "teacher.id": "--teacher",
+    "teacher.cache": "--teacher-cache",
     "student.id": "--student",
     "data.sources": "--data",
     "seed": "--seed",

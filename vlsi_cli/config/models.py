@@ -74,8 +74,14 @@ class ModelConfig(Config):
     """Attention kernel; `auto` leaves the choice to transformers."""
     trust_remote_code: bool = False
     """Run code that comes with the checkpoint."""
+    placement: Literal["device", "cpu", "disk"] = "device"
+    """Where the decoder layers lie (teacher only): on the device; in host memory or in the checkpoint on the disk, from
+    where each is copied to the device when it runs, which takes its time."""
     targets: LayersConfig = LayersConfig()
     """Layers that get a verbalizer."""
     verbalizers: Path | None = None
     """An already trained set of verbalizers to reuse (teacher only), whose training is then skipped: its folder,
     the run that trained it, or the hub id of a model that was pushed with its verbalizers."""
+    cache: Path | None = None
+    """Folder that `vlsi cache build` wrote (teacher only): the large model is then read from there, and neither
+    loaded nor trained verbalizers for."""

@@ -6,6 +6,7 @@ one device that holds everything of a stage.
 
 from __future__ import annotations
 
+from vlsi_cli.config.caches import cache_note
 from vlsi_cli.config.catalog import facts_of
 from vlsi_cli.config.loading import Resolved
 from vlsi_cli.config.plans import PairPlan, Plan, SidePlan
@@ -35,6 +36,8 @@ def plan(resolved: Resolved, records: Records | None = None) -> Plan:
         "memory is an estimate for one device that holds the whole stage, at the longest allowed records",
         f"frozen weights count as {stored_precision(config, None)}, what trains as fp32 with two fp32 moments",
     ]
+    if config.teacher and config.teacher.cache is not None:
+        notes.append(cache_note(config.teacher.cache))
     if any(stage.steps is None for stage in stages):
         notes.append("steps are counted when the data are there: no source says how many records it holds")
     for side in (teacher, student):
@@ -58,7 +61,10 @@ def plan(resolved: Resolved, records: Records | None = None) -> Plan:
 def needs(config: DistillConfig) -> tuple[Need, ...]:
     """Everything that the run reads, and whether it is on this machine."""
     found: list[Need] = []
-    if config.teacher:
+    if config.teacher and config.teacher.cache is not None:
+        path = config.teacher.cache
+        found.append(Need("teacher.cache", "cache", str(path), (path / "manifest.json").is_file(), None))
+    elif config.teacher:
         found.append(model_need("teacher", config.teacher))
         if config.teacher.verbalizers is not None:
             found.append(verbalizers_need("teacher.verbalizers", config.teacher.verbalizers))

@@ -25,14 +25,14 @@ class Need:
 
     Attributes:
         what: its part in the run, e.g. ``teacher`` or ``data.sources.0``.
-        kind: ``model``, ``data`` or ``verbalizers``.
+        kind: ``model``, ``data``, ``verbalizers`` or ``cache``.
         where: the hub id or path.
         present: whether all of it is on this machine.
         fetch: the command that would fetch it from the hub; None for a local path.
     """
 
     what: str
-    kind: Literal["model", "data", "verbalizers"]
+    kind: Literal["model", "data", "verbalizers", "cache"]
     where: str
     present: bool
     fetch: str | None

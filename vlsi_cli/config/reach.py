@@ -40,7 +40,9 @@ def require(needs: Sequence[Need], *, dry_run: bool = True) -> None:
     steps = [f"fetch where there is a network: {need.fetch}" for need in missing if need.fetch]
     if any(need.kind == "data" and need.fetch is None for need in missing):
         steps.append("put the data there, or point elsewhere with --data PATH or --set data.root=FOLDER")
-    if any(need.kind != "data" and need.fetch is None for need in missing):
+    if any(need.kind == "cache" for need in missing):
+        steps.append("give the folder that `vlsi cache build` wrote")
+    if any(need.kind in ("model", "verbalizers") and need.fetch is None for need in missing):
         steps.append("check the path of the model, or give a hub id (owner/name)")
     if dry_run:
         steps.append("--dry-run shows the whole plan without any of it")

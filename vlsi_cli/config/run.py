@@ -79,7 +79,8 @@ class DistillConfig(Config):
     verbalization: VerbalizationConfig | None = VerbalizationConfig()
     """Step 1 of the small model (and of the large one unless `teacher_verbalization` says otherwise)."""
     teacher_verbalization: VerbalizationConfig | None = None
-    """Step 1 of the large model; null: like `verbalization`. Not used when `teacher.verbalizers` is given."""
+    """Step 1 of the large model; null: like `verbalization`. Not used when `teacher.verbalizers` or
+    `teacher.cache` is given."""
     interaction: InteractionConfig | None = InteractionConfig()
     """Step 2."""
     reinforcement: ReinforcementConfig | None = ReinforcementConfig()
@@ -117,14 +118,18 @@ class DistillConfig(Config):
             raise ValueError("`evaluation.data` has a pixel budget, but a run has one: give it in `data`")
         if self.student.verbalizers is not None:
             raise ValueError("`student.verbalizers` cannot be given: only a teacher's set is reused")
+        if self.student.placement != "device":
+            raise ValueError("`student.placement` must be device: the small model trains")
+        if self.student.cache is not None:
+            raise ValueError("`student.cache` cannot be given: only a teacher is cached")
         if self.teacher is not None and self.teacher.init == "random":
             raise ValueError("`teacher.init: random` would teach noise")
         return self
 
     @property
     def large_verbalization(self) -> VerbalizationConfig | None:
-        """Step 1 of the large model: None when there is no teacher, no need, or a trained set to reuse."""
-        if self.teacher is None or self.teacher.verbalizers is not None:
+        """Step 1 of the large model: None when there is no teacher, no need, or a trained set or cache to reuse."""
+        if self.teacher is None or self.teacher.verbalizers is not None or self.teacher.cache is not None:
             return None
         words = ("kld", "l2")  # losses that compare what the layers of both models say
         step = self.interaction

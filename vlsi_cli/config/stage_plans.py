@@ -78,16 +78,16 @@ def _verbalization(
         config.verbalizer.architecture,
     )
     trained = side.verbalizer_parameters * targets
-    idle = other.facts.parameters * _bytes(config, other) if other and other.facts else 0
-    idle_verbalizers = (
-        other.verbalizer_parameters * len(other.targets) if other and side.side == "small" else 0
-    )
+    idle = _resident(config, other) * _bytes(config, other) if other and other.facts else 0
+    idle_verbalizers = 0
+    if other and side.side == "small" and not _cached(config):
+        idle_verbalizers = other.verbalizer_parameters * len(other.targets)
     moment = memory.forward_bytes(facts, load, _bytes(config, side))
     taps = memory.taps_bytes(facts, targets, load.responses, trained=False)
     losses = memory.taps_bytes(facts, targets, load.responses, trained=True, narrow=_narrow(config))
     losses += _tiles(config, facts, load, memory.CROSS_ENTROPY)
     needed = Memory(
-        weights=facts.parameters * _bytes(config, side) + idle,
+        weights=_resident(config, side) * _bytes(config, side) + idle,
         verbalizers=(trained + idle_verbalizers) * TRAINED_WEIGHT,
         gradients=trained * GRADIENT,
         optimizer=trained * MOMENTS,
@@ -119,18 +119,19 @@ def _interaction(
     load, theirs, architecture = records.load(config, stage), large.facts, config.verbalizer.architecture
     candidates = len(large.targets) if stage.intermediate in ("kld", "l2") else 0
     frozen = facts.parameters - (0 if lora else facts.decoder_parameters)
-    their_verbalizers = large.verbalizer_parameters * candidates if stage.verbalizes else 0
+    live = not _cached(config)
+    their_verbalizers = large.verbalizer_parameters * candidates if stage.verbalizes and live else 0
     kind = _kind(config, small)
     rank, checkpointing = stage.lora.rank if lora else 0, stage.gradient_checkpointing
     kept, moment = memory.backward_bytes(facts, load, kind, checkpointing=checkpointing, rank=rank)
     taps = memory.taps_bytes(theirs, candidates + 1, load.responses, trained=False)
     taps += memory.taps_bytes(facts, targets + 1, load.responses, trained=True, narrow=_narrow(config))
     # The large model's widest moment is over before the small model's forward begins.
-    before = memory.forward_bytes(theirs, load, _bytes(config, large)) - kept
+    before = memory.forward_bytes(theirs, load, _bytes(config, large)) - kept if live else 0
     needed = Memory(
         weights=frozen * _bytes(config, small)
         + backbone * TRAINED_WEIGHT
-        + theirs.parameters * _bytes(config, large),
+        + _resident(config, large) * _bytes(config, large),
         verbalizers=(verbalizers + their_verbalizers) * TRAINED_WEIGHT,
         gradients=trained * GRADIENT,
         optimizer=trained * MOMENTS,
@@ -139,12 +140,12 @@ def _interaction(
     )
     passes = (THROUGH if lora else TRAINED) + stage.gradient_checkpointing
     work = passes * flops.decoder(facts, load) + flops.vision(facts, load)
-    work += flops.decoder(theirs, load) + flops.vision(theirs, load)
+    work += flops.decoder(theirs, load) + flops.vision(theirs, load) if live else 0
     work += 4 * flops.heads(facts, load, targets + 1)  # the matrix, the drawn pairs again, their gradient
     work += 2 * flops.heads(theirs, load, candidates + 1)
     if stage.verbalizes:
         work += TRAINED * flops.verbalizers(facts, load, targets, architecture)
-        work += flops.verbalizers(theirs, load, candidates, architecture)
+        work += flops.verbalizers(theirs, load, candidates, architecture) if live else 0
     return _stage("interaction", "small", config, stage, words, trained, needed, work)
 
 
@@ -218,6 +219,21 @@ def _steps(name: str, stage: StageConfig, data: DataConfig) -> int | None:
     if len(known) < len(sizes) or stage.epochs is None:
         return None
     return max(1, math.ceil(sum(known) * stage.epochs / stage.effective_batch))
+
+
+def _cached(config: DistillConfig) -> bool:
+    return config.teacher is not None and config.teacher.cache is not None
+
+
+def _resident(config: DistillConfig, side: SidePlan) -> int:
+    """Parameters of a frozen model on the device: of a cached one its head, of an offloaded one a layer at a time."""
+    facts = side.facts
+    assert facts is not None
+    if side.side == "large" and _cached(config):
+        return facts.embedding_parameters
+    if side.side == "large" and config.teacher is not None and config.teacher.placement != "device":
+        return facts.parameters - facts.decoder_parameters + facts.layer_parameters
+    return facts.parameters
 
 
 def _tiles(config: DistillConfig, facts: ModelFacts, load: Workload, buffers: int) -> int:

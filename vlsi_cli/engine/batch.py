@@ -27,6 +27,8 @@ class Batch:
         cols: [R] position whose hidden state predicts it (its own position minus one).
         targets: [R] the token.
         records: the B record ids, for messages.
+        digests: the B digests of what the records feed a model, where they were asked for (see
+            ``data.digests``); else empty.
     """
 
     inputs: dict[str, Tensor]
@@ -34,6 +36,7 @@ class Batch:
     cols: Tensor
     targets: Tensor
     records: tuple[str, ...]
+    digests: tuple[bytes, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -53,6 +56,7 @@ class Batch:
             cols=self.cols.to(device, non_blocking=True),
             targets=self.targets.to(device, non_blocking=True),
             records=self.records,
+            digests=self.digests,
         )
 
 

@@ -15,6 +15,11 @@ from typing import Any
 
 from vlsi_cli.errors import OutputError
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 def _read_umask() -> int:
     mask = os.umask(0)
@@ -120,6 +125,28 @@ def require_writable(target: Path) -> None:
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         why = "is not a folder" if not above.is_dir() else "may not be written"
         raise OutputError(f"{target} cannot be written: {above} {why}")
+
+
+@contextmanager
+def only_process(folder: Path, what: str) -> Iterator[None]:
+    """Keep other processes out of a folder while the block runs (not on Windows, which lacks the lock).
+
+    Args:
+        folder: an existing folder; the lock is the file ``.lock`` in it.
+        what: what it is, to follow "another process is working on".
+
+    Raises:
+        OutputError: another process is in such a block.
+    """
+    with (folder / ".lock").open("w") as lock:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(
+                    f"another process is working on {what}", hint="wait for it, or stop it"
+                ) from None
+        yield
 
 
 def require_space(target: Path, needed: int, what: str) -> None:

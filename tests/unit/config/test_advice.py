@@ -73,3 +73,19 @@ def test_sharding_divides_states_only() -> None:
         assert stage.memory is not None
         states = stage.memory.total - stage.memory.activations - stage.memory.losses
         assert before - after == pytest.approx(states * 0.75 * (1 + advice.OVERHEAD), abs=2)
+
+
+def test_the_last_change_moves_the_large_model_away() -> None:
+    found = judged(Accelerator("small", 14 * GIB, 1))
+    assert found.ladder[-1].settings == ("teacher.placement=cpu",)
+    plans = {
+        sets: planning.plan(loading.resolve(PAIR, sets), Records(1024))
+        for sets in ((), ("teacher.placement=cpu",), ("teacher.cache=none",))
+    }
+    weights = [plan.stages[-2].memory.weights for plan in plans.values() if plan.stages[-2].memory]
+    assert plans[()].stages[-2].stage == "interaction"
+    assert weights[0] > weights[1] > weights[2]
+    facts = plans[()].teacher.facts  # type: ignore[union-attr]
+    assert facts is not None
+    assert weights[0] - weights[1] == 2 * (facts.decoder_parameters - facts.layer_parameters)
+    assert weights[0] - weights[2] == 2 * (facts.parameters - facts.embedding_parameters)

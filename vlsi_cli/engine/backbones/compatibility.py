@@ -8,6 +8,7 @@ side: the losses cut both to the tokenizer's length.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from itertools import pairwise
@@ -99,6 +100,24 @@ def check_pair(
             hint="take a teacher and a student of one family, or see docs/models.md for what is checked",
         )
     return _facts(teacher, student, teacher_targets, student_targets)
+
+
+def reading_digests(processor: Any) -> dict[str, str]:
+    """SHA-256 of what turns a record into token ids and pixels: ``tokenizer``, ``chat_template`` and ``images``.
+
+    Of the tokenizer the vocabulary and the order of merges, of the image processor its settings. Two processors
+    with equal digests read alike, but for rounding between image libraries.
+    """
+    tokenizer = processor.tokenizer
+    parts = {
+        "tokenizer": [sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1]), _merges(tokenizer)],
+        "chat_template": processor.chat_template,
+        "images": _image_processor_settings(processor.image_processor),
+    }
+    return {
+        name: hashlib.sha256(json.dumps(part, sort_keys=True, default=str).encode()).hexdigest()
+        for name, part in parts.items()
+    }
 
 
 def _targets(teacher: Side, student: Side, large: Sequence[int], small: Sequence[int]) -> list[str]:

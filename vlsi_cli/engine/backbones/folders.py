@@ -79,6 +79,16 @@ def resolve_verbalizers(place: str | Path, name: str = "large") -> Path:
     return cached / inside
 
 
+def local_folder(id: str, revision: str | None = None) -> Path | None:
+    """The folder of a model whose weights are on this machine; None when they would have to be fetched."""
+    if id.startswith("demo/") or Path(id).expanduser().is_dir():
+        folder: Path | None = resolve_folder(id, revision)
+    else:
+        patterns = [*_SMALL_FILES, "*.safetensors"]
+        folder = _cached(id, revision, patterns, _BESIDE) if _HUB_ID.fullmatch(id) else None
+    return folder if folder is not None and _complete(folder, True) else None
+
+
 def _cached(id: str, revision: str | None, patterns: list[str], ignored: list[str]) -> Path | None:
     """The snapshot in the hub's cache, when it has every file that fits the patterns (as far as the cache knows)."""
     from huggingface_hub import snapshot_download

@@ -12,6 +12,7 @@ import torch
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.families import Family, family_of, read_config
 from vlsi_cli.engine.backbones.folders import resolve_folder
+from vlsi_cli.engine.backbones.placement import Placement, device_map
 from vlsi_cli.engine.backbones.processors import load_processor
 from vlsi_cli.engine.backbones.quiet import quiet_transformers
 from vlsi_cli.engine.devices import seeded
@@ -102,6 +103,7 @@ def load_backbone(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     chat_template: str | None = None,
+    placement: Placement = "device",
 ) -> Backbone:
     """Load a vision language model, frozen and in eval mode.
 
@@ -118,6 +120,7 @@ def load_backbone(
         trust_remote_code: refused: every supported family is part of transformers.
         seed: for ``init="random"``.
         min_pixels, max_pixels, chat_template: see :func:`.processors.load_processor`.
+        placement: where the decoder layers lie, see :mod:`.placement`; for a model that is only read.
 
     Raises:
         ModelError: no such model, not fetched and offline, unsupported family, no safetensors, weights missing.
@@ -140,7 +143,11 @@ def load_backbone(
     if init == "random":
         model = _random_model(folder, config, attn_implementation, seed).to(device=device, dtype=dtype)
     else:
-        model = _pretrained_model(folder, config, id, dtype, device, attn_implementation)
+        # Straight to the device: through host memory a 72B model would need its size in RAM first.
+        places = {"": str(device)} if device.type == "cuda" else None
+        if placement != "device":
+            places = device_map(config, family, device, placement, id)
+        model = _pretrained_model(folder, config, id, dtype, device, attn_implementation, places)
     backbone = Backbone(
         model=model, family=family, processor=processor, id=id, revision=revision, folder=folder
     )
@@ -173,12 +180,16 @@ def _adopt_generation_config(model: Any, folder: Path) -> None:
 
 
 def _pretrained_model(
-    folder: Path, config: Any, id: str, dtype: torch.dtype, device: torch.device, attention: str
+    folder: Path,
+    config: Any,
+    id: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str,
+    places: dict[str, str] | None,
 ) -> Any:
     from transformers import AutoModelForImageTextToText
 
-    # Straight to the device: through host memory a 72B model would need its size in RAM first.
-    placement = {"device_map": {"": str(device)}} if device.type == "cuda" else {}
     try:
         with quiet_transformers():
             model, info = AutoModelForImageTextToText.from_pretrained(
@@ -190,7 +201,7 @@ def _pretrained_model(
                 local_files_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=False,
-                **placement,
+                **({"device_map": places} if places is not None else {}),
             )
     except torch.OutOfMemoryError as error:
         raise ModelError(f"'{id}' does not fit into the memory of {device}: {_last_line(error)}") from error
@@ -199,7 +210,7 @@ def _pretrained_model(
             f"the weights of '{id}' cannot be loaded: {_last_line(error)}", hint=f"folder: {folder}"
         ) from error
     _require_whole(model, info, id)
-    return model if placement else model.to(device)
+    return model if places is not None else model.to(device)
 
 
 def _require_safetensors(folder: Path, id: str) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vlsi_cli.engine.batch import Batch, PromptBatch
+from vlsi_cli.engine.data.digests import record_digest
 from vlsi_cli.engine.data.template import Encoded, EncodedPrompt
 from vlsi_cli.errors import ModelError
 
@@ -31,11 +32,16 @@ def in_groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield group
 
 
-def collate(records: Sequence[Encoded], pad_id: int) -> Batch:
+def collate(records: Sequence[Encoded], pad_id: int, *, digests: bool = False) -> Batch:
     """A right-padded batch.
 
     The state at position ``t - 1`` predicts token ``t``: for every trained token at ``t`` of record ``b`` the
     batch has one entry ``rows = b``, ``cols = t - 1``, ``targets = input_ids[b, t]``.
+
+    Args:
+        records: at least one.
+        pad_id: what fills up the shorter ones.
+        digests: take the records' digests too, by which a cache of the large model is looked up.
     """
     rows, cols, targets = [], [], []
     for number, record in enumerate(records):
@@ -50,6 +56,7 @@ def collate(records: Sequence[Encoded], pad_id: int) -> Batch:
         cols=torch.cat(cols),
         targets=torch.cat(targets),
         records=tuple(record.record for record in records),
+        digests=tuple(record_digest(record) for record in records) if digests else (),
     )
 
 

@@ -156,17 +156,7 @@ class RecordStream(Generic[Item, Collated]):
         """
         if not self._finite and limit is None:
             raise DataError("a pass over endless data needs a number of records")
-        fresh = RecordStream(
-            list(zip(self._sources, self._weights, strict=True)),
-            self._encode,
-            self._collate,
-            seed=self._seed,
-            shuffle=self._shuffle,
-            policy=self._policy,
-            report=self.report,
-            rank=self._rank,
-            world_size=self._world,
-        )
+        fresh = self._afresh()
         found = 0
         total = fresh.records_per_epoch
         while (limit is None or found < limit) and (total is None or fresh.cursor < total):
@@ -180,6 +170,37 @@ class RecordStream(Generic[Item, Collated]):
                 yield item[0]
         if not found:
             raise DataError(f"no record could be used: {self.report.summary()}")
+
+    def numbered_pass(self, first: int = 0) -> Iterator[tuple[int, Item | BadRecord]]:
+        """Every draw of the first epoch from number ``first`` on: its number, and the item or why there is none.
+
+        It leaves the cursor alone. One process only: draws of other ranks are left out.
+
+        Raises:
+            DataError: the data have no end, or (with the policy ``refuse``) a record cannot be used.
+        """
+        if not self._finite:
+            raise DataError("a pass over endless data needs a number of records")
+        fresh = self._afresh()
+        fresh.cursor = first
+        while fresh.cursor < sum(fresh._shares):
+            number, item = fresh.cursor, fresh._draw()
+            if item is not None:
+                yield number, item if isinstance(item, BadRecord) else item[0]
+
+    def _afresh(self) -> RecordStream[Item, Collated]:
+        """The same stream at its beginning, counting into the same report."""
+        return RecordStream(
+            list(zip(self._sources, self._weights, strict=True)),
+            self._encode,
+            self._collate,
+            seed=self._seed,
+            shuffle=self._shuffle,
+            policy=self._policy,
+            report=self.report,
+            rank=self._rank,
+            world_size=self._world,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, as plain JSON values."""

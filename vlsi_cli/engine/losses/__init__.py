@@ -9,6 +9,7 @@ from vlsi_cli.engine.losses.kinds import DivergenceKind
 from vlsi_cli.engine.losses.matrix import divergence_matrix
 from vlsi_cli.engine.losses.pairs import AllPairs
 from vlsi_cli.engine.losses.readout import PLAIN, LogitRule
+from vlsi_cli.engine.losses.top_k import TopK, top_k_divergence, top_k_matrix, top_k_of
 
 __all__ = [
     "PLAIN",
@@ -16,9 +17,13 @@ __all__ = [
     "DivergenceKind",
     "FeatureProjectors",
     "LogitRule",
+    "TopK",
     "cross_entropy",
     "divergence",
     "divergence_matrix",
     "feature_l2",
     "feature_matrix",
+    "top_k_divergence",
+    "top_k_matrix",
+    "top_k_of",
 ]

@@ -62,11 +62,11 @@ def training_stream(
     report: DataReport | None = None,
     rank: int = 0,
     world_size: int = 1,
+    digests: bool = False,
 ) -> RecordStream[Encoded, Batch]:
-    """Endless training batches of a configuration: ``stream.next_batch(n)``."""
-    return _stream(
-        config, encoder.encode, partial(_collate, pad_id=encoder.pad_id), seed, report, rank, world_size
-    )
+    """Endless training batches of a configuration: ``stream.next_batch(n)``; ``digests`` as in ``collate``."""
+    together = partial(_collate, pad_id=encoder.pad_id, digests=digests)
+    return _stream(config, encoder.encode, together, seed, report, rank, world_size)
 
 
 def prompt_stream(
@@ -78,8 +78,8 @@ def prompt_stream(
     )
 
 
-def _collate(records: list[Encoded], *, pad_id: int) -> Batch:
-    return collate(records, pad_id)
+def _collate(records: list[Encoded], *, pad_id: int, digests: bool) -> Batch:
+    return collate(records, pad_id, digests=digests)
 
 
 def _collate_prompts(prompts: list[EncodedPrompt], *, pad_id: int) -> PromptBatch:

@@ -13,18 +13,19 @@ import torch
 from vlsi_cli.config.loading import Resolved
 from vlsi_cli.config.run import DistillConfig, ModelConfig, StageConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.backbones.compatibility import check_pair
 from vlsi_cli.engine.backbones.lora import has_lora, merge_lora
 from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.files import require_space
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.data import training_stream
 from vlsi_cli.engine.runs.folder import RunFolder
+from vlsi_cli.engine.runs.identity import needs_teacher
 from vlsi_cli.engine.runs.measure import encoder_for, measure
 from vlsi_cli.engine.runs.stages import interaction_stage, optimizer_steps, reinforcement_stage
+from vlsi_cli.engine.runs.teachers import describe_pair, open_cache
 from vlsi_cli.engine.runs.watch import StageWatch
 from vlsi_cli.engine.stages import VerbalizationStage
-from vlsi_cli.engine.teachers import LiveTeacher
+from vlsi_cli.engine.teachers import CachedTeacher, LiveTeacher, Teacher
 from vlsi_cli.engine.training import Checkpoints, Stage, train_stage
 from vlsi_cli.engine.training.signals import Wish, heed_signals
 from vlsi_cli.engine.verbalizing import Verbalizers
@@ -85,6 +86,7 @@ class _Distillation:
         self.checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
         self._student: Backbone | None = None
         self._teacher: Backbone | None = None
+        self._cached: CachedTeacher | None = None
         self._small_verbalizers: Verbalizers | None = None
         self._large_verbalizers: Verbalizers | None = None
 
@@ -102,15 +104,19 @@ class _Distillation:
             self._measure("small after")
             self.events(Note("this run is complete"))
             return
+        live = config.teacher is not None and config.teacher.cache is None
         if config.teacher is not None and not self._complete("interaction"):
-            self._check_pair()
+            if live:  # either is refused before any weights are loaded
+                describe_pair(config, self.events)
+            elif config.interaction is not None:
+                self._cached = open_cache(config, self.device, self.events)
         if not self.folder.state.stages:
             self._check_space()
-        reused = config.teacher is not None and config.teacher.verbalizers is not None
+        reused = live and config.teacher is not None and config.teacher.verbalizers is not None
         if reused and not self._complete("interaction"):
             self._large_verbalizers = self._verbalizers("large")  # refused now rather than after step 1
         self._measure("small before")
-        if config.teacher is not None:
+        if live:
             self._measure("large")
         if config.large_verbalization is not None and not self._complete("verbalization-large"):
             self._verbalize("large")
@@ -125,17 +131,6 @@ class _Distillation:
 
     def _complete(self, key: str) -> bool:
         return key in self.folder.state.stages
-
-    def _check_pair(self) -> None:
-        """Everything that could make the pair impossible, before any weights are loaded."""
-        config = self.config
-        assert config.teacher is not None
-        small = models.describe_model(config.student, config)
-        large = models.describe_model(config.teacher, config, chat_template=small.processor.chat_template)
-        targets_small = models.target_layers(config.student, small)
-        targets_large = models.target_layers(config.teacher, large)
-        for fact in check_pair(large, small, targets_large, targets_small):
-            self.events(Note(fact))
 
     def _check_space(self) -> None:
         """Checkpoints, verbalizers, the layers after step 2 and the student must fit on the disk."""
@@ -182,7 +177,7 @@ class _Distillation:
 
     def _forget_teacher(self) -> None:
         """Give the large model's memory back before the last step."""
-        self._teacher = self._large_verbalizers = self._small_verbalizers = None
+        self._teacher = self._cached = self._large_verbalizers = self._small_verbalizers = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -228,12 +223,11 @@ class _Distillation:
         assert self.config.teacher is not None
         student, words = self.student, settings.verbalizes
         small = models.target_layers(self.config.student, student)
-        large = models.target_layers(self.config.teacher, self.teacher)
-        needs_teacher = settings.intermediate not in ("ce", "none") or settings.last not in ("ce", "none")
-        teacher = None
-        if needs_teacher:
+        teacher: Teacher | None = self._cached
+        if teacher is None and needs_teacher(settings):
             matches_words = words and settings.intermediate != "ce"
             said = self._verbalizers("large") if matches_words else None
+            large = models.target_layers(self.config.teacher, self.teacher)
             teacher = LiveTeacher(self.teacher, said, large, self.dtype)
         stage = interaction_stage(
             settings,
@@ -278,6 +272,7 @@ class _Distillation:
             encoder_for(backbone, config.data),
             seed=models.derived_seed(config.seed, f"data of {stage.name}"),
             report=report,
+            digests=key == "interaction" and self._cached is not None,
         )
         steps = optimizer_steps(settings, stream.records_per_epoch, stage.name)
         checkpoint = self.checkpoints.latest(key)

@@ -29,14 +29,9 @@ from typing import Any
 
 from vlsi_cli import __version__
 from vlsi_cli.config.loading import CONFIG_FILE, Resolved
-from vlsi_cli.engine.files import write_json, writing
+from vlsi_cli.engine.files import only_process, write_json, writing
 from vlsi_cli.errors import CheckpointError, OutputError
 from vlsi_cli.events import Score, StageReport
-
-try:
-    import fcntl
-except ImportError:  # not on Windows, where a run folder is not locked
-    fcntl = None  # type: ignore[assignment]
 
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "datasets", "peft", "pillow")
 
@@ -108,14 +103,7 @@ class RunFolder:
         Raises:
             OutputError: another process is working on this run.
         """
-        with writing(self.path), (self.path / ".lock").open("w") as lock:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise OutputError(
-                        f"another process is working on the run {self.path}", hint="wait for it, or stop it"
-                    ) from None
+        with writing(self.path), only_process(self.path, f"the run {self.path}"):
             for left in [*self.path.rglob(".*.partial"), *self.path.rglob(".*.old")]:
                 shutil.rmtree(left, ignore_errors=True)
             yield

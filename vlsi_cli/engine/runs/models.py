@@ -111,6 +111,7 @@ def load_model(
         min_pixels=config.data.min_pixels,
         max_pixels=config.data.max_pixels,
         chat_template=chat_template,
+        placement=model.placement,
     )
     if chat_template is not None:
         backbone.processor.chat_template = chat_template

@@ -17,6 +17,8 @@ from vlsi_cli.engine.losses import (
     divergence,
     feature_l2,
     feature_matrix,
+    top_k_divergence,
+    top_k_matrix,
 )
 from vlsi_cli.engine.matching import Match, reachable
 from vlsi_cli.engine.teachers.teacher import Teacher, TeacherStates
@@ -167,6 +169,15 @@ class InteractionStage(Stage):
         assert self.generator is not None
         if self._needed is not None and not bool(self._needed.any()):
             return self._matcher(torch.zeros(shape), self.generator), None
+        if states.top_k is not None:
+            matrix = top_k_matrix(
+                [x.detach() for x in small.values()],
+                self._backbone[0].head.weight,
+                [states.top_k.layers[layer] for layer in teacher.targets],
+                vocabulary=self._vocabulary,
+                mask=self._needed,
+            )
+            return self._matcher(matrix / max(tokens, 1), self.generator), None
         theirs = [states.layers[layer] for layer in teacher.targets]
         pairs = None
         if self.features:
@@ -191,6 +202,9 @@ class InteractionStage(Stage):
         self, x: Tensor, teacher: Teacher, states: TeacherStates, large: int | None, kind: LayerLoss
     ) -> Tensor:
         """``[R]`` loss of one small layer against large layer ``large``, or against the last one."""
+        if states.top_k is not None:
+            known = states.top_k.last if large is None else states.top_k.layers[large]
+            return top_k_divergence(x, self._backbone[0].head.weight, known, vocabulary=self._vocabulary)
         x_large = states.last if large is None else states.layers[large]
         if self.features and kind == "l2":
             return feature_l2(x, x_large)

@@ -9,7 +9,15 @@ from typing import Protocol
 from torch import Tensor
 
 from vlsi_cli.engine.batch import Batch
-from vlsi_cli.engine.losses import PLAIN, LogitRule
+from vlsi_cli.engine.losses import PLAIN, LogitRule, TopK
+
+
+@dataclass(frozen=True)
+class TopKStates:
+    """What is left of :class:`TeacherStates` where only the likeliest tokens were kept, layer by layer."""
+
+    layers: dict[int, TopK]
+    last: TopK
 
 
 @dataclass(frozen=True)
@@ -21,11 +29,13 @@ class TeacherStates:
             final-normed state itself where layers are compared by features.
         last: ``[R, H_t]``, what enters the head behind the last layer.
         rule: what the large model does to its logits behind its head.
+        top_k: in place of both, which are empty then, where only the likeliest tokens are known.
     """
 
     layers: dict[int, Tensor]
     last: Tensor
     rule: LogitRule = PLAIN
+    top_k: TopKStates | None = None
 
 
 class Teacher(Protocol):

@@ -1,0 +1,60 @@
+"""Where the weights of a large model that is only read lie: on the device, in host memory, or on the disk.
+
+Decoder layers are nearly all of a large model. Placed elsewhere, each is copied to the device when it runs and let go
+of after it (accelerate's hooks); embeddings, vision tower, final norm and head stay on the device, since losses and
+verbalizers reach for them between forward passes. A pass then costs at least the time in which the layers can be read
+once. From the disk they are read straight from the checkpoint: nothing is copied there first.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from vlsi_cli.engine.backbones.families import Family
+from vlsi_cli.engine.backbones.quiet import quiet_transformers
+from vlsi_cli.errors import ConfigError
+
+Placement = Literal["device", "cpu", "disk"]
+
+
+def device_map(
+    config: Any, family: Family, device: torch.device, placement: Placement, shown: str
+) -> dict[str, str]:
+    """A device for every module, by name: the decoder layers where ``placement`` says, the rest on ``device``.
+
+    Args:
+        config: the model's config; the model is built without memory to learn its modules' names.
+        placement: ``cpu`` or ``disk``.
+        shown: what to call the model in a message.
+
+    Raises:
+        ConfigError: ``cpu`` on a CPU, where the layers are in host memory as it is.
+    """
+    if placement == "cpu" and device.type == "cpu":
+        raise ConfigError(
+            f"the decoder layers of '{shown}' were to be kept in host memory, but it runs on the CPU, where they are",
+            hint="set teacher.placement to device, or to disk where memory is short",
+        )
+    from transformers import AutoModelForImageTextToText
+
+    with quiet_transformers(), torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    layers = f"model.{family.decoder}.layers"
+    found: dict[str, str] = {}
+
+    def visit(module: nn.Module, name: str) -> None:
+        if name.rpartition(".")[0] == layers:
+            found[name] = placement
+        elif name in ("", "model", f"model.{family.decoder}", layers):
+            for child, inner in module.named_children():
+                visit(inner, f"{name}.{child}".strip("."))
+            for own, _ in module.named_parameters(recurse=False):
+                found[f"{name}.{own}"] = str(device)
+        else:
+            found[name] = str(device)
+
+    visit(model, "")
+    return found
