@@ -9,7 +9,18 @@ import typer
 from typer.core import TyperGroup
 
 from vlsi_cli import __version__
-from vlsi_cli.commands import _output, data, distill, evaluate, match_layers, plan, push, recipes, verbalize
+from vlsi_cli.commands import (
+    _output,
+    data,
+    distill,
+    evaluate,
+    export,
+    match_layers,
+    plan,
+    push,
+    recipes,
+    verbalize,
+)
 from vlsi_cli.errors import VlsiError
 
 _DEFECT = (
@@ -71,6 +82,7 @@ app.command("plan")(plan.plan)
 app.command("push")(push.push)
 app.command("verbalize")(verbalize.verbalize)
 app.command("match-layers")(match_layers.match_layers)
+app.command("export")(export.export)
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")
