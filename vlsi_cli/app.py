@@ -15,6 +15,7 @@ from vlsi_cli.commands import (
     data,
     distill,
     evaluate,
+    export,
     match_layers,
     plan,
     push,
@@ -82,6 +83,7 @@ app.command("plan")(plan.plan)
 app.command("push")(push.push)
 app.command("verbalize")(verbalize.verbalize)
 app.command("match-layers")(match_layers.match_layers)
+app.command("export")(export.export)
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(cache.app, name="cache")
 app.add_typer(data.app, name="data")

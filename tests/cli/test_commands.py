@@ -36,7 +36,7 @@ def test_version_and_help() -> None:
     assert vlsi("--version").stdout == f"vlsi {__version__}\n"
     shown = vlsi("--help")
     assert shown.exit_code == 0
-    for word in ("distill", "push", "data", "recipes"):
+    for word in ("distill", "export", "push", "data", "recipes"):
         assert word in shown.stdout
 
 
@@ -111,6 +111,8 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
         ("distill --colour", 2, "No such option"),
         ("distil", 2, "distill"),
         ("recipes show nope", 2, "no recipe is named 'nope'"),
+        ("export", 2, "no MODEL is given"),
+        ("export demo/small --to onyx", 2, "onyx"),
         ("data preview --data nowhere", 2, "no such file or folder"),
         ("data preview --data none.jsonl", 3, "none.jsonl"),
     ],

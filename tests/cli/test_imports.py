@@ -31,6 +31,7 @@ sys.exit(code)
     [
         ["--help"],
         ["distill", "--help"],
+        ["export", "--help"],
         ["data", "preview", "--help"],
         ["push", "--help"],
         ["recipes", "check"],

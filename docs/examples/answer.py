@@ -1,0 +1,113 @@
+"""Answer a question about a picture from an exported folder, with onnxruntime and no torch in the loop.
+
+    python answer.py FOLDER PICTURE "What is in the picture?"
+
+For Qwen2-VL and Qwen2.5-VL in the layout `transformers.js`. Needs onnxruntime, numpy, pillow, tokenizers and
+jinja2.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import onnxruntime as ort
+from PIL import Image
+from tokenizers import Tokenizer
+
+
+def prepare(picture: Image.Image, settings: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Patches [N, values] and their grid [1, 3] (frames, rows, columns), as the model's own processor makes them."""
+    patch, merge, frames = (settings[key] for key in ("patch_size", "merge_size", "temporal_patch_size"))
+    size = settings.get("size", {})
+    low = settings.get("min_pixels") or size["shortest_edge"]
+    high = settings.get("max_pixels") or size["longest_edge"]
+    edge = patch * merge
+    width, height = (max(edge, round(side / edge) * edge) for side in picture.size)
+    if width * height > high:
+        scale = np.sqrt(picture.width * picture.height / high)
+        width, height = (max(edge, int(side / scale // edge) * edge) for side in picture.size)
+    elif width * height < low:
+        scale = np.sqrt(low / (picture.width * picture.height))
+        width, height = (int(np.ceil(side * scale / edge)) * edge for side in picture.size)
+    picture = picture.convert("RGB")
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    pixels = np.asarray(picture, np.float32) * settings.get("rescale_factor", 1 / 255)
+    pixels = (pixels - np.array(settings["image_mean"])) / np.array(settings["image_std"])
+    rows, columns = height // patch, width // patch
+    blocks = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
+    blocks = blocks.transpose(0, 3, 1, 4, 6, 2, 5)  # block row and column, place inside, channel, pixel
+    one = blocks.reshape(rows * columns, 3, 1, patch * patch)
+    patches = np.repeat(one, frames, axis=2).reshape(rows * columns, -1)
+    return patches.astype(np.float32), np.array([[1, rows, columns]], np.int64)
+
+
+def positions_of(ids: list[int], image_token: int, rows: int, columns: int) -> tuple[np.ndarray, int]:
+    """M-RoPE positions [3, 1, S] (time, row, column) of a prompt with one picture, and the next one."""
+    start = ids.index(image_token)
+    count = rows * columns
+    before = np.tile(np.arange(start), (3, 1))
+    inside = start + np.stack([np.zeros(count, int), *np.divmod(np.arange(count), columns)])
+    after = start + max(rows, columns)  # text goes on past the largest position of the picture
+    behind = np.tile(np.arange(after, after + len(ids) - start - count), (3, 1))
+    return np.concatenate([before, inside, behind], axis=1)[:, None].astype(np.int64), int(behind[0, -1]) + 1
+
+
+def answer(folder: Path, picture: Image.Image, question: str, max_new_tokens: int = 64) -> str:
+    """The greedy answer."""
+    names = ("config.json", "preprocessor_config.json", "tokenizer_config.json", "generation_config.json")
+    config, settings, words, ending = (json.loads((folder / name).read_text("utf-8")) for name in names)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ends = ending["eos_token_id"] if isinstance(ending["eos_token_id"], list) else [ending["eos_token_id"]]
+
+    def load(name: str) -> ort.InferenceSession:
+        return ort.InferenceSession(next((folder / "onnx").glob(f"{name}*.onnx")))
+
+    vision, embed, decoder = (
+        load(name) for name in ("vision_encoder", "embed_tokens", "decoder_model_merged")
+    )
+
+    patches, grid = prepare(picture, settings)
+    grid_name = vision.get_inputs()[1].name
+    features = vision.run(None, {"pixel_values": patches, grid_name: grid})[0]
+    rows, columns = (int(n) // settings["merge_size"] for n in grid[0, 1:])
+
+    # The template writes one token for the picture; the model expects one for every feature.
+    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(words["chat_template"])
+    talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    prompt = template.render(messages=talk, add_generation_prompt=True)
+    prompt = prompt.replace("<|image_pad|>", "<|image_pad|>" * len(features))
+    ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    embeds = embed.run(None, {"input_ids": np.array([ids], np.int64)})[0]
+    embeds[0, np.array(ids) == config["image_token_id"]] = features
+    positions, place = positions_of(ids, config["image_token_id"], rows, columns)
+
+    kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    cache = {
+        value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), kinds[value.type])
+        for value in decoder.get_inputs()
+        if value.name.startswith("past_key_values.")
+    }
+    written: list[int] = []
+    while len(written) < max_new_tokens:
+        feeds = {
+            "inputs_embeds": embeds,
+            "attention_mask": np.ones((1, len(ids) + len(written)), np.int64),
+            "position_ids": positions,
+            "num_logits_to_keep": np.array(1, np.int64),
+        }
+        logits, *grown = decoder.run(None, feeds | cache)
+        token = int(logits[0, -1].argmax())
+        if token in ends:
+            break
+        written.append(token)
+        cache = dict(zip(cache, grown, strict=True))
+        embeds = embed.run(None, {"input_ids": np.array([[token]], np.int64)})[0]
+        positions, place = np.full((3, 1, 1), place, np.int64), place + 1
+    return tokenizer.decode(written).strip()
+
+
+if __name__ == "__main__":
+    print(answer(Path(sys.argv[1]), Image.open(sys.argv[2]), sys.argv[3]))

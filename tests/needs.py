@@ -1,0 +1,15 @@
+"""What some tests need beyond the package itself; without it they are skipped, and say what is missing."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+
+def onnx() -> None:
+    """Skip the calling module where the extra ``onnx`` is not installed."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        reason = f"needs the extra `onnx`: {missing[0]} is not installed"
+        pytest.skip(reason, allow_module_level=True)

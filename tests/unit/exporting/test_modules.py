@@ -1,0 +1,146 @@
+"""The modules that become graphs, before any tracing: same numbers as the model's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tiny import tiny_folder
+from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.backbones.load import load_backbone
+from vlsi_cli.engine.exporting.graphs import require_exportable
+from vlsi_cli.engine.exporting.runtime import mrope_positions
+from vlsi_cli.engine.exporting.text import Decoder, MergedEmbeddings
+from vlsi_cli.engine.exporting.vision import LlavaVision, QwenVision, patch_index, segment_attention
+from vlsi_cli.errors import ModelError
+
+GRIDS = torch.tensor([[1, 4, 6], [1, 2, 10], [2, 6, 4], [1, 2, 2]])
+
+#: Two orders of summation in fp32, on values of some tens.
+ROUNDING = 1e-5
+
+
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl"])
+def qwen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    path = tmp_path_factory.mktemp("models") / request.param
+    return load_backbone(str(tiny_folder(request.param, path, layers=2, hidden=32)))
+
+
+def test_patches_know_their_places() -> None:
+    from transformers import vision_utils
+
+    index = patch_index(GRIDS, int(GRIDS.prod(dim=1).sum()), 2)
+    assert torch.equal(index.position, vision_utils.get_vision_position_ids(GRIDS, 2))
+    ends = vision_utils.get_vision_cu_seqlens(GRIDS)
+    segments = torch.bucketize(torch.arange(len(index.frame)), ends[1:], right=True)
+    assert len(index.frame.unique()) == len(ends) - 1 == 5  # one of the pictures has two frames
+    assert torch.equal(index.frame.unique(return_inverse=True)[1], segments)
+
+
+def test_windows_are_those_of_the_model() -> None:
+    """Patches share a window number exactly where the model's own reordering puts them into one window."""
+    from transformers import vision_utils
+
+    grids = torch.tensor([[1, 12, 10], [1, 4, 4]])
+    order, ends = vision_utils.get_vision_window_index(grids, 2, 16, 4)
+    window_of_block = torch.bucketize(
+        torch.arange(len(order)) * 4, torch.unique(torch.as_tensor(ends))[1:], right=True
+    )
+    expected = torch.empty_like(window_of_block)
+    expected[order] = window_of_block
+    ours = patch_index(grids, int(grids.prod(dim=1).sum()), 2, 16 // 2 // 4).window.view(-1, 4)
+    assert bool((ours == ours[:, :1]).all()), "the patches of a block lie in one window"
+    same = ours[:, :1] == ours[:, 0]
+    assert torch.equal(same, expected[:, None] == expected[None, :])
+
+
+def test_vision_equals_the_tower(qwen: Backbone) -> None:
+    tower: Any = qwen.base.get_submodule("visual")
+    values = torch.randn(int(GRIDS.prod(dim=1).sum()), 3 * 2 * 4 * 4, generator=torch.manual_seed(0))
+    before = tower.config._attn_implementation
+    with torch.no_grad():
+        expected = tower(values, grid_thw=GRIDS).pooler_output
+        with segment_attention(tower):
+            ours = QwenVision(tower)(values, GRIDS)
+    torch.testing.assert_close(ours, expected, atol=ROUNDING, rtol=0)
+    assert tower.config._attn_implementation == before, "the tower is as it was"
+
+
+def test_vision_of_llava_equals_the_models_own(tmp_path: Path) -> None:
+    backbone = load_backbone(str(tiny_folder("llava_onevision", tmp_path / "m", layers=1, hidden=32)))
+    base: Any = backbone.base
+    tiles = torch.randn(3, 3, 16, 16, generator=torch.manual_seed(0))
+    with torch.no_grad():
+        ours = LlavaVision(base, backbone.config)(tiles)
+        packed = base.get_image_features(
+            tiles[None], torch.tensor([[16, 32]]), vision_aspect_ratio="anyres_max_9"
+        )
+    (expected,) = packed.pooler_output
+    torch.testing.assert_close(
+        ours[0, :-1], expected[:16], atol=ROUNDING, rtol=0
+    )  # the whole picture comes first
+    assert torch.equal(ours[1, -1], base.image_newline.detach())
+
+
+def test_decoder_reads_padding_and_cache_like_the_model(qwen: Backbone) -> None:
+    ids = torch.randint(10, 300, (2, 7), generator=torch.manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    positions, _ = mrope_positions(ids.numpy(), mask.numpy(), None, qwen.image_token_id, 2)
+    places = torch.from_numpy(positions)
+    graph = Decoder(qwen.decoder, qwen.head, keep=True)
+    heads = qwen.config.get_text_config().num_key_value_heads
+    empty = [(torch.zeros(2, heads, 0, 16), torch.zeros(2, heads, 0, 16)) for _ in range(qwen.num_layers)]
+    embeds = qwen.embeddings(ids)
+    with torch.no_grad():
+        expected = qwen.head(qwen.forward_base({"input_ids": ids, "attention_mask": mask}))
+        whole, _ = graph(embeds, mask, places, torch.tensor(0), empty)
+        first, cache = graph(embeds[:, :5], mask[:, :5], places[..., :5], torch.tensor(1), empty)
+        pairs = list(zip(cache[::2], cache[1::2], strict=True))
+        rest, _ = graph(embeds[:, 5:], mask, places[..., 5:], torch.tensor(2), pairs)
+    kept = mask.bool()
+    torch.testing.assert_close(whole[kept], expected[kept], atol=ROUNDING, rtol=0)
+    torch.testing.assert_close(first[:, -1], expected[:, 4], atol=ROUNDING, rtol=0)
+    torch.testing.assert_close(rest, expected[:, 5:], atol=ROUNDING, rtol=0)
+
+
+def test_positions_are_those_of_the_model(qwen: Backbone) -> None:
+    """Two pictures of unlike shape in one row, one in the other, padding on the left."""
+    image = qwen.image_token_id
+    rows = [[5, *[image] * 6, 7, 8, *[image] * 5, 9], [3, 4, *[image] * 12, 6]]
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    grids = torch.tensor([[1, 4, 6], [1, 2, 10], [1, 6, 8]])
+    base: Any = qwen.base
+    kinds = (ids == image).int()
+    expected, offset = base.get_rope_index(ids, kinds, image_grid_thw=grids, attention_mask=mask)
+    ours, following = mrope_positions(ids.numpy(), mask.numpy(), grids.numpy(), image, 2)
+    assert np.array_equal(ours[:, mask.numpy() == 1], expected.numpy()[:, mask.numpy() == 1])
+    assert np.array_equal(following, (offset[:, 0] + mask.sum(dim=1)).numpy())
+
+
+def test_features_go_where_their_tokens_are() -> None:
+    embeddings = torch.nn.Embedding(20, 4)
+    ids = torch.tensor([[1, 9, 9, 2], [9, 3, 4, 9]])
+    features = torch.arange(16.0).view(4, 4) + 100
+    merged = MergedEmbeddings(embeddings, 9)
+    with torch.no_grad():
+        ours = merged(ids, features)
+        plain = merged(ids, torch.zeros(0, 4))
+    assert torch.equal(ours[ids == 9], features)
+    assert torch.equal(ours[ids != 9], embeddings(ids)[ids != 9])
+    assert torch.equal(plain[ids != 9], embeddings(ids)[ids != 9])
+
+
+@pytest.mark.parametrize(("family", "title"), [("smolvlm", "SmolVLM"), ("qwen3_vl", "Qwen3-VL")])
+def test_other_families_are_refused_by_name(family: str, title: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    folder = tiny_folder(family, tmp_path / "m", layers=1, hidden=32)
+    with pytest.raises(ModelError, match=f"{title} cannot be exported to ONNX yet"):
+        require_exportable(AutoConfig.from_pretrained(folder), title, "x/y")

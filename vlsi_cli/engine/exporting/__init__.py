@@ -1,0 +1,1 @@
+"""ONNX graphs of a vision language model, the folders that runtimes read, and the check against torch."""

@@ -1,0 +1,220 @@
+"""Which graphs a model becomes: their inputs, outputs and dynamic dimensions, and how they are traced.
+
+Shapes: B rows, S new positions, P positions in the cache, H hidden width, G key/value heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.exporting.text import Decoder, Embeddings, MergedEmbeddings
+from vlsi_cli.engine.exporting.vision import LlavaVision, QwenVision, segment_attention
+from vlsi_cli.errors import ModelError
+
+#: Operator set of the graphs: onnxruntime, its web build and onnxruntime-genai all run it.
+OPSET = 18
+
+#: Families that have graphs, by ``model_type``.
+EXPORTABLE = ("qwen2_vl", "qwen2_5_vl", "llava_onevision")
+
+_BATCH, _LENGTH, _PAST, _TOTAL = (
+    "batch_size",
+    "sequence_length",
+    "past_sequence_length",
+    "total_sequence_length",
+)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph to be traced.
+
+    Attributes:
+        name: stem of its file.
+        module: what is traced.
+        example: its arguments; sizes of 0 and 1 would be taken for constants.
+        inputs, outputs: names, nested arguments in order.
+        dynamic: names of dynamic dimensions, in the structure of ``example``.
+        within: a context that the tracing needs.
+    """
+
+    name: str
+    module: nn.Module
+    example: tuple[Any, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dynamic: tuple[Any, ...]
+    within: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+def require_exportable(backbone_config: Any, title: str, shown: str) -> None:
+    """Refuse what has no graphs.
+
+    Raises:
+        ModelError: another family, or layers with a sliding window.
+    """
+    family = backbone_config.model_type
+    if family not in EXPORTABLE:
+        raise ModelError(
+            f"'{shown}' is a {title} model, and {title} cannot be exported to ONNX yet",
+            hint=f"families with graphs: {', '.join(EXPORTABLE)}",
+        )
+    layers = getattr(backbone_config.get_text_config(), "layer_types", None) or ()
+    if set(layers) - {"full_attention"}:
+        raise ModelError(
+            f"'{shown}' has layers of the kind {sorted(set(layers) - {'full_attention'})[0]}, "
+            "and only full attention can be exported to ONNX"
+        )
+
+
+def has_mrope(config: Any) -> bool:
+    """Whether positions have three parts (time, height, width)."""
+    return bool(config.model_type in ("qwen2_vl", "qwen2_5_vl"))
+
+
+def cache_names(layers: int, prefix: str) -> tuple[str, ...]:
+    """Names of the cache's tensors, e.g. ``past_key_values.0.key``."""
+    return tuple(f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value"))
+
+
+def vision_graph(backbone: Backbone, name: str, grid_name: str) -> Graph:
+    """The vision tower with its projector."""
+    vision: Any = backbone.config.vision_config
+    if not has_mrope(backbone.config):
+        tiles = torch.zeros(2, 3, vision.image_size, vision.image_size)
+        module = LlavaVision(backbone.base, backbone.config)
+        return Graph(name, module, (tiles,), ("pixel_values",), ("image_features",), ({0: "num_tiles"},))
+    tower = backbone.base.get_submodule("visual")
+    values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    side = vision.spatial_merge_size
+    grid = torch.tensor([[1, 2 * side, 3 * side], [1, 3 * side, 2 * side]])
+    return Graph(
+        name,
+        QwenVision(tower),
+        (torch.zeros(int(grid.prod(dim=1).sum()), values), grid),
+        ("pixel_values", grid_name),
+        ("image_features",),
+        ({0: "num_patches"}, {0: "num_images"}),
+        lambda: segment_attention(tower),
+    )
+
+
+def embedding_graph(backbone: Backbone, name: str, *, merged: bool) -> Graph:
+    """Token embeddings; ``merged`` has picture features put in their places inside the graph."""
+    ids = torch.zeros(2, 3, dtype=torch.long)
+    dynamic: dict[int, str] = {0: _BATCH, 1: _LENGTH}
+    if not merged:
+        module: nn.Module = Embeddings(backbone.embeddings)
+        return Graph(name, module, (ids,), ("input_ids",), ("inputs_embeds",), (dynamic,))
+    module = MergedEmbeddings(backbone.embeddings, backbone.image_token_id)
+    example = (ids, torch.zeros(2, backbone.hidden_size))
+    names = ("input_ids", "image_features")
+    return Graph(name, module, example, names, ("inputs_embeds",), (dynamic, {0: "num_features"}))
+
+
+def decoder_graph(backbone: Backbone, name: str, *, keep: bool) -> Graph:
+    """Decoder and head with a cache; ``keep`` adds the input ``num_logits_to_keep``."""
+    text: Any = backbone.config.get_text_config()
+    heads = int(text.num_key_value_heads)
+    width = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    new, past, layers = 3, 4, backbone.num_layers
+    positions = torch.arange(past, past + new).expand(2, new)
+    cache = [
+        tuple(torch.zeros(2, heads, past, width, dtype=backbone.dtype) for _ in range(2))
+        for _ in range(layers)
+    ]
+    grown = {0: _BATCH, 2: _PAST}
+    named: list[tuple[str, Any, Any]] = [
+        ("inputs_embeds", torch.zeros(2, new, backbone.hidden_size), {0: _BATCH, 1: _LENGTH}),
+        ("attention_mask", torch.ones(2, past + new, dtype=torch.long), {0: _BATCH, 1: _TOTAL}),
+        ("position_ids", positions.contiguous(), {0: _BATCH, 1: _LENGTH}),
+    ]
+    if has_mrope(backbone.config):
+        named[2] = ("position_ids", positions.expand(3, 2, new).contiguous(), {1: _BATCH, 2: _LENGTH})
+    if keep:
+        named.append(("num_logits_to_keep", torch.tensor(2), {}))
+    return Graph(
+        name,
+        Decoder(backbone.decoder, backbone.head, keep=keep),
+        (*(value for _, value, _ in named), *(() if keep else (None,)), cache),
+        (*(label for label, _, _ in named), *cache_names(layers, "past_key_values")),
+        ("logits", *cache_names(layers, "present")),
+        (*(dims for _, _, dims in named), *(() if keep else (None,)), [(grown, grown) for _ in cache]),
+        lambda: _attending(backbone, "sdpa"),
+    )
+
+
+@contextmanager
+def _attending(backbone: Backbone, implementation: str) -> Iterator[None]:
+    text: Any = backbone.config.get_text_config()
+    before = text._attn_implementation
+    text._attn_implementation = implementation
+    try:
+        yield
+    finally:
+        text._attn_implementation = before
+
+
+@torch.no_grad()
+def trace(graph: Graph) -> Any:
+    """The graph as an ``onnx_ir.Model`` that still refers to the module's own weights.
+
+    What the exporter writes about where a node came from (source lines, with the paths of this machine) is removed.
+    """
+    with graph.within(), _quiet_exporter():
+        program: Any = torch.onnx.export(
+            graph.module.eval(),
+            graph.example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            dynamic_shapes=graph.dynamic,
+            verbose=False,
+        )
+    model = program.model
+    forget_origins(model)
+    logits = model.graph.outputs[0]
+    if logits.name == "logits":  # the exporter has no name for a size that depends on an input's value
+        import onnx_ir as ir
+
+        logits.shape = ir.Shape([_BATCH, "num_logits", logits.shape[2]])
+    return model
+
+
+def forget_origins(model: Any) -> None:
+    """Remove notes on nodes and values: most of a small file, and paths of the machine that made it."""
+    model.metadata_props.clear()
+    model.doc_string = None
+    for function_or_graph in (model.graph, *model.functions.values()):
+        function_or_graph.metadata_props.clear()
+        for node in function_or_graph:
+            node.metadata_props.clear()
+            node.doc_string = None
+            for value in node.outputs:
+                value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter warns about torchvision, about its own deprecations and about every name shared by two axes."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

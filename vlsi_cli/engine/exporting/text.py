@@ -1,0 +1,116 @@
+"""The language side as graphs: token embeddings, and the decoder with its cache and head.
+
+Shapes: B rows, S new positions, P positions in the cache, K logits asked for, H hidden width, V vocabulary rows, G
+key/value heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Embeddings(nn.Module):
+    """``input_ids`` [B, S] -> ``inputs_embeds`` [B, S, H]. The caller puts picture features in their places."""
+
+    def __init__(self, embeddings: nn.Embedding) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Rows of the embedding matrix."""
+        rows: Tensor = self.embeddings(input_ids)
+        return rows.float()
+
+
+class Decoder(nn.Module):
+    """Decoder, cache and head in one graph, for the first pass and for every later one.
+
+    Positions are an input: the graph knows nothing of pictures. The mask is causal, and hides padding by
+    ``attention_mask`` [B, P + S].
+
+    Args:
+        decoder: embeddings to final-normed states.
+        head: the language head.
+        keep: give logits of the last ``num_logits_to_keep`` positions only (0: of all), as an input of the graph.
+    """
+
+    def __init__(self, decoder: nn.Module, head: nn.Linear, *, keep: bool) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.head = head
+        self.keep = keep
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        num_logits_to_keep: Tensor | None,
+        past: list[tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits and the grown cache.
+
+        Args:
+            inputs_embeds: [B, S, H].
+            attention_mask: [B, P + S], 1 for tokens and 0 for padding.
+            position_ids: [3, B, S] in time, height and width (M-RoPE), or [B, S].
+            num_logits_to_keep: [] or None.
+            past: a pair a layer, keys and values [B, G, P, D].
+
+        Returns:
+            logits [B, K, V], and keys and values of all layers, [B, G, P + S, D] each.
+        """
+        from transformers import DynamicCache
+
+        new, total = inputs_embeds.shape[1], attention_mask.shape[1]
+        columns = torch.arange(total, device=inputs_embeds.device)
+        rows = torch.arange(new, device=inputs_embeds.device)[:, None] + (total - new)
+        allowed = (columns[None, :] <= rows)[None, None] & attention_mask.bool()[:, None, None, :]
+        # A row of padding would see nothing, and a softmax over nothing is not a number: each row sees itself.
+        allowed = allowed | (columns[None, :] == rows)[None, None]  # [B, 1, S, P + S]
+        cache: Any = DynamicCache(past)
+        dtype = self.head.weight.dtype
+        states = self.decoder(
+            inputs_embeds=inputs_embeds.to(dtype),
+            attention_mask={"full_attention": allowed},
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        if num_logits_to_keep is not None:
+            # 0 means all: the first position kept is S - n, or 0 for n = 0
+            kept = torch.arange(new, device=states.device)
+            first = torch.where(num_logits_to_keep > 0, new - num_logits_to_keep, 0)
+            states = states[:, kept[kept >= first]]
+        logits = self.head(states).float()
+        return logits, [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+
+
+class MergedEmbeddings(nn.Module):
+    """``input_ids`` [B, S] and ``image_features`` [F, H] -> ``inputs_embeds`` [B, S, H], features in their places.
+
+    F may be 0, as in every pass after the first.
+
+    Args:
+        embeddings: the token embeddings.
+        image_token_id: the token that each feature replaces.
+    """
+
+    def __init__(self, embeddings: nn.Embedding, image_token_id: int) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+        self.image_token_id = image_token_id
+
+    def forward(self, input_ids: Tensor, image_features: Tensor) -> Tensor:
+        """Rows of the embedding matrix, or features."""
+        rows: Tensor = self.embeddings(input_ids).float()
+        here = input_ids == self.image_token_id
+        number = (here.flatten().cumsum(0) - 1).clamp(min=0).view_as(input_ids)
+        # One row more, so that there is something to take where there is no feature at all; the limit, a tensor for
+        # the exporter's sake, keeps a stray token from reading past the end.
+        padded = torch.cat([image_features, image_features.new_zeros(1, rows.shape[-1])])
+        limit = torch.ones_like(image_features[:, :1], dtype=torch.long).sum()
+        return torch.where(here[..., None], padded[torch.minimum(number, limit)], rows)
