@@ -23,7 +23,7 @@ from benchmarks.proof.grid import (
 from benchmarks.proof.pilots import pilot_sections
 from benchmarks.proof.results import GRID, PILOTS, Store, read
 from benchmarks.proof.settings import Run, Settings
-from benchmarks.proof.text import HEAD, METHOD, table_lines
+from benchmarks.proof.text import HEAD, LIMITS, METHOD, table_lines
 
 DOCUMENT = "docs/proof.md"
 PAPER = json.loads((Path(__file__).parent / "paper.json").read_text("utf-8"))
@@ -49,7 +49,8 @@ def report(grid: Path = GRID, pilots: Path = PILOTS) -> str:
     known = read(pilots)
     parts = [HEAD, *_main(settings, done), METHOD]
     parts += [*_conditions(settings, pair, done, known)]
-    parts += [*_tuning(settings, done), *_ablations(settings, done), *pilot_sections(known)]
+    parts += [*_tuning(settings, done), *_ablations(settings, done), LIMITS]
+    parts += pilot_sections(known)
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 

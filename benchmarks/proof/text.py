@@ -40,6 +40,17 @@ Seconds are processor seconds of one thread for the student's training, the larg
 clock would show on a quiet core. Verbalizers are trained once for each model and architecture and reused by every run
 and seed, as the paper reuses the large model's; no weight of the student trains then."""
 
+LIMITS = """\
+## What it does not tell
+
+- One pair, one start of the student, one set of verbalizers: the intervals hold the spread over training puzzles, their
+  order and the draws of the matching, and nothing else.
+- The interaction step trains the decoder layers alone and SFT the whole language model, as the method has it; equal
+  steps are not equal processor time (see the seconds), nor is the training of the verbalizers counted.
+- The learning rate of the verbalizers' own training is fixed, and the ablations' rows are not tuned one by one.
+- The paper's row with beam search in Table 4b is left out: answers are greedy.
+- A rank correlation over three to eight rows can be high or low by luck, the more so where the intervals overlap."""
+
 
 def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first column is text, the others are numbers."""
