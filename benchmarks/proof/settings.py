@@ -33,13 +33,13 @@ class Settings:
     small: str = "demo/small"
     start: int = 1
     stride: int = 2
-    kinds: tuple[str, ...] | None = ("what", "missing", "describe", "chart-height", "chart-describe")
-    turns: int = 3
+    kinds: tuple[str, ...] | None = ("chart-height", "chart-most", "chart-least", "chart-describe")
+    turns: int = 2
     records: int | None = None
     batch_size: int = 8
     max_length: int = 512
-    interaction_steps: int = 150
-    reinforcement_steps: int = 100
+    interaction_steps: int = 90
+    reinforcement_steps: int = 60
     verbalization_steps: int = 150
     verbalization_rate: float = 3e-3
     warmup_steps: int = 10
