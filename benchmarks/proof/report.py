@@ -233,8 +233,8 @@ def _tuning(settings: Settings, done: Results) -> Iterator[str]:
             cells.append(f"**{text}**" if best else text)
         lines.append([arm, *cells])
     yield (
-        f"The budget is the same for every arm: {len(RATES)} rates on {len(TUNING_SEEDS)} training "
-        f"{'seed' if len(TUNING_SEEDS) == 1 else 'seeds'} ({', '.join(map(str, TUNING_SEEDS))}, used for nothing else), "
+        f"The budget is the same for every arm: {len(RATES)} rates, each on training seed "
+        f"{' and '.join(map(str, TUNING_SEEDS))} (used for nothing else), "
         f"measured on {settings.asked} puzzles of the **validation** split; {finished} of {len(runs)} runs are done. "
         "Mean accuracy in %; the chosen rate is bold."
     )

@@ -18,6 +18,7 @@ and which of its parts matter here. Wins and losses are shown alike.
 ```bash
 python -m benchmarks.proof            # goes on with what is not done yet, then writes this page
 python -m benchmarks.proof --list     # what is done, what is left, how long it would take
+python -m benchmarks.proof --only e   # one part alone: main, e, d, b, c or f; two processes can share the work so
 ```
 
 Run it in a clone of the repository with the package installed. It can be stopped at any time: every run is stored
