@@ -1,0 +1,315 @@
+"""Runs of the comparison, one after another in one process, through the engine's own stages and training loop.
+
+What runs share is made once: the models, the verbalizers of an architecture, the batches of a seed, and what the
+frozen large model says to them. So a run costs little more than its student's optimizer steps; what the shared parts
+cost is measured where they are made and told with every run that uses them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.proof.settings import Run, Settings, Split
+from benchmarks.proof.shared import KeptTeacher, Replay, Supply
+from vlsi_cli.config.run import (
+    DataConfig,
+    DistillConfig,
+    InteractionConfig,
+    LayersConfig,
+    MatchingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PatternsSource,
+    ReinforcementConfig,
+    VerbalizerConfig,
+)
+from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.batch import Batch
+from vlsi_cli.engine.data.collate import collate, in_groups
+from vlsi_cli.engine.data.template import ChatEncoder, EncodedPrompt
+from vlsi_cli.engine.evaluation import answer_prompts, mean_loss
+from vlsi_cli.engine.runs import models
+from vlsi_cli.engine.runs.data import prompt_stream, training_stream
+from vlsi_cli.engine.runs.stages import interaction_stage, reinforcement_stage
+from vlsi_cli.engine.stages import VerbalizationStage
+from vlsi_cli.engine.teachers import LiveTeacher
+from vlsi_cli.engine.training import Stage, train_stage
+from vlsi_cli.engine.verbalizing import Verbalizers
+
+#: Data seed of the verbalizers' own training: no run has it.
+VERBALIZER_SEED = 10_000
+#: Teachers kept, with all that they said: some 100 MB each. The oldest goes first.
+KEPT_TEACHERS = 12
+CPU, FP32 = torch.device("cpu"), torch.float32
+
+
+@dataclass(frozen=True)
+class Score:
+    """What held-out puzzles say of a model: share of exact answers, by kind too, and mean loss in nats."""
+
+    accuracy: float
+    loss: float
+    by_kind: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, rounded."""
+        kinds = {kind: round(share, 4) for kind, share in self.by_kind.items()}
+        return {"accuracy": self.accuracy, "loss": round(self.loss, 5), "by_kind": kinds}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Verbalizers after step 1: processor seconds of their training, and each layer's loss at its last step."""
+
+    verbalizers: Verbalizers
+    seconds: float
+    losses: dict[str, float]
+
+
+class Laboratory:
+    """Everything that the runs of one process share.
+
+    Args:
+        settings: the fixed half of the comparison.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        torch.set_num_threads(1)
+        layers = LayersConfig(start=settings.start, stride=settings.stride)
+        self._models = {
+            "small": ModelConfig(id=settings.small, targets=layers),
+            "large": ModelConfig(id=settings.large, targets=layers),
+        }
+        config = DistillConfig(
+            teacher=self._models["large"],
+            student=self._models["small"],
+            data=self._data("train"),
+            precision="fp32",
+        )
+        self.small = models.load_model(config.student, config, FP32, CPU, trained=True)
+        template = self.small.processor.chat_template
+        self.large = models.load_model(
+            self._models["large"], config, FP32, CPU, trained=False, chat_template=template
+        )
+        self._start = {name: value.clone() for name, value in self.small.model.state_dict().items()}
+        self._encoder = ChatEncoder(self.small.processor, max_length=settings.max_length)
+        self._held_out: dict[Split, tuple[list[EncodedPrompt], list[Batch], int]] = {}
+        self._verbalizers: dict[tuple[str, str], Trained] = {}
+        self._supplies: dict[int, Supply] = {}
+        self._teachers: dict[tuple[int, str], KeptTeacher] = {}
+
+    def sides(self) -> Iterator[tuple[str, Backbone]]:
+        """The two models as they are before any run."""
+        self.small.model.load_state_dict(self._start)
+        yield from (("small", self.small), ("large", self.large))
+
+    # ---------------------------------------------------------------- runs
+
+    def run(self, run: Run) -> dict[str, Any]:
+        """Train the student from its start as the run says, and measure it once.
+
+        Returns:
+            ``accuracy``, ``loss``, ``by_kind``, ``n``, ``seconds`` of the processor (interaction, large,
+            reinforcement, measurement) and, where there are some, ``verbalizers``: their seconds and losses.
+        """
+        self.small.model.load_state_dict(self._start)
+        supply = self._batches(run.seed)
+        done = run.interaction_steps if run.interacts else 0
+        supply.prepare(done + run.reinforcement_steps)
+        used = self._trained_verbalizers(run)
+        seconds: dict[str, float] = {}
+        if run.interacts:
+            seconds |= self._interact(run, supply)
+        if run.reinforcement_steps:
+            stage = reinforcement_stage(ReinforcementConfig(), self.small, seed=run.seed)
+            started = time.process_time()
+            self._train(stage, Replay(supply, done), run.reinforcement_steps, run.rate, run.seed)
+            seconds["reinforcement"] = time.process_time() - started
+        started = time.process_time()
+        score = self.measure(self.large if run.model == "large" else self.small, run.split)
+        seconds["measurement"] = time.process_time() - started
+        return {
+            **score.to_json(),
+            "n": self.settings.asked,
+            "seconds": {name: round(value, 1) for name, value in seconds.items()},
+            "verbalizers": {
+                side: {"seconds": round(trained.seconds, 1), "losses": trained.losses}
+                for side, trained in used.items()
+            },
+        }
+
+    def _interact(self, run: Run, supply: Supply) -> dict[str, float]:
+        teacher, own, spent = None, None, {}
+        if run.verbalizes:
+            own = self._copy(self.verbalizers("small", run.architecture).verbalizers, run.architecture)
+        if {run.intermediate, run.last} & {"kld", "l2"}:
+            words = run.architecture if "large" in self._trained_verbalizers(run) else "features"
+            teacher = self._teacher(run.seed, words)
+            teacher.seconds = 0.0
+        settings = InteractionConfig(
+            intermediate=run.intermediate,
+            last=run.last,
+            features=run.features,
+            matching=MatchingConfig(
+                strategy=run.strategy,
+                k=run.k,
+                search_range=run.search_range,
+                order_preservation=run.order_preservation,
+                adaptive_temperature=run.adaptive_temperature,
+            ),
+        )
+        targets = models.target_layers(self._models["small"], self.small)
+        stage = interaction_stage(settings, self.small, teacher, own, targets=targets, seed=run.seed)
+        computed = teacher.computed if teacher is not None else 0.0
+        started = time.process_time()
+        self._train(stage, Replay(supply, 0), run.interaction_steps, run.rate, run.seed)
+        elapsed = time.process_time() - started
+        if teacher is not None:
+            elapsed -= teacher.computed - computed
+            spent["large"] = teacher.seconds
+        self.small.freeze()
+        return spent | {"interaction": elapsed}
+
+    def _train(
+        self,
+        stage: Stage,
+        stream: Any,
+        steps: int,
+        rate: float,
+        seed: int,
+        tell: Callable[[dict[str, float]], None] = lambda losses: None,
+    ) -> None:
+        fixed = self.settings
+        accelerator = models.new_accelerator(CPU, FP32)
+        optimizer = OptimizerConfig(
+            learning_rate=rate,
+            final_learning_rate=rate * fixed.final_fraction,
+            warmup_steps=min(fixed.warmup_steps, steps - 1),
+            betas=fixed.betas,
+            max_grad_norm=fixed.max_grad_norm,
+        )
+        try:
+            train_stage(
+                stage,
+                stream,
+                accelerator,
+                key=stage.name,
+                steps=steps,
+                batch_size=fixed.batch_size,
+                accumulation=1,
+                learning_rate=optimizer.learning_rate,
+                final_learning_rate=optimizer.final_learning_rate,
+                warmup_steps=optimizer.warmup_steps,
+                betas=optimizer.betas,
+                weight_decay=optimizer.weight_decay,
+                max_grad_norm=optimizer.max_grad_norm,
+                seed=seed,
+                on_step=lambda progress: tell(progress.terms),
+            )
+        finally:
+            accelerator.free_memory()
+
+    # ---------------------------------------------------------------- shared parts
+
+    def verbalizers(self, side: str, architecture: str) -> Trained:
+        """The trained set of a side."""
+        found = self._verbalizers.get((side, architecture))
+        if found is None:
+            if side == "small":
+                self.small.model.load_state_dict(self._start)
+            backbone = self.large if side == "large" else self.small
+            fresh = self._new_verbalizers(side, architecture)
+            stage = VerbalizationStage(backbone, fresh)
+            data, seed = self._data("train", VERBALIZER_SEED), VERBALIZER_SEED
+            stream = training_stream(data, self._encoder, seed=seed)
+            losses: dict[str, float] = {}
+            fixed = self.settings
+            started = time.process_time()
+            self._train(
+                stage, stream, fixed.verbalization_steps, fixed.verbalization_rate, seed, losses.update
+            )
+            spent = time.process_time() - started
+            found = Trained(fresh, spent, {layer: round(loss, 3) for layer, loss in losses.items()})
+            self._verbalizers[side, architecture] = found
+        return found
+
+    def _trained_verbalizers(self, run: Run) -> dict[str, Trained]:
+        """The sets that a run uses, by side; the large model's only where its words are compared."""
+        sides = ("small", "large") if run.intermediate != "ce" else ("small",)
+        return {side: self.verbalizers(side, run.architecture) for side in sides if run.verbalizes}
+
+    def _new_verbalizers(self, side: str, architecture: str) -> Verbalizers:
+        backbone = self.large if side == "large" else self.small
+        make = VerbalizerConfig.model_validate({"architecture": architecture})
+        targets = models.target_layers(self._models[side], backbone)
+        return models.new_verbalizers(backbone, targets, make, VERBALIZER_SEED)
+
+    def _copy(self, trained: Verbalizers, architecture: str) -> Verbalizers:
+        """The interaction step trains the small set further: every run starts from its own copy."""
+        fresh = self._new_verbalizers("small", architecture)
+        fresh.load_state_dict(trained.state_dict())
+        return fresh
+
+    def _teacher(self, seed: int, words: str) -> KeptTeacher:
+        """The large model with verbalizers of an architecture, or with plain features, for the batches of a seed."""
+        if (seed, words) not in self._teachers:
+            said = None if words == "features" else self.verbalizers("large", words).verbalizers
+            targets = models.target_layers(self._models["large"], self.large)
+            while len(self._teachers) >= KEPT_TEACHERS:
+                del self._teachers[next(iter(self._teachers))]
+            self._teachers[seed, words] = KeptTeacher(LiveTeacher(self.large, said, targets))
+        return self._teachers[seed, words]
+
+    def _batches(self, seed: int) -> Supply:
+        """The supply of a seed."""
+        if seed not in self._supplies:
+            stream = training_stream(self._data("train", seed), self._encoder, seed=seed)
+            size = self.settings.batch_size
+            self._supplies[seed] = Supply(iter(lambda: stream.next_batch(size), None))
+        return self._supplies[seed]
+
+    def _data(self, split: str, seed: int = 0, **changes: Any) -> DataConfig:
+        fixed = self.settings
+        values = {"size": fixed.records, "questions": fixed.kinds, "turns": fixed.turns} | changes
+        source = PatternsSource.model_validate({"split": split, "seed": seed, **values})
+        return DataConfig(sources=(source,), max_length=fixed.max_length)
+
+    # ---------------------------------------------------------------- measurement
+
+    def measure(self, backbone: Backbone, split: Split) -> Score:
+        """Greedy answers to the held-out puzzles of a split, and the loss on them."""
+        if split not in self._held_out:
+            self._held_out[split] = self._ask(split)
+        prompts, batches, end = self._held_out[split]
+        answers = answer_prompts(
+            backbone,
+            prompts,
+            pad_id=self._encoder.pad_id,
+            end_id=end,
+            batch_size=self.settings.asked_together,
+            max_new_tokens=self.settings.max_new_tokens,
+        )
+        loss = mean_loss(backbone, batches)
+        kinds: dict[str, list[bool]] = defaultdict(list)
+        for answer in answers:
+            kinds[answer.kind].append(answer.correct)
+        return Score(
+            sum(answer.correct for answer in answers) / len(answers),
+            loss,
+            {kind: sum(correct) / len(correct) for kind, correct in sorted(kinds.items())},
+        )
+
+    def _ask(self, split: Split) -> tuple[list[EncodedPrompt], list[Batch], int]:
+        data = self._data(split, size=self.settings.asked, turns=1)
+        records = list(training_stream(data, self._encoder, seed=0).one_pass())
+        prompts = list(prompt_stream(data, self._encoder, seed=0).one_pass())
+        groups = in_groups(records, self.settings.asked_together)
+        batches = [collate(group, self._encoder.pad_id) for group in groups]
+        return prompts, batches, int(records[0].input_ids[records[0].trained][-1])

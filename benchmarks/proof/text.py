@@ -1,0 +1,59 @@
+"""The words of the report that no result changes, and how a table is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+HEAD = """\
+# The proof
+
+<!-- Written by `python -m benchmarks.proof --report` from benchmarks/proof/results. Do not edit. -->
+
+Does VLsI help? The shipped pair of tiny models and the built-in puzzles are small enough to ask it many times over:
+the small model is taught in four ways from the same start, with the same puzzles in the same order and the same number
+of optimizer steps, and the paper's ablations are run beside them. Nothing here reproduces a number of the paper, and
+a pair of toys says little about real models; what it can tell is whether the method does its work in this program,
+and which of its parts matter here. Wins and losses are shown alike.
+
+```bash
+python -m benchmarks.proof            # goes on with what is not done yet, then writes this page
+python -m benchmarks.proof --list     # what is done, what is left, how long it would take
+python -m benchmarks.proof --only e   # one part alone: main, e, d, b, c or f; two processes can share the work so
+```
+
+Run it in a clone of the repository with the package installed. It can be stopped at any time: every run is stored
+when it ends, and a run belongs to its settings and to the weights of the pair, so that results of other weights are
+never mixed in."""
+
+METHOD = """\
+Accuracy is the share of exact greedy answers to held-out puzzles of the test split, one question each, and the mean
+over seeds. A difference is paired by seed (same puzzles, same order) with the 95 % interval of Student's t; it is the
+spread over training seeds, on one and the same set of test puzzles. A test puzzle is asked once in every run of these
+tables and in no other.
+
+- `SFT`: cross-entropy on the right answers for all steps, the whole language model trains.
+- `last-layer KLD`: the divergence from the large model's last layer for the interaction steps, then SFT.
+- `feature L2`: squared differences between the features of matched layers, and of the last ones, through learned
+  projections and without verbalizers, for the interaction steps, then SFT.
+- `VLsI`: the whole method.
+
+Seconds are processor seconds of one thread for the student's training, the large model's answers included: what the
+clock would show on a quiet core. Verbalizers are trained once for each model and architecture and reused by every run
+and seed, as the paper reuses the large model's; no weight of the student trains then."""
+
+LIMITS = """\
+## What it does not tell
+
+- One pair, one start of the student, one set of verbalizers: the intervals hold the spread over training puzzles, their
+  order and the draws of the matching, and nothing else.
+- The interaction step trains the decoder layers alone and SFT the whole language model, as the method has it; equal
+  steps are not equal processor time (see the seconds), nor is the training of the verbalizers counted.
+- The learning rate of the verbalizers' own training is fixed, and the ablations' rows are not tuned one by one.
+- The paper's row with beam search in Table 4b is left out: answers are greedy.
+- A rank correlation over three to eight rows can be high or low by luck, the more so where the intervals overlap."""
+
+
+def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers."""
+    lines = [head, ["---", *(["---:"] * (len(head) - 1))], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
