@@ -50,7 +50,11 @@ def test_navigation_names_every_page() -> None:
 
 def test_readme_has_the_two_commands() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, end in (("demo", "vlsi distill"), ("tests", "pytest -n auto --dist loadfile"), ("eval", "lmms-eval==0.7.3")):
+    for name, end in (
+        ("demo", "vlsi distill"),
+        ("tests", "pytest -n auto --dist loadfile"),
+        ("eval", "lmms-eval==0.7.3"),
+    ):
         blocks = re.findall(rf"<!-- command: {name} -->\n```bash\n(.+)\n```\n", text)
         assert len(blocks) == 1, "one line, so that it can be copied and so that it can be run from here"
         assert blocks[0].endswith(end)

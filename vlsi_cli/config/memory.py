@@ -17,9 +17,12 @@ BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 TRAINED_WEIGHT, GRADIENT, MOMENTS = 4, 4, 8
 # Share of a record's tokens that are response tokens (the method's figure for instruction data).
 RESPONSE_SHARE = 0.1
-# Buffers of logits in the losses (engine.losses.rectangles): at most so many bytes, so many buffers a token.
-TILE_BUDGET, TILE_BUDGET_CPU = 2 * 2**30, 256 * 2**20
-CROSS_ENTROPY, DIVERGENCE = 2, 4
+# Buffers of logits in the losses (engine.losses.rectangles), in bytes at most, on an accelerator and on a CPU: the
+# rectangles that are alive together, the rows that are kept for a block where products run in half precision, and the
+# sums that give every pair of layers its gradient where they run in fp32 (engine.losses.pairs).
+RECTANGLES, RECTANGLES_CPU = 512 * 2**20, 8 * 2**20
+KEPT_ROWS, KEPT_ROWS_CPU = 1536 * 2**20, 128 * 2**20
+SUMS, SUMS_CPU = 4096 * 2**20, 512 * 2**20
 
 # Bytes that one decoder layer keeps for its backward, per token: (hidden, ffn, key/value width) coefficients.
 # `mixed` is fp32 weights under bf16 autocast. A family whose attention repeats keys and values to the width of the
@@ -133,6 +136,14 @@ def taps_bytes(
     return responses * 4 * facts.hidden * targets * (1 + kept)
 
 
-def tile_bytes(vocabulary: int, responses: int, *, buffers: int, on_cpu: bool) -> int:
-    """Vocabulary-sized tiles of the losses; beyond the budget their size does not grow with the batch."""
-    return min(TILE_BUDGET_CPU if on_cpu else TILE_BUDGET, buffers * responses * vocabulary * 4)
+def tile_bytes(vocabulary: int, responses: int, *, heads: int, narrow: bool, on_cpu: bool) -> int:
+    """Buffers of logits of a loss on ``heads`` heads; beyond the budgets their size does not grow with the batch."""
+    logits = heads * responses * vocabulary * 4
+    rectangles = min(RECTANGLES_CPU if on_cpu else RECTANGLES, 2 * logits)
+    return rectangles + (min(KEPT_ROWS_CPU if on_cpu else KEPT_ROWS, logits) if narrow else 0)
+
+
+def sums_bytes(facts: ModelFacts, layers: int, responses: int, *, narrow: bool, on_cpu: bool) -> int:
+    """What the gradients of all pairs of ``layers`` small and large layers take, if they are taken along at all."""
+    wanted = layers * responses * facts.hidden * 4
+    return 0 if narrow or wanted > (SUMS_CPU if on_cpu else SUMS) else wanted

@@ -85,7 +85,7 @@ def _verbalization(
     moment = memory.forward_bytes(facts, load, _bytes(config, side))
     taps = memory.taps_bytes(facts, targets, load.responses, trained=False)
     losses = memory.taps_bytes(facts, targets, load.responses, trained=True, narrow=_narrow(config))
-    losses += _tiles(config, facts, load, memory.CROSS_ENTROPY)
+    losses += _tiles(config, facts, load, heads=1)
     needed = Memory(
         weights=_resident(config, side) * _bytes(config, side) + idle,
         verbalizers=(trained + idle_verbalizers) * TRAINED_WEIGHT,
@@ -126,6 +126,9 @@ def _interaction(
     kept, moment = memory.backward_bytes(facts, load, kind, checkpointing=checkpointing, rank=rank)
     taps = memory.taps_bytes(theirs, candidates + 1, load.responses, trained=False)
     taps += memory.taps_bytes(facts, targets + 1, load.responses, trained=True, narrow=_narrow(config))
+    pairs = memory.sums_bytes(
+        facts, targets + candidates, load.responses, narrow=_narrow(config), on_cpu=config.device == "cpu"
+    )
     # The large model's widest moment is over before the small model's forward begins.
     before = memory.forward_bytes(theirs, load, _bytes(config, large)) - kept if live else 0
     needed = Memory(
@@ -136,7 +139,7 @@ def _interaction(
         gradients=trained * GRADIENT,
         optimizer=trained * MOMENTS,
         activations=kept + memory.cast_bytes(0 if lora else backbone, kind),
-        losses=taps + max(moment, before, _tiles(config, facts, load, memory.DIVERGENCE)),
+        losses=taps + max(moment, before, pairs + _tiles(config, facts, load, heads=2)),
     )
     passes = (THROUGH if lora else TRAINED) + stage.gradient_checkpointing
     work = passes * flops.decoder(facts, load) + flops.vision(facts, load)
@@ -171,7 +174,7 @@ def _reinforcement(
         optimizer=trained * MOMENTS,
         activations=kept + memory.cast_bytes(0 if lora else trained, kind),
         losses=memory.taps_bytes(facts, 1, load.responses, trained=False)
-        + max(moment, _tiles(config, facts, load, memory.CROSS_ENTROPY)),
+        + max(moment, _tiles(config, facts, load, heads=1)),
     )
     passes = (THROUGH if lora else TRAINED) + stage.gradient_checkpointing
     work = passes * flops.decoder(facts, load) + (TRAINED if vision else FORWARD) * flops.vision(facts, load)
@@ -236,8 +239,9 @@ def _resident(config: DistillConfig, side: SidePlan) -> int:
     return facts.parameters
 
 
-def _tiles(config: DistillConfig, facts: ModelFacts, load: Workload, buffers: int) -> int:
-    return memory.tile_bytes(facts.vocab, load.responses, buffers=buffers, on_cpu=config.device == "cpu")
+def _tiles(config: DistillConfig, facts: ModelFacts, load: Workload, *, heads: int) -> int:
+    on_cpu = config.device == "cpu"
+    return memory.tile_bytes(facts.vocab, load.responses, heads=heads, narrow=_narrow(config), on_cpu=on_cpu)
 
 
 def _kind(config: DistillConfig, side: SidePlan) -> str:

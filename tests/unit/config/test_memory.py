@@ -98,5 +98,22 @@ def test_checkpointing_keeps_the_inputs_of_layers() -> None:
 
 
 def test_tiles_stop_growing() -> None:
-    sizes = [memory.tile_bytes(151_936, tokens, buffers=4, on_cpu=False) for tokens in (512, 8192, 16384)]
-    assert sizes == [4 * 512 * 151_936 * 4, memory.TILE_BUDGET, memory.TILE_BUDGET]
+    sizes = [
+        memory.tile_bytes(151_936, tokens, heads=2, narrow=True, on_cpu=False) for tokens in (64, 8192, 16384)
+    ]
+    most = memory.RECTANGLES + memory.KEPT_ROWS
+    assert sizes == [3 * 2 * 64 * 151_936 * 4, most, most]
+
+
+def test_budgets_are_those_of_the_losses() -> None:
+    from vlsi_cli.engine.losses import pairs, rectangles
+
+    assert (
+        rectangles.TILE_BYTES_ACCELERATOR,
+        rectangles.TILE_BYTES["cpu"],
+    ) == (memory.RECTANGLES, memory.RECTANGLES_CPU)
+    assert (
+        rectangles.KEPT_BYTES_ACCELERATOR,
+        rectangles.KEPT_BYTES["cpu"],
+    ) == (memory.KEPT_ROWS, memory.KEPT_ROWS_CPU)
+    assert (pairs.SUMS_BYTES_ACCELERATOR, pairs.SUMS_BYTES["cpu"]) == (memory.SUMS, memory.SUMS_CPU)
