@@ -97,7 +97,7 @@ def test_dense_logits_would_not():
     body = """
     z_s, z_t = a @ w_s.T, b @ w_t[:V].T
     (z_t.softmax(-1) * (z_t.log_softmax(-1) - z_s.log_softmax(-1))).sum().backward()"""
-    # Four such tensors and more are alive at once; half of that is asked, as a system short of memory may take back some.
+    # Four such tensors and more are alive at once; half of that is asked, as a system short of memory takes back some.
     assert run(PROGRAM.format(body=body, trained=False)) > 2 * 148 * 2**20
 
 
