@@ -50,7 +50,7 @@ def report(grid: Path = GRID, pilots: Path = PILOTS) -> str:
     parts = [HEAD, *_main(settings, done), METHOD]
     parts += [*_conditions(settings, pair, done, known)]
     parts += [*_tuning(settings, done), *_ablations(settings, done), LIMITS]
-    parts += pilot_sections(known)
+    parts += pilot_sections(known, ours)
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
@@ -108,9 +108,8 @@ def _table(table: Table, done: Results, rates: Mapping[str, float] | None) -> li
 def _signed(difference: Interval | None) -> str:
     if difference is None:
         return ""
-    if difference.half is None:
-        return f"{difference.mean:+.1f}"
-    return f"{difference.mean:+.1f} ± {difference.half:.1f}"
+    mean = f"{round(difference.mean, 1) + 0.0:+.1f}"  # no minus before a zero
+    return mean if difference.half is None else f"{mean} ± {difference.half:.1f}"
 
 
 def _seconds(results: Mapping[int, Mapping[str, Any]]) -> float:
@@ -239,6 +238,9 @@ def _tuning(settings: Settings, done: Results) -> Iterator[str]:
         "Mean accuracy in %; the chosen rate is bold."
     )
     yield table_lines(["", *(f"{rate:g}" for rate in RATES)], lines)
+    edge = [arm for arm in ARMS if rates is not None and rates[arm] in (RATES[0], RATES[-1])]
+    if edge:
+        yield f"Chosen at the edge of the grid, so that another rate might have been better still: {', '.join(edge)}."
     yield (
         "Rows of the ablations take the rate of the arm that they change: VLsI's; `feature L2`'s where features are "
         "compared; `SFT`'s where nothing is distilled. They are not tuned one by one, which may cost a row some "

@@ -48,6 +48,7 @@ LIMITS = """\
   order and the draws of the matching, and nothing else.
 - The interaction step trains the decoder layers alone and SFT the whole language model, as the method has it; equal
   steps are not equal processor time (see the seconds), nor is the training of the verbalizers counted.
+- One learning rate serves both steps of an arm, so that every arm has the same trials; two rates might suit better.
 - The learning rate of the verbalizers' own training is fixed, and the ablations' rows are not tuned one by one.
 - The paper's row with beam search in Table 4b is left out: answers are greedy.
 - A rank correlation over three to eight rows can be high or low by luck, the more so where the intervals overlap."""

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.proof.arms import ARMS
-from benchmarks.proof.grid import RATES, final_runs, tuned_rates, tuning_runs
+from benchmarks.proof.arms import ARMS, vlsi
+from benchmarks.proof.grid import RATES, TUNING_SEEDS, final_runs, tuned_rates, tuning_runs
 from benchmarks.proof.report import DOCUMENT, report
-from benchmarks.proof.results import Store
+from benchmarks.proof.results import Store, append
 from benchmarks.proof.settings import Run, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +68,7 @@ def test_means_differences_and_intervals_are_those_of_the_results(grid: Path, tm
     # ours: L2 < SFT < KLD < VLsI; paper: L2 59.15 < SFT 59.45 < KLD < VLsI
     assert "Rank correlation with it (Spearman, all 4 rows): +1.00" in text
     assert "**30.4**" in text
+    assert "Chosen at the edge of the grid" in text
     assert "The small model before any training: 20.0 %." in text
     assert "The large model: 95.0 %." in text
     assert "| random | not run yet |" in text
@@ -79,3 +80,20 @@ def test_losses_are_told_like_wins(grid: Path, tmp_path: Path) -> None:
     worse.write_text(grid.read_text("utf-8").replace('"accuracy": 0.5,', '"accuracy": 0.9,'), "utf-8")
     text = report(worse, tmp_path / "none.jsonl")
     assert "VLsI minus SFT: -29.0 points, 95 % interval [-41.7, -16.3] - **VLsI is behind**." in text
+
+
+def test_a_trial_stands_beside_sft_on_its_own_terms(grid: Path, tmp_path: Path) -> None:
+    seed = TUNING_SEEDS[0]
+    trial = replace(vlsi(SETTINGS), rate=1e-3, seed=seed, split="validation")
+    shorter = replace(trial, interaction_steps=1)  # no SFT run has so few steps
+    for run in (trial, shorter, replace(trial, last="ce")):
+        line = {"question": "Why?", "arm": "VLsI", "settings": SETTINGS.to_json(), "pair": PAIR}
+        known = {"before": {"small": _result(run, 0.2), "large": _result(run, 1.0)}}
+        append(tmp_path / "trials.jsonl", line | known | {"run": run.to_json(), "result": _result(run, 0.35)})
+    text = report(grid, tmp_path / "trials.jsonl")
+    assert "### Why?" in text
+    beside = 100 * (0.3 + RATES[-1])  # the best of SFT's tuning runs
+    row = f"| {{}}large 012345 | 0.001 | {seed} | 20.0 | 100.0 | 35.0 | {{}} | what 35 |"
+    assert row.format("", f"{beside:.1f}") in text
+    assert row.format("", "") in text
+    assert row.format("last ce; ", f"{beside:.1f}") in text
