@@ -89,7 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and do what it says."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.proof", description=__doc__)
     parser.add_argument(
-        "--only", choices=PARTS, action="append", help="this part of the tables alone (repeatable)"
+        "--only",
+        choices=PARTS,
+        action="append",
+        help="this part alone (repeatable); tuning comes first anyway",
     )
     parser.add_argument(
         "--seeds", type=int, default=len(SEEDS), choices=range(1, len(SEEDS) + 1), help="seeds a row"

@@ -93,15 +93,18 @@ def _table(table: Table, done: Results, rates: Mapping[str, float] | None) -> li
         mean = t_interval(list(scores.values())).mean
         cells = [f"{mean:.1f}", _signed(difference), seeds, f"{_seconds(results):.0f}"]
         lines.append([row.label, *cells, f"{printed[row.label]:.1f}"])
-        ours.append(mean)
-        theirs.append(printed[row.label])
+        if row.label == table.against or difference is not None:
+            ours.append(difference.mean if difference is not None else 0.0)
+            theirs.append(printed[row.label])
     head = ["", "accuracy, %", f"minus {table.against}", "seeds", "seconds", "paper"]
     text = [table_lines(head, lines)]
     text.append(f"paper: mean of what {PAPER['source'].split(',')[0]} prints in its {paper['printed']}.")
     agreement = spearman(ours, theirs) if len(ours) > 2 else None
     if agreement is not None:
         many = "all" if len(ours) == len(table.rows) else f"the {len(ours)} done of"
-        text[-1] += f" Rank correlation with it (Spearman, {many} {len(table.rows)} rows): {agreement:+.2f}."
+        text[-1] += (
+            f" Rank correlation with it (Spearman, {many} {len(table.rows)} rows): {agreement + 0.0:+.2f}."
+        )
     return text
 
 

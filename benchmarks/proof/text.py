@@ -28,8 +28,9 @@ never mixed in."""
 METHOD = """\
 Accuracy is the share of exact greedy answers to held-out puzzles of the test split, one question each, and the mean
 over seeds. A difference is paired by seed (same puzzles, same order) with the 95 % interval of Student's t; it is the
-spread over training seeds, on one and the same set of test puzzles. A test puzzle is asked once in every run of these
-tables and in no other.
+spread over training seeds, on one and the same set of test puzzles. Seeds differ much, so where rows have unequal
+numbers of them only the differences compare; rows are ranked by these. A test puzzle is asked once in every run of
+these tables and in no other.
 
 - `SFT`: cross-entropy on the right answers for all steps, the whole language model trains.
 - `last-layer KLD`: the divergence from the large model's last layer for the interaction steps, then SFT.
@@ -50,6 +51,8 @@ LIMITS = """\
   steps are not equal processor time (see the seconds), nor is the training of the verbalizers counted.
 - One learning rate serves both steps of an arm, so that every arm has the same trials; two rates might suit better.
 - The learning rate of the verbalizers' own training is fixed, and the ablations' rows are not tuned one by one.
+- A run repeats to the bit only with the same version of this program and its libraries on the same kind of machine:
+  sums in another order move single runs by some puzzles, within the spread between seeds.
 - The paper's row with beam search in Table 4b is left out: answers are greedy.
 - A rank correlation over three to eight rows can be high or low by luck, the more so where the intervals overlap."""
 
