@@ -1,0 +1,74 @@
+"""Modules divided among the processes of a run, by torch's FSDP2 (``torch.distributed.fsdp.fully_shard``).
+
+Each unit (a decoder layer, a block of a verbalizer) lies in pieces on all processes, is gathered when it runs, and let
+go of after it; its gradients are averaged straight into pieces. What losses reach for between forward passes (heads,
+norms) and what not every batch uses (frozen vision towers) stays whole: a process whose batch has no picture would
+otherwise leave the others waiting in a gathering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from vlsi_cli.engine import processes
+
+
+def shard(root: nn.Module, units: Iterable[nn.Module]) -> None:
+    """Divide the units of a module, and what else of it trains; what is frozen outside them stays whole.
+
+    Every process must hold the same numbers. Parameters become ``DTensor``, new objects under the old names.
+
+    Args:
+        root: what is called; its own trained parameters are gathered at its start and kept until the backward pass.
+        units: modules inside it, each called as a whole and none inside another.
+    """
+    mesh = _mesh(next(root.parameters()).device)
+    held = list(units)
+    inside = {parameter for unit in held for parameter in unit.parameters()}
+    whole = {p for p in root.parameters() if not p.requires_grad and p not in inside}
+    for unit in held:
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+    fully_shard(root, mesh=mesh, ignored_params=whole)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, gathered if it lies in pieces; then every process must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, model: Tensor) -> Tensor:
+    """A whole tensor on the device of ``model``, divided as that is; nothing is exchanged."""
+    moved = tensor.to(model.device)
+    if not isinstance(model, DTensor):
+        return moved
+    return distribute_tensor(moved, model.device_mesh, model.placements, src_data_rank=None)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether any parameter of a module lies in pieces."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def norm_of(gradients: Iterable[Tensor]) -> Tensor:
+    """Norm of all gradients together; pieces are summed over the processes, whole ones are the same on each."""
+    pieces, shared = _squares(gradients)
+    return (processes.add_up(pieces) + shared).sqrt()
+
+
+def _squares(gradients: Iterable[Tensor]) -> Iterator[Tensor]:
+    found = list(gradients)
+    device = found[0].device if found else torch.device("cpu")
+    for divided in (True, False):
+        each = [g.to_local() if isinstance(g, DTensor) else g for g in found if isinstance(g, DTensor) == divided]
+        norms = torch._foreach_norm(each) if each else [torch.zeros((), device=device)]
+        yield torch.stack([norm.float() for norm in norms]).square().sum()
+
+
+def _mesh(device: torch.device) -> DeviceMesh:
+    return init_device_mesh(device.type, (processes.size(),))
