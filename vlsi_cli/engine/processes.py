@@ -27,6 +27,8 @@ Value = TypeVar("Value")
 
 #: How long a process waits for the others: the first may be writing the checkpoint of a large model meanwhile.
 PATIENCE = timedelta(hours=2)
+#: How long one waits for another's last words.
+MOMENT = timedelta(seconds=2)
 
 
 def rank() -> int:
@@ -77,7 +79,8 @@ def joined(device: torch.device) -> Iterator[None]:
     """Be one of the run's processes inside the block; afterwards the group is dissolved.
 
     Errors of the block that belong to this process alone are marked with its number, so that it, which is otherwise
-    silent, tells them. A lost connection to another process, which is what its end looks like, becomes one sentence.
+    silent, tells them; one that the first process has too is left to that. A lost connection to another process, which
+    is what its end looks like, becomes one sentence.
 
     Args:
         device: where this process computes.
@@ -106,18 +109,21 @@ def joined(device: torch.device) -> Iterator[None]:
     except VlsiError as error:
         orderly = error.shared
         if not error.shared:
-            error.process = rank()
-            _tell(store)
+            _tell(store, str(error))
+            if rank() > 0 and _told(store, 0) == str(error):
+                error.shared = True
+            else:
+                error.process = rank()
         raise
     except BaseException as error:
         if not isinstance(error, RuntimeError) or not _is_lost(error):
-            _tell(store)
+            _tell(store, str(error))
             raise
         lost = ProcessError(
             "another process of this run was killed, and the run cannot go on without it",
             hint="the kernel's log says if memory ran out; then go on from the last checkpoint",
         )
-        lost.told = _is_told(store)
+        lost.told = any(_told(store, other) is not None for other in range(size()) if other != rank())
         raise lost from error
     finally:
         if orderly:  # else the others wait somewhere, and this process must end for the launcher to end them
@@ -207,16 +213,18 @@ def _shared(error: VlsiError) -> VlsiError:
     return known
 
 
-def _tell(store: Any) -> None:
+def _tell(store: Any, text: str) -> None:
     """Let the others know that this process ends with a message of its own."""
     with suppress(RuntimeError):  # whoever keeps the store may have ended too
-        store.set("vlsi/told", "")
+        store.set(f"vlsi/told/{rank()}", text)
 
 
-def _is_told(store: Any) -> bool:
+def _told(store: Any, number: int) -> str | None:
+    """What a process said before it ended; one that ends in the same way does so within a moment."""
     with suppress(RuntimeError):
-        return bool(store.check(["vlsi/told"]))
-    return False
+        store.wait([f"vlsi/told/{number}"], MOMENT)
+        return str(store.get(f"vlsi/told/{number}").decode())
+    return None
 
 
 def _is_lost(error: RuntimeError) -> bool:

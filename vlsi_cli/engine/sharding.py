@@ -50,6 +50,11 @@ def like(tensor: Tensor, model: Tensor) -> Tensor:
     return distribute_tensor(moved, model.device_mesh, model.placements, src_data_rank=None)
 
 
+def is_piece(tensor: Tensor) -> bool:
+    """Whether a tensor lies in pieces."""
+    return isinstance(tensor, DTensor)
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Whether any parameter of a module lies in pieces."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
@@ -65,7 +70,9 @@ def _squares(gradients: Iterable[Tensor]) -> Iterator[Tensor]:
     found = list(gradients)
     device = found[0].device if found else torch.device("cpu")
     for divided in (True, False):
-        each = [g.to_local() if isinstance(g, DTensor) else g for g in found if isinstance(g, DTensor) == divided]
+        each = [
+            g.to_local() if isinstance(g, DTensor) else g for g in found if isinstance(g, DTensor) == divided
+        ]
         norms = torch._foreach_norm(each) if each else [torch.zeros((), device=device)]
         yield torch.stack([norm.float() for norm in norms]).square().sum()
 
