@@ -151,7 +151,7 @@ def train_stage(
         )
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batches = [stream.next_batch(batch_size) for _ in range(accumulation)]
+        batches = stream.next_step(batch_size, accumulation)
         tokens = sum(batch.num_tokens for batch in batches)
         inputs = sum(batch.num_input_tokens for batch in batches)
         try:
