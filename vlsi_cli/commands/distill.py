@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from vlsi_cli.commands import _launch, _output, _progress, _tables, _tables_push
 from vlsi_cli.commands import _options as opt
-from vlsi_cli.commands import _output, _progress, _tables, _tables_push
 from vlsi_cli.commands import push as _push
 from vlsi_cli.config import folders, loading, planning, reach, recipes, words
 from vlsi_cli.config.repos import check_repo_name
@@ -50,6 +50,8 @@ def distill(
     device: opt.DeviceOption = None,
     precision: opt.PrecisionOption = None,
     push: opt.PushOption = None,
+    processes: _launch.ProcessesOption = None,
+    launcher: _launch.LauncherArgument = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print configuration, origins and plan; load nothing.")
     ] = False,
@@ -104,7 +106,6 @@ def distill(
             "precision": precision,
         }
         resolved = loading.resolve(recipes.choose(recipe, teacher, student), sets or (), flags)
-        going_on = folders.to_go_on_with(output, resolved) if resume == "auto" else None
 
     if dry_run:
         plan = planning.plan(resolved)
@@ -115,16 +116,22 @@ def distill(
                 _output.data(part)
         return
 
-    run = going_on or folders.for_new_run(output, resolved.config.name, overwrite=overwrite)
+    run = going_on or output or folders.RUNS
+    if _launch.is_first():  # the others are told where it is, and whether it is gone on with
+        if resume == "auto":
+            going_on = folders.to_go_on_with(output, resolved)
+        run = going_on or folders.for_new_run(output, resolved.config.name, overwrite=overwrite)
     reach.require(planning.needs(resolved.config))
 
-    from vlsi_cli.engine.runs import distill as engine  # here, so that --help and --dry-run import no torch
-
-    if push is not None:
+    if push is not None and _launch.is_first():
         from vlsi_cli.engine.runs import push as hub
 
         target = hub.Target(push)
         hub.check(target)  # before the first step: after a day of training it would be late
+    _launch.start(processes, launcher)
+
+    from vlsi_cli.engine.runs import distill as engine  # here, so that --help and --dry-run import no torch
+
     with _progress.RunView() as view:
         report = engine.run(
             resolved,
@@ -138,7 +145,7 @@ def distill(
         _output.data(_tables.stages_table(report))
         _output.data(_tables.report_table(report))
         _output.data(f"student: {report.student}")
-    sent = hub.after_run(report.run, target, _push.tell) if push is not None else None
+    sent = hub.after_run(report.run, target, _push.tell) if push is not None and _launch.is_first() else None
     if json:
         _output.document(report if sent is None else {**asdict(report), "push": sent})
     elif sent is not None:
