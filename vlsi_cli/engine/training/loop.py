@@ -177,7 +177,7 @@ def train_stage(
     def draw(place: dict[str, Any] | None = None) -> list[Batch]:
         if place is not None:
             stream.load_state_dict(place)
-        return [stream.next_batch(batch_size) for _ in range(accumulation)]
+        return stream.next_step(batch_size, accumulation)
 
     def asked() -> bool:
         if wish is not None:  # one process may have been asked alone
