@@ -123,7 +123,7 @@ def joined(device: torch.device) -> Iterator[None]:
             "another process of this run was killed, and the run cannot go on without it",
             hint="the kernel's log says if memory ran out; then go on from the last checkpoint",
         )
-        lost.told = any(_told(store, other) is not None for other in range(size()) if other != rank())
+        lost.told = _any_told(store)
         raise lost from error
     finally:
         if orderly:  # else the others wait somewhere, and this process must end for the launcher to end them
@@ -225,6 +225,12 @@ def _told(store: Any, number: int) -> str | None:
         store.wait([f"vlsi/told/{number}"], MOMENT)
         return str(store.get(f"vlsi/told/{number}").decode())
     return None
+
+
+def _any_told(store: Any) -> bool:
+    with suppress(RuntimeError):
+        return any(store.check([f"vlsi/told/{number}"]) for number in range(size()))
+    return False
 
 
 def _is_lost(error: RuntimeError) -> bool:

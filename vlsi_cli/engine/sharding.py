@@ -9,11 +9,12 @@ otherwise leave the others waiting in a gathering.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vlsi_cli.engine import processes
@@ -28,18 +29,31 @@ def shard(root: nn.Module, units: Iterable[nn.Module]) -> None:
         root: what is called; its own trained parameters are gathered at its start and kept until the backward pass.
         units: modules inside it, each called as a whole and none inside another.
     """
-    mesh = _mesh(next(root.parameters()).device)
-    held = list(units)
-    inside = {parameter for unit in held for parameter in unit.parameters()}
-    whole = {p for p in root.parameters() if not p.requires_grad and p not in inside}
-    for unit in held:
-        fully_shard(unit, mesh=mesh, reshard_after_forward=True)
-    fully_shard(root, mesh=mesh, ignored_params=whole)
+    for unit in units:
+        shard_unit(unit)
+    pieces = {p for module in root.modules() if isinstance(module, FSDPModule) for p in module.parameters()}
+    kept = {p for p in root.parameters() if not p.requires_grad and p not in pieces}
+    fully_shard(root, mesh=_mesh(root), ignored_params=kept)
+
+
+def shard_unit(unit: nn.Module) -> None:
+    """Divide one unit of a root that is given to :func:`shard` afterwards."""
+    fully_shard(unit, mesh=_mesh(unit), reshard_after_forward=True)
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole of a tensor, gathered if it lies in pieces; then every process must ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_values(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Whole tensors by name, in the first process's host memory; none on the others. All processes call it together."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in named:
+        value = whole(tensor.detach())
+        if processes.is_first():
+            found[name] = value.cpu()
+    return found
 
 
 def like(tensor: Tensor, model: Tensor) -> Tensor:
@@ -77,5 +91,10 @@ def _squares(gradients: Iterable[Tensor]) -> Iterator[Tensor]:
         yield torch.stack([norm.float() for norm in norms]).square().sum()
 
 
-def _mesh(device: torch.device) -> DeviceMesh:
-    return init_device_mesh(device.type, (processes.size(),))
+def _mesh(module: nn.Module) -> DeviceMesh:
+    return _all_processes(next(module.parameters()).device.type)
+
+
+@cache
+def _all_processes(kind: str) -> DeviceMesh:
+    return init_device_mesh(kind, (processes.size(),))
