@@ -342,6 +342,8 @@ class _Distillation(RunParts):
             models.round_weights(self.student_alone, self.dtype)
         processes.on_first(lambda: models.write_student(self.folder.student, self.student_alone, self.dtype))
         self.folder.state.student = True
+        if self.sharding != "none":
+            self._forget_student()  # the first alone has it; now all read what was written
         self._mark("reinforcement")
         self._measure("small after")
 
