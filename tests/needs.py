@@ -13,3 +13,9 @@ def onnx() -> None:
     if missing:
         reason = f"needs the extra `onnx`: {missing[0]} is not installed"
         pytest.skip(reason, allow_module_level=True)
+
+
+def bitsandbytes() -> None:
+    """Skip the calling test where the extra ``quant`` is not installed."""
+    if find_spec("bitsandbytes") is None:
+        pytest.skip("needs the extra `quant`: bitsandbytes is not installed")
