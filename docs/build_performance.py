@@ -182,10 +182,11 @@ def _quantized() -> str:
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     lines = [
         "## A quantized large model { #quantized }\n",
-        f"The demo's large model on {found['records']} held-out puzzles, decoder layers rounded as `teacher.quantization`",
-        f"says, on a CPU: KL of the fp32 model from it, nats a response token; {versions}. Target layers are read",
-        "through final norm and head. The last row is the small model that is to be trained. A model of real size has more",
-        "layers for errors to add up in, and outlying features that a tiny one lacks; it has not been measured.\n",
+        f"The demo's large model on {found['records']} held-out puzzles, decoder layers rounded as ",
+        "[`teacher.quantization`](models.md#quantization) says, on a CPU: KL(fp32 || row) in nats a response token;",
+        f"{versions}. Target layers are read through final norm and head. The last row is the small model",
+        "that is to be trained. A model of real size has more layers for errors to add up in, and outlying features that",
+        "a tiny one lacks; none has been measured.\n",
         "```bash\npip install 'vlsi-cli[quant]'\npython benchmarks/quantized.py\n```\n",
         "| large model | KL, last layer | KL, mean of target layers | same likeliest word | decoder layers |",
         "|---|---|---|---|---|",
