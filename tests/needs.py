@@ -33,3 +33,9 @@ def genai() -> None:
     """Skip the calling test where onnxruntime-genai is not installed."""
     if find_spec("onnxruntime_genai") is None:
         pytest.skip("onnxruntime-genai is not installed")
+
+
+def bitsandbytes() -> None:
+    """Skip the calling test where the extra ``quant`` is not installed."""
+    if find_spec("bitsandbytes") is None:
+        pytest.skip("needs the extra `quant`: bitsandbytes is not installed")
