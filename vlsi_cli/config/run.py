@@ -136,12 +136,23 @@ class DistillConfig(Config):
             raise ValueError("`student.verbalizers` cannot be given: only a teacher's set is reused")
         if self.student.placement != "device":
             raise ValueError("`student.placement` must be device: the small model trains")
+        if self.student.quantization != "none":
+            raise ValueError("`student.quantization` must be none: the small model trains")
         if self.student.cache is not None:
             raise ValueError("`student.cache` cannot be given: only a teacher is cached")
-        if self.sharding == "both" and self.teacher is not None and self.teacher.placement != "device":
+        large = self.teacher
+        if self.sharding == "both" and large is not None and large.placement != "device":
             raise ValueError(
-                f"`teacher.placement` is {self.teacher.placement}, but `sharding: both` divides the large model among "
-                "the devices; keep one"
+                f"`teacher.placement` is {large.placement}, but `sharding: both` divides the large model among the "
+                "devices; keep one"
+            )
+        if self.sharding == "both" and large is not None and large.quantization != "none":
+            raise ValueError(
+                "`sharding: both` cannot divide a quantized large model; use `sharding: student`"
+            )
+        if large is not None and large.quantization != "none" and large.placement != "device":
+            raise ValueError(
+                "`teacher.quantization` needs `teacher.placement: device`: layers are quantized where they lie"
             )
         if self.teacher is not None and self.teacher.init == "random":
             raise ValueError("`teacher.init: random` would teach noise")

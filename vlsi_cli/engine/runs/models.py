@@ -160,6 +160,7 @@ def load_model(
         max_pixels=config.data.max_pixels,
         chat_template=chat_template,
         placement="disk" if divided else model.placement,
+        quantization=model.quantization,
     )
     if divided:
         divide(backbone)
