@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from vlsi_cli.config.loading import Resolved
 from vlsi_cli.config.run import DistillConfig, StageConfig
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.backbones.lora import has_lora, merge_lora
 from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.files import require_space
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.data import training_stream
 from vlsi_cli.engine.runs.folder import RunFolder
 from vlsi_cli.engine.runs.measure import encoder_for, measure, record
-from vlsi_cli.engine.runs.parts import RunParts
+from vlsi_cli.engine.runs.results import RunResults
 from vlsi_cli.engine.runs.stages import cut_step, optimizer_steps
 from vlsi_cli.engine.runs.teachers import describe_pair, open_cache
 from vlsi_cli.engine.runs.watch import StageWatch
-from vlsi_cli.engine.sharding import is_sharded, shard, whole_values
+from vlsi_cli.engine.sharding import is_sharded, shard
 from vlsi_cli.engine.training import Checkpoints, Stage, train_stage
 from vlsi_cli.engine.training.checkpoint import Checkpoint, written_by
 from vlsi_cli.engine.training.signals import Wish, heed_signals
-from vlsi_cli.engine.verbalizing import Verbalizers
 from vlsi_cli.errors import DataError, Interrupted, OutputError
 from vlsi_cli.events import Events, Note, Report, RunEnded, RunStarted, Warn, ignore
 
@@ -101,8 +95,8 @@ def _run(
     return report
 
 
-class _Distillation(RunParts):
-    """One run in progress: the order of its stages, and what each leaves on the disk."""
+class _Distillation(RunResults):
+    """One run in progress: the order of its stages, and their training."""
 
     def __init__(
         self, config: DistillConfig, folder: RunFolder, events: Events, wish: Wish, checkpoints: Checkpoints
@@ -166,91 +160,28 @@ class _Distillation(RunParts):
     # ---------------------------------------------------------------- stages
 
     def _verbalize(self, side: str) -> None:
-        config = self.config
-        backbone, model = self._side(side)
-        settings = config.large_verbalization if side == "large" else config.verbalization
+        backbone, _ = self._side(side)
+        settings = self.config.large_verbalization if side == "large" else self.config.verbalization
         assert settings is not None
-        key = f"verbalization-{side}"
         stage = self.verbalization(side)
-        self._train(key, side, stage, settings, backbone)
-        final = self.folder.state.stages[key]
-        facts = {"steps": final.steps, "loss": dict(final.per_layer), "seed": config.seed}
-        made: Verbalizers | None = stage.verbalizers
-        if self.sharding != "none":
-            values, made = whole_values(stage.trained()), None
-        targets = models.target_layers(model, backbone)
-
-        def keep() -> None:
-            whole = made or models.rebuilt_verbalizers(backbone, targets, config.verbalizer, values)
-            models.store_verbalizers(self.folder.verbalizers(side), backbone, whole, facts)
-
-        processes.on_first(keep)
-        self._mark(key)
-        if side == "large":
-            self._large_verbalizers = made
-        else:
-            self._small_verbalizers = made
+        self._train(f"verbalization-{side}", side, stage, settings, backbone)
+        self.keep_verbalizers(side, stage)
+        self._mark(f"verbalization-{side}")
 
     def _interact(self) -> None:
-        config, settings, student = self.config, self.config.interaction, self.student
+        settings = self.config.interaction
         assert settings is not None
-        assert config.teacher is not None
         stage = self.interaction()
-        self._train("interaction", "small", stage, settings, student)
-        facts = {"after": "interaction", "teacher": config.teacher.id, "seed": config.seed}
-        verbalizers = stage.verbalizers
-        if self.sharding != "none":
-            values = whole_values(stage.trained())
-            del stage, student, verbalizers
-            self._forget_student()
-
-            def keep() -> None:
-                inside = {part: _below(f"{part}.", values) for part in ("model", "verbalizers")}
-                fresh = self.whole_student(settings, inside["model"], after_interaction=False)
-                said = None
-                if settings.verbalizes:
-                    targets = models.target_layers(config.student, fresh)
-                    said = models.rebuilt_verbalizers(
-                        fresh, targets, config.verbalizer, inside["verbalizers"]
-                    )
-                self._settle(fresh)
-                self._store_interaction(fresh, said, facts)
-
-            processes.on_first(keep)
-        else:
-            self._settle(student)
-            processes.on_first(lambda: self._store_interaction(student, verbalizers, facts))
+        self._train("interaction", "small", stage, settings, self.student)
+        self.keep_layers(stage)
         self._mark("interaction")
-
-    def _store_interaction(
-        self, student: Backbone, verbalizers: Verbalizers | None, facts: dict[str, Any]
-    ) -> None:
-        models.store_layers(self.folder.interaction, student)
-        if verbalizers is not None:
-            models.store_verbalizers(self.folder.verbalizers("small-after"), student, verbalizers, facts)
 
     def _reinforce(self) -> None:
         settings = self.config.reinforcement
         assert settings is not None
-        student, stage = self.student, self.reinforcement()
-        self._train("reinforcement", "small", stage, settings, student)
-        if self.sharding == "none":
-            self._settle(student)
-            return
-        values = whole_values(stage.trained())
-        del stage, student
-        self._forget_student()
-        if processes.is_first():  # which writes it; the others read what it has written
-            after = self._complete("interaction")
-            self._student = self.whole_student(settings, values, after_interaction=after)
-            self._settle(self._student)
-
-    @staticmethod
-    def _settle(student: Backbone) -> None:
-        """Adapters become part of the weights they adapt, and everything is frozen again."""
-        if has_lora(student):
-            merge_lora(student)
-        student.freeze()
+        stage = self.reinforcement()
+        self._train("reinforcement", "small", stage, settings, self.student)
+        self.take_back(stage)
 
     def _train(self, key: str, side: str, stage: Stage, settings: StageConfig, backbone: Backbone) -> None:
         """Train one stage, from its newest checkpoint if there is one."""
@@ -338,12 +269,7 @@ class _Distillation(RunParts):
 
     def _finish(self) -> None:
         """Write the stock checkpoint, prove that it loads as what was trained, and measure it."""
-        if self.sharding == "none" or processes.is_first():
-            models.round_weights(self.student_alone, self.dtype)
-        processes.on_first(lambda: models.write_student(self.folder.student, self.student_alone, self.dtype))
-        self.folder.state.student = True
-        if self.sharding != "none":
-            self._forget_student()  # the first alone has it; now all read what was written
+        self.keep_student()
         self._mark("reinforcement")
         self._measure("small after")
 
@@ -356,8 +282,3 @@ class _Distillation(RunParts):
         with processes.together():
             share = measure(who, backbone, self.config, self.dtype, self.events, check, shared=shared)
         record(who, processes.gather(share) if shared else [share], self.folder, self.events)
-
-
-def _below(prefix: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Values whose names begin with a prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}

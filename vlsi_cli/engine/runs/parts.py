@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from vlsi_cli.config.run import DistillConfig, InteractionConfig, ModelConfig, ReinforcementConfig
+from vlsi_cli.config.run import DistillConfig, ModelConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.folder import RunFolder
 from vlsi_cli.engine.runs.identity import needs_teacher
-from vlsi_cli.engine.runs.stages import add_adapters, interaction_stage, reinforcement_stage
+from vlsi_cli.engine.runs.stages import interaction_stage, reinforcement_stage
 from vlsi_cli.engine.sharding import shard
 from vlsi_cli.engine.stages import InteractionStage, ReinforcementStage, VerbalizationStage
 from vlsi_cli.engine.teachers import CachedTeacher, LiveTeacher, Teacher
@@ -75,22 +73,6 @@ class RunParts:
             models.restore_layers(self.folder.interaction, student)
         return student
 
-    def whole_student(
-        self,
-        settings: InteractionConfig | ReinforcementConfig,
-        values: Mapping[str, Tensor],
-        *,
-        after_interaction: bool,
-    ) -> Backbone:
-        """A fresh small model with what a divided stage has trained in it, adapters included, on this process."""
-        student = self._load_student(after_interaction=after_interaction)
-        add_adapters(student, settings, self.config.seed)
-        held = dict(student.model.named_parameters())
-        with torch.no_grad():
-            for name, value in values.items():
-                held[name].copy_(value)
-        return student
-
     @property
     def teacher(self) -> Backbone:
         """The large model."""
@@ -107,12 +89,6 @@ class RunParts:
             )
             self._stop_if_asked()
         return self._teacher
-
-    @property
-    def student_alone(self) -> Backbone:
-        """The small model that this process has; unlike :attr:`student` for a process that acts alone."""
-        assert self._student is not None
-        return self._student
 
     def _forget_student(self) -> None:
         """Give the memory of a divided small model back; it is loaded again, whole, when needed."""
