@@ -27,7 +27,13 @@ from vlsi_cli.events import Events, Note, Report, RunEnded, RunStarted, Warn
 
 
 def run(
-    resolved: Resolved, *, output: Path, events: Events, resume: bool = False, overwrite: bool = False
+    resolved: Resolved,
+    *,
+    output: Path,
+    events: Events,
+    resume: bool = False,
+    overwrite: bool = False,
+    skip_damaged: bool = False,
 ) -> Report:
     """Distil: verbalization of both models, interaction, reinforcement, as far as the configuration has them.
 
@@ -37,32 +43,33 @@ def run(
         events: told of everything that happens.
         resume: go on with the run in ``output``; what is complete is not done again.
         overwrite: replace a run that is already in ``output``.
+        skip_damaged: resume from the newest undamaged checkpoint.
 
     Returns:
         The report; the student in it has been reloaded by plain transformers and compared.
 
     Raises:
-        VlsiError: any branch of it; a run that was started can be resumed after each of them.
+        VlsiError: any branch of it; a run that was started can be resumed after each.
     """
     started = time.perf_counter()
     folder = RunFolder.open(output) if resume else RunFolder.create(output, resolved, overwrite=overwrite)
     again = f"vlsi distill --resume {shlex.quote(str(output))}"
+    told = (lambda text: events(Warn(text))) if skip_damaged else None
+    checkpoints = Checkpoints(folder.checkpoints, resolved.config.keep_checkpoints, told)
     with folder.held(), heed_signals() as wish:
         try:
-            _Distillation(resolved.config, folder, events, wish).run()
+            _Distillation(resolved.config, folder, events, wish, checkpoints).run()
         except Interrupted as stopped:
             raise Interrupted(stopped.message, resume=again, exit_code=stopped.exit_code) from None
         except (DataError, OutputError) as error:  # what is mended outside the configuration
-            hint = f"{error.hint}\n" if error.hint else ""
-            error.hint = f"{hint}then go on with: {again}"
+            error.hint = "\n".join(filter(None, (error.hint, f"then go on with: {again}")))
             raise
     state = folder.state
+    scores = (state.scores.get(who) for who in ("small before", "small after", "large"))
     report = Report(
         run=output,
         student=folder.student,
-        scores=tuple(
-            state.scores[who] for who in ("small before", "small after", "large") if who in state.scores
-        ),
+        scores=tuple(score for score in scores if score is not None),
         stages=tuple(state.stages.values()),
         seconds=time.perf_counter() - started,
     )
@@ -73,10 +80,11 @@ def run(
 class _Distillation(RunParts):
     """One run in progress: the order of its stages, and what each leaves on the disk."""
 
-    def __init__(self, config: DistillConfig, folder: RunFolder, events: Events, wish: Wish) -> None:
+    def __init__(
+        self, config: DistillConfig, folder: RunFolder, events: Events, wish: Wish, checkpoints: Checkpoints
+    ) -> None:
         super().__init__(config, folder, wish)
-        self.events = events
-        self.checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
+        self.events, self.checkpoints = events, checkpoints
 
     # ---------------------------------------------------------------- order of events
 

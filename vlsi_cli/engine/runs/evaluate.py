@@ -120,7 +120,7 @@ def _run(
     for asked in plan.models:
         low, high = config.min_pixels, config.max_pixels
         backbone = load_backbone(asked.id, dtype=dtype, device=device, min_pixels=low, max_pixels=high)
-        identities[asked.id] = identity(backbone, low, high)
+        identities[asked.id] = {**identity(backbone, low, high), "paper": asked.row}
         folder = config.output / "models" / _folder_name(asked.id, identities[asked.id]["identity"])
         write_json(folder / "model.json", {"id": asked.id, **identities[asked.id]})
         size = None if config.batch_size == "auto" else config.batch_size

@@ -268,7 +268,7 @@ def write_student(target: Path, student: Backbone, dtype: torch.dtype) -> None:
     """
     for parameter in student.model.parameters():
         parameter.data = parameter.data.to(dtype)
-    unproved = target.with_name(f".{target.name}")
+    unproved = target.with_name(f".{target.name}-unproved.partial")
     save_student(student, unproved, dtype=dtype)
     # Weights must be equal bit for bit. So must logits on a CPU; a GPU may choose other kernels.
     verify_student(unproved, student, tolerance=0.0 if student.device.type == "cpu" else 0.05)

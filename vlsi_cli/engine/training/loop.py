@@ -167,7 +167,7 @@ def train_stage(
     def draw(place: dict[str, Any] | None = None) -> list[Batch]:
         if place is not None:
             stream.load_state_dict(place)
-        return [stream.next_batch(batch_size) for _ in range(accumulation)]
+        return stream.next_step(batch_size, accumulation)
 
     def asked() -> bool:
         return wish is not None and wish.signal is not None
