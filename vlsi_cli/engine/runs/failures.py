@@ -14,6 +14,7 @@ import json
 import math
 import shlex
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def keep_failure(folder: RunFolder, events: Events, key: str, stage: Stage, fail
                 "stage": key,
                 "step": failure.step,
                 "total": failure.total,
+                "message": failure.message,
                 "learning_rate": failure.learning_rate,
                 "terms": _words(failure.terms),
                 "grad_norm": _word(failure.grad_norm),
@@ -93,7 +95,7 @@ def keep_failure(folder: RunFolder, events: Events, key: str, stage: Stage, fail
                         "response_tokens": batch.num_tokens,
                         "sums": _words(sums),
                     }
-                    for batch, sums in zip(batches, failure.micro_batches, strict=True)
+                    for batch, sums in zip(batches, failure.micro_batches or [{}] * len(batches), strict=True)
                 ],
                 "environment": environment(),
                 "sha256": {name: file_sha256(partial / f"{name}.safetensors") for name in _TENSORS},
@@ -139,7 +141,7 @@ def read_failure(path: Path) -> Bundle:
         raise CheckpointError(f"the failed step in {path} cannot be read: {error}") from error
 
 
-def _save(file: Path, tensors: dict[str, Any]) -> None:
+def _save(file: Path, tensors: Mapping[str, Tensor]) -> None:
     # cloned where tensors share memory (a tied head), which the format refuses
     save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, file)
 
@@ -181,6 +183,6 @@ def _words(values: dict[str, float]) -> dict[str, float | str]:
     return {name: _word(value) for name, value in values.items()}
 
 
-def not_finite(named: dict[str, Tensor]) -> list[str]:
+def not_finite(named: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors that hold something that is not finite."""
     return [name for name, tensor in named.items() if not bool(torch.isfinite(tensor).all())]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from vlsi_cli.config.loading import load_saved
+from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.failures import Bundle, not_finite, read_failure
 from vlsi_cli.engine.runs.folder import RunFolder
@@ -19,13 +20,14 @@ from vlsi_cli.engine.training import Stage
 from vlsi_cli.engine.training.checkpoint import set_random_states
 from vlsi_cli.engine.training.loop import accumulate_gradients
 from vlsi_cli.engine.training.signals import Wish
-from vlsi_cli.errors import CheckpointError, ConfigError
+from vlsi_cli.errors import CheckpointError, ConfigError, TrainingError
 from vlsi_cli.events import Events, Note
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One micro-batch of the step: its records, and the mean of each term over its response tokens."""
+    """One micro-batch of the step: its records, and the mean of each term over its response tokens (none where the
+    step does not come so far)."""
 
     records: tuple[str, ...]
     response_tokens: int
@@ -38,6 +40,7 @@ class Reproduction:
 
     Attributes:
         stage, step, learning_rate: which step it is.
+        message_then: what was not finite; ``message`` where layers cannot be matched now either: no loss comes of it.
         terms_then, terms: loss of each layer, mean over the step's response tokens.
         grad_norm_then, grad_norm: before clipping.
         same: whether every term is what it was, infinities and all.
@@ -50,6 +53,8 @@ class Reproduction:
     stage: str
     step: int
     learning_rate: float
+    message_then: str
+    message: str | None
     terms_then: dict[str, float]
     terms: dict[str, float]
     grad_norm_then: float
@@ -87,14 +92,16 @@ def run(path: Path, *, events: Events) -> Reproduction:
             hint="run the configuration in the bundle again in a new run folder",
         )
     parts = RunParts(resolved.config, folder, Wish())
-    if bundle.stage == "interaction" and resolved.config.teacher is not None:
-        if resolved.config.teacher.cache is not None:
-            parts.use_cache(open_cache(resolved.config, parts.device, events))
-    stage, settings = _stage(parts, bundle.stage)
+    large = resolved.config.teacher
+    if bundle.stage == "interaction" and large is not None and large.cache is not None:
+        parts.use_cache(open_cache(resolved.config, parts.device, events))
+    stage, settings, backbone = _stage(parts, bundle.stage)
     events(Note(f"running step {bundle.step} of {bundle.stage} again on {parts.device}"))
-    parts.student.set_gradient_checkpointing(settings.gradient_checkpointing)
+    backbone.set_gradient_checkpointing(settings.gradient_checkpointing)
     trained = dict(stage.trained())
-    if {name: p.shape for name, p in trained.items()} != {name: t.shape for name, t in bundle.trained.items()}:
+    if {name: p.shape for name, p in trained.items()} != {
+        name: t.shape for name, t in bundle.trained.items()
+    }:
         raise CheckpointError(f"the step in {path} belongs to a stage that trains other parameters")
     with torch.no_grad():
         for name, parameter in trained.items():
@@ -102,15 +109,15 @@ def run(path: Path, *, events: Events) -> Reproduction:
     return _step(bundle, stage, models.new_accelerator(parts.device, parts.dtype))
 
 
-def _stage(parts: RunParts, key: str) -> tuple[Stage, Any]:
+def _stage(parts: RunParts, key: str) -> tuple[Stage, Any, Backbone]:
     config = parts.config
     if key == "interaction":
-        return parts.interaction(), config.interaction
+        return parts.interaction(), config.interaction, parts.student
     if key == "reinforcement":
-        return parts.reinforcement(), config.reinforcement
-    side = key.removeprefix("verbalization-")
-    settings = config.large_verbalization if side == "large" else config.verbalization
-    return parts.verbalization(side), settings
+        return parts.reinforcement(), config.reinforcement, parts.student
+    if key == "verbalization-large":
+        return parts.verbalization("large"), config.large_verbalization, parts.teacher
+    return parts.verbalization("small"), config.verbalization, parts.student
 
 
 def _step(bundle: Bundle, stage: Stage, accelerator: Any) -> Reproduction:
@@ -123,31 +130,40 @@ def _step(bundle: Bundle, stage: Stage, accelerator: Any) -> Reproduction:
     module = accelerator.prepare(stage)
     stage.set_train_mode()
     set_random_states(bundle.random, stage.generator, accelerator.device)
-    outputs = accumulate_gradients(module, bundle.batches, tokens, accelerator)
-    assert outputs is not None  # nobody asks it to stop
+    outputs, message = [], None
+    try:
+        for batch in bundle.batches:  # one by one, to know where it happens
+            outputs += accumulate_gradients(module, [batch], tokens, accelerator) or []
+    except TrainingError as error:
+        message = str(error)
     gradients = {name: p.grad for name, p in trained.items() if p.grad is not None}
     odd = not_finite(gradients)
-    norm = float(accelerator.clip_grad_norm_(list(trained.values()), math.inf))
     sums = [{name: float(value) for name, value in each.terms.items()} for each in outputs]
-    terms = {
-        name: float(torch.tensor([each[name] for each in sums], dtype=torch.float64).sum()) / max(tokens, 1)
-        for name in sums[0]
-    }
+    terms, norm = {}, math.nan
+    if message is None:
+        norm = float(accelerator.clip_grad_norm_(list(trained.values()), math.inf))
+        columns = {name: torch.tensor([each[name] for each in sums], dtype=torch.float64) for name in sums[0]}
+        terms = {name: float(column.sum()) / max(tokens, 1) for name, column in columns.items()}
     then = {name: float(value) for name, value in bundle.facts["terms"].items()}
+    same = set(then) == set(terms) and all(_equal(then[name], terms[name]) for name in then)
+    if message is not None:
+        same = not then and str(bundle.facts["message"]).startswith(message)
     finite = [float(p.detach()[p.isfinite()].abs().max()) for p in trained.values() if p.isfinite().any()]
     accelerator.free_memory()
     return Reproduction(
         stage=bundle.stage,
         step=bundle.step,
         learning_rate=float(bundle.facts["learning_rate"]),
+        message_then=str(bundle.facts["message"]),
+        message=message,
         terms_then=then,
         terms=terms,
         grad_norm_then=float(bundle.facts["grad_norm"]),
         grad_norm=norm,
-        same=set(then) == set(terms) and all(_equal(then[name], terms[name]) for name in then),
+        same=same,
         micro_batches=tuple(
             MicroBatch(records, count, {name: value / max(count, 1) for name, value in each.items()})
-            for (records, count), each in zip(sizes, sums, strict=True)
+            for (records, count), each in zip(sizes, [*sums, *[{}] * (len(sizes) - len(sums))], strict=True)
         ),
         parameters=tuple(before),
         gradients=tuple(odd),

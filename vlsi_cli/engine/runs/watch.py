@@ -15,6 +15,9 @@ from vlsi_cli.engine.trackers.reporting import mean_matched
 from vlsi_cli.engine.training import Progress
 from vlsi_cli.events import CheckpointSaved, Events, StageEnded, StageReport, StageStarted, StepDone
 
+#: Keys of a line in ``metrics.jsonl`` that depend on the machine and the moment: two equal runs differ in them.
+VOLATILE = frozenset({"seconds", "teacher_seconds", "memory_bytes", "peak_memory_bytes"})
+
 
 class StageWatch:
     """Watches one stage.
@@ -99,9 +102,7 @@ class StageWatch:
         if event.draws:
             line["matched"] = {str(small): mean for small, mean in mean_matched(event.draws).items()}
             drawn = [{str(s): list(large) for s, large in each.items()} for each in event.draws]
-            self._folder.append(
-                "matches.jsonl", {"stage": self._key, "step": event.step, "matched": drawn}
-            )
+            self._folder.append("matches.jsonl", {"stage": self._key, "step": event.step, "matched": drawn})
         self._folder.append("metrics.jsonl", line)
 
     def checkpoint(self, path: Path, step: int) -> None:

@@ -1,7 +1,7 @@
 """One adapter a tracker, on top of accelerate's: where it keeps a run, and what it can show beside numbers.
 
-Only the first process of a run makes trackers, so none of them asks accelerate which process this is (asking would
-fix the process's device before the run has chosen one).
+Only the first process of a run makes trackers, so none of them asks accelerate which process this is. accelerate's
+state must stand before (its trackers log through it): making an ``Accelerator`` does that.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Tracker:
         self._inner.finish()
 
 
-class _TensorBoard(TensorBoardTracker):  # type: ignore[misc]
+class _TensorBoard(TensorBoardTracker):
     main_process_only = False
 
 
@@ -73,7 +73,9 @@ class TensorBoard(Tracker):
         return started
 
     def configure(self, values: Mapping[str, Any]) -> None:
-        """As text: TensorBoard's table of hyperparameters would need a folder of its own for each."""
+        """As text, once: TensorBoard's table of hyperparameters would need a folder of its own."""
+        if self._resumed:
+            return
         rows = [[f"`{key}`", f"`{value}`"] for key, value in values.items()]
         self._inner.log({"configuration": markdown_table(("key", "value"), rows)}, step=0)
 
@@ -111,6 +113,12 @@ class Trackio(Tracker):
         )
         started.start()
         return started
+
+    def finish(self) -> None:
+        """Through trackio itself: the run's own ``finish`` leaves it to be finished, and spoken of, once more."""
+        import trackio
+
+        trackio.finish()
 
     def histograms(self, values: Mapping[str, Sequence[int]], step: int) -> None:
         """One bin an integer."""

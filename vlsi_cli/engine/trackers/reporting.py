@@ -43,7 +43,11 @@ class Reporting:
             return
         match event:
             case StageStarted():
-                self._key, self._total, self._drawn = stage_key(event.stage, event.side), event.total_steps, {}
+                self._key, self._total, self._drawn = (
+                    stage_key(event.stage, event.side),
+                    event.total_steps,
+                    {},
+                )
                 if self._rewinds:
                     self._rewinds = False
                     self._tell(lambda tracker: tracker.rewind(self._done + event.first_step))
@@ -193,8 +197,7 @@ def _started(
     try:
         with redirect_stdout(sys.stderr):
             tracker = KINDS[name](folder, project=project, run=run, resumed=resumed)
-            if not resumed:
-                tracker.configure(values)
+            tracker.configure(values)
     except Exception as error:
         cause = (str(error) or type(error).__name__).splitlines()[0]
         hint = f"leave --report-to {name} out, or mend it"
