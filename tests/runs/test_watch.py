@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
 from tests.runs.conftest import lines, short
@@ -31,7 +32,6 @@ def test_a_watched_and_broken_run_ends_as_the_unwatched_one(
     pair: tuple[Path, Path], whole: Path, tmp_path: Path
 ) -> None:
     """Trackers and sample answers change no weight, and the resumed run goes on in the same tracker run."""
-    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     output = tmp_path / "run"
     heard: list[ev.Event] = []
 
@@ -48,7 +48,7 @@ def test_a_watched_and_broken_run_ends_as_the_unwatched_one(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert (output / "matches.jsonl").read_text() == (whole / "matches.jsonl").read_text()
 
-    read = accumulators.EventAccumulator(str(output / "tensorboard"), size_guidance={"scalars": 0})
+    read = EventAccumulator(str(output / "tensorboard"), size_guidance={"scalars": 0})
     read.Reload()
     steps = {"verbalization-large": (0, 4), "verbalization-small": (4, 4), "interaction": (8, 5)}
     for key, (before, count) in (steps | {"reinforcement": (13, 5)}).items():

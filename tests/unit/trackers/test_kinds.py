@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.pairs import accelerator
 from vlsi_cli.engine.trackers import KINDS
@@ -27,7 +28,6 @@ def tell(tracker: Any, first: int, last: int) -> None:
 
 def test_tensorboard_files_and_a_resume(tmp_path: Path) -> None:
     """Steps 1 to 5, of which 4 and 5 come again after a resume: each step is there once."""
-    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     facts = {"project": "p", "run": "r"}
     tracker = KINDS["tensorboard"](tmp_path, resumed=False, **facts)
     tracker.configure({"seed": 1, "device": None})
@@ -37,7 +37,7 @@ def test_tensorboard_files_and_a_resume(tmp_path: Path) -> None:
     tracker.rewind(3)
     tell(tracker, 4, 8)
     tracker.finish()
-    read = accumulators.EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0})
+    read = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0})
     read.Reload()
     scalars = read.Scalars("interaction/loss")
     assert [(one.step, one.value) for one in scalars] == [(n, float(n)) for n in range(1, 9)]
