@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from vlsi_cli.config.loading import Resolved
@@ -14,11 +16,14 @@ from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.files import require_space
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.data import training_stream
+from vlsi_cli.engine.runs.failures import keep_failure
 from vlsi_cli.engine.runs.folder import RunFolder
 from vlsi_cli.engine.runs.measure import encoder_for, measure, record
 from vlsi_cli.engine.runs.results import RunResults
+from vlsi_cli.engine.runs.samples import LayerSamples
 from vlsi_cli.engine.runs.stages import cut_step, optimizer_steps
 from vlsi_cli.engine.runs.teachers import describe_pair, open_cache
+from vlsi_cli.engine.runs.tracking import tracked
 from vlsi_cli.engine.runs.watch import StageWatch
 from vlsi_cli.engine.sharding import is_sharded, shard
 from vlsi_cli.engine.training import Checkpoints, Stage, train_stage
@@ -70,11 +75,12 @@ def _run(
     folder = processes.on_first(begin)
     output = folder.path
     again = f"vlsi distill --resume {shlex.quote(str(output))}"
-    told = (lambda text: events(Warn(text))) if skip_damaged else None
-    checkpoints = Checkpoints(folder.checkpoints, resolved.config.keep_checkpoints, told)
-    with folder.held(), heed_signals() as wish:
+    skipped = (lambda text: events(Warn(text))) if skip_damaged else None
+    checkpoints = Checkpoints(folder.checkpoints, resolved.config.keep_checkpoints, skipped)
+    following = tracked(resolved, folder, events, resumed=resume)
+    with folder.held(), heed_signals() as wish, following as told:
         try:
-            _Distillation(resolved.config, folder, events, wish, checkpoints).run()
+            _Distillation(resolved.config, folder, told, wish, checkpoints).run()
         except Interrupted as stopped:
             known = Interrupted(stopped.message, resume=again, exit_code=stopped.exit_code)
             known.shared = stopped.shared
@@ -206,7 +212,16 @@ class _Distillation(RunResults):
             shard(stage, stage.units())
         self.folder.forget_after(key, first)
         watch = StageWatch(
-            self.folder, self.events, key=key, stage=stage.name, side=side, total=steps, first=first
+            self.folder,
+            self.events,
+            key=key,
+            stage=stage.name,
+            side=side,
+            total=steps,
+            first=first,
+            device=self.device,
+            teacher_clock=stage.teacher_clock,
+            sample=self._sampler(key, stage, backbone, steps),
         )
         optimizer = settings.optimizer
         backbone.set_gradient_checkpointing(settings.gradient_checkpointing)
@@ -233,6 +248,7 @@ class _Distillation(RunResults):
                 wish=self.wish,
                 on_step=watch.step,
                 on_checkpoint=watch.checkpoint,
+                on_failure=partial(keep_failure, self.folder, self.events, key, stage),
             )
         finally:
             accelerator.free_memory()  # it would keep the stage, its teacher and its moments
@@ -258,6 +274,29 @@ class _Distillation(RunResults):
                 )
             )
         return checkpoint
+
+    def _sampler(self, key: str, stage: Stage, backbone: Backbone, steps: int) -> Callable[[int], None]:
+        """What is called after each step for sample answers; nothing where no layer of the small model speaks."""
+        verbalizers = getattr(stage, "verbalizers", None)
+        if not self.config.watch.samples or verbalizers is None or key == "verbalization-large":
+            return lambda step: None
+        if self.sharding != "none":  # layers are read one by one there, outside of what gathers them in order
+            self.events(Warn("no sample answers in this stage: what speaks is divided among the processes"))
+            return lambda step: None
+        if not processes.is_first():
+            return lambda step: None
+        return LayerSamples(
+            self.config,
+            self.folder,
+            self.events,
+            key=key,
+            stage=stage,
+            backbone=backbone,
+            verbalizers=verbalizers,
+            total=steps,
+            dtype=self.dtype,
+            asked_to_stop=lambda: self.wish.signal is not None,
+        ).after
 
     def _mark(self, key: str) -> None:
         """A stage and what it leaves are on disk; only now is it complete, and its checkpoints go."""

@@ -95,6 +95,10 @@ class RunParts:
         self._student = self._small_verbalizers = None
         self._clear()
 
+    def use_cache(self, cache: CachedTeacher) -> None:
+        """Take the large model's answers from a cache."""
+        self._cached = cache
+
     def forget_teacher(self) -> None:
         """Give the large model's memory back before the last step."""
         self._teacher = self._cached = self._large_verbalizers = self._small_verbalizers = None

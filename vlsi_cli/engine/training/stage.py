@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from vlsi_cli.engine.batch import Batch
+from vlsi_cli.engine.gauges import DeviceClock
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,13 @@ class Stage(nn.Module, ABC):
         generator: host generator of everything that the stage draws, part of a checkpoint, and in the same state on
             every process; None where nothing is drawn.
         some_idle: whether some of what trains has no part in the loss, in no batch.
+        teacher_clock: time spent on the large model; None where none is asked.
     """
 
     name: str
     generator: torch.Generator | None = None
     some_idle: bool = False
+    teacher_clock: DeviceClock | None = None
 
     @abstractmethod
     def trained(self) -> list[tuple[str, nn.Parameter]]:
