@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
@@ -106,6 +107,21 @@ def test_scores_are_those_of_an_independent_count(
     assert (
         result(report, "demo/large", "patterns")["score"] > result(report, "demo/small", "patterns")["score"]
     )
+
+
+def test_scores_go_on_the_card_of_the_weights_they_are_of(
+    evaluated: tuple[dict[str, Any], Path], after: Path, tmp_path: Path
+) -> None:
+    report, output = evaluated
+    done = vlsi("push", after, "--repo", "me/thing", "--evaluation", output, "--dry-run", "--json")
+    assert done.exit_code == 0, done.output
+    found = ModelCard(json.loads(done.stdout)["card"]).data.eval_results
+    assert {r.dataset_name: r.metric_value for r in found} == {
+        result(report, str(after), bench)["title"]: pytest.approx(
+            result(report, str(after), bench)["score"], abs=1e-4
+        )
+        for bench in ("patterns", "open", "choice", "likely")
+    }
 
 
 def test_differences_are_paired(evaluated: tuple[dict[str, Any], Path], after: Path) -> None:

@@ -156,7 +156,7 @@ def test_two_processes_cannot_work_on_one_run(whole: Path) -> None:
         run(load_saved(whole), output=whole, events=events.ignore, resume=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_a_wish_to_stop_leaves_a_checkpoint_and_the_command(
     pair: tuple[Path, Path], tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -182,10 +182,22 @@ def test_a_complete_run_resumes_to_its_report(whole: Path) -> None:
     assert [score.who for score in report.scores] == ["small before", "small after", "large"]
 
 
-def test_a_damaged_checkpoint_is_named(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named_and_skipped_when_asked(
+    whole: Path, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
     output = tmp_path / "run"
     assert broken(output, pair, "reinforcement", "small", 3, signal.SIGKILL) == -signal.SIGKILL
     file = output / "checkpoints" / "reinforcement-00000002" / "state.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="reinforcement-00000002 is damaged"):
         run(load_saved(output), output=output, events=events.ignore, resume=True)
+    told: list[str] = []
+
+    def watch(event: object) -> None:
+        if isinstance(event, events.Warn):
+            told.append(event.text)
+
+    run(load_saved(output), output=output, events=watch, resume=True, skip_damaged=True)
+    assert "reinforcement-00000002 is damaged" in told[0]
+    ours, theirs = (load_file(folder / "student/model.safetensors") for folder in (output, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

@@ -34,11 +34,18 @@ def distill(
     output: opt.OutputOption = None,
     overwrite: opt.OverwriteOption = False,
     resume: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="RUN", help="Continue this run folder, with its own configuration.", show_default=False
+            metavar="RUN|auto",
+            help="Continue this run folder, with its own configuration; `auto`: continue the run in --output, or the "
+            "newest unfinished run of the same configuration, or else start one.",
+            show_default=False,
         ),
     ] = None,
+    skip_damaged: Annotated[
+        bool,
+        typer.Option("--skip-damaged", help="With --resume: go on from the newest undamaged checkpoint."),
+    ] = False,
     seed: opt.SeedOption = None,
     device: opt.DeviceOption = None,
     precision: opt.PrecisionOption = None,
@@ -74,14 +81,20 @@ def distill(
         "device": device,
         "precision": precision,
     }
-    if resume is not None:
+    going_on: Path | None = None
+    if skip_damaged and resume is None:
+        raise ConfigError("--skip-damaged says how to resume, but there is no --resume")
+    if resume == "auto" and overwrite:
+        raise ConfigError("--resume auto would go on with what --overwrite removes", hint="leave one out")
+    if resume not in (None, "auto"):
+        going_on = Path(resume)
         extra = [f"--{name}" for name, value in chosen.items() if value not in (None, False, [])]
         if extra:
             raise ConfigError(
                 f"--resume continues a run with its own configuration, but {', '.join(extra)} was given too",
                 hint="leave it out, or start a new run with --output",
             )
-        resolved = loading.load_saved(resume)
+        resolved = loading.load_saved(going_on)
     else:
         flags = {
             "teacher.id": teacher,
@@ -103,9 +116,11 @@ def distill(
                 _output.data(part)
         return
 
-    run = resume or output or folders.RUNS
-    if resume is None and _launch.is_first():  # the others are told where it is
-        run = folders.for_new_run(output, resolved.config.name, overwrite=overwrite)
+    run = going_on or output or folders.RUNS
+    if _launch.is_first():  # the others are told where it is, and whether it is gone on with
+        if resume == "auto":
+            going_on = folders.to_go_on_with(output, resolved)
+        run = going_on or folders.for_new_run(output, resolved.config.name, overwrite=overwrite)
     reach.require(planning.needs(resolved.config))
 
     if push is not None and _launch.is_first():
@@ -118,7 +133,14 @@ def distill(
     from vlsi_cli.engine.runs import distill as engine  # here, so that --help and --dry-run import no torch
 
     with _progress.RunView() as view:
-        report = engine.run(resolved, output=run, events=view, resume=resume is not None, overwrite=overwrite)
+        report = engine.run(
+            resolved,
+            output=run,
+            events=view,
+            resume=going_on is not None,
+            overwrite=overwrite,
+            skip_damaged=skip_damaged,
+        )
     if not json:
         _output.data(_tables.stages_table(report))
         _output.data(_tables.report_table(report))

@@ -8,6 +8,7 @@ whole, but ``--set data.sources.0.path=...`` reaches into one.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class Resolved:
             yield key, value, self.origins[key]
 
     def save(self, folder: Path) -> None:
-        """Write ``config.yaml`` (itself a recipe) and ``origins.json`` into a run folder.
+        """Write ``origins.json`` and then ``config.yaml`` (itself a recipe) into a run folder, each all or nothing.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -70,8 +71,8 @@ class Resolved:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-            (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-            (folder / ORIGINS_FILE).write_text(json.dumps(origins, indent=1) + "\n", encoding="utf-8")
+            _write(folder / ORIGINS_FILE, json.dumps(origins, indent=1) + "\n")
+            _write(folder / CONFIG_FILE, text)
         except OSError as error:
             raise OutputError(
                 f"the run folder {folder} cannot be written: {error.strerror or error}"
@@ -117,6 +118,14 @@ def resolve(
     return Resolved(config, {key: _origin(key, origins) for key in leaves}, label)
 
 
+def _write(target: Path, text: str) -> None:
+    part = target.with_name(f".{target.stem}.partial{target.suffix}")
+    part.write_text(text, encoding="utf-8")
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(target)
+
+
 def load_saved(folder: Path) -> Resolved:
     """The configuration of an existing run folder.
 
@@ -136,6 +145,16 @@ def load_saved(folder: Path) -> Resolved:
         return Resolved(resolved.config, origins, saved["recipe"])
     except (ConfigError, OSError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"the configuration of the run {folder} is damaged: {error}") from error
+
+
+def difference(held: DistillConfig, wanted: DistillConfig) -> str | None:
+    """The first key in which two configurations differ, with both values; None when they are equal."""
+    there, here = (dict(flatten(config.model_dump(mode="json"))) for config in (held, wanted))
+    for key in [*here, *there]:
+        a, b = there.get(key), here.get(key)
+        if a != b:
+            return f"{key} is {json.dumps(a)} there, {json.dumps(b)} here"
+    return None
 
 
 def parse_set(text: str) -> tuple[tuple[str, ...], Any]:

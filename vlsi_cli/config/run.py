@@ -120,8 +120,15 @@ class DistillConfig(Config):
             raise ValueError("`student.verbalizers` cannot be given: only a teacher's set is reused")
         if self.student.placement != "device":
             raise ValueError("`student.placement` must be device: the small model trains")
+        if self.student.quantization != "none":
+            raise ValueError("`student.quantization` must be none: the small model trains")
         if self.student.cache is not None:
             raise ValueError("`student.cache` cannot be given: only a teacher is cached")
+        large = self.teacher
+        if large is not None and large.quantization != "none" and large.placement != "device":
+            raise ValueError(
+                "`teacher.quantization` needs `teacher.placement: device`: layers are quantized where they lie"
+            )
         if self.teacher is not None and self.teacher.init == "random":
             raise ValueError("`teacher.init: random` would teach noise")
         return self

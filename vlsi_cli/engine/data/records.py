@@ -47,6 +47,7 @@ REASONS: dict[str, str] = {
     "template-refused": "the chat template refused the conversation",
     "template-history": "the chat template rewrites earlier turns when one is added",
     "template-response": "the response cannot be found, or its end told, in the rendered conversation",
+    "not-everywhere": "one of several processes could not use it, this one could",
 }
 
 

@@ -42,6 +42,7 @@ class PatternsSource:
     """
 
     shuffles_itself = True
+    streamed = False
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class JsonSource:
     """
 
     shuffles_itself = False
+    streamed = False
 
     def __init__(self, path: Path | str, style: Style, *, image_root: Path | str | None = None) -> None:
         self.path = Path(path)

@@ -13,7 +13,8 @@ from vlsi_cli.engine.data.collate import collate, collate_prompts
 from vlsi_cli.engine.data.huggingface import HuggingFaceSource
 from vlsi_cli.engine.data.records import Record
 from vlsi_cli.engine.data.report import DataReport
-from vlsi_cli.engine.data.stream import RecordSource, RecordStream
+from vlsi_cli.engine.data.schedule import RecordSource
+from vlsi_cli.engine.data.stream import Exchange, RecordStream, alone
 from vlsi_cli.engine.data.template import ChatEncoder, Encoded, EncodedPrompt
 
 _Item = TypeVar("_Item")
@@ -62,20 +63,23 @@ def training_stream(
     report: DataReport | None = None,
     rank: int = 0,
     world_size: int = 1,
+    exchange: Exchange = alone,
     digests: bool = False,
 ) -> RecordStream[Encoded, Batch]:
-    """Endless training batches of a configuration: ``stream.next_batch(n)``; ``digests`` as in ``collate``."""
+    """Endless training batches of a configuration: ``stream.next_step(n)``.
+
+    ``rank``, ``world_size`` and ``exchange`` as in :class:`RecordStream`, ``digests`` as in ``collate``.
+    """
     together = partial(_collate, pad_id=encoder.pad_id, digests=digests)
-    return _stream(config, encoder.encode, together, seed, report, rank, world_size)
+    return _stream(config, encoder.encode, together, seed, report, rank, world_size, exchange)
 
 
 def prompt_stream(
     config: DataConfig, encoder: ChatEncoder, *, seed: int, report: DataReport | None = None
 ) -> RecordStream[EncodedPrompt, PromptBatch]:
     """Generation prompts of held-out data: ``stream.one_pass(samples)`` gives them one by one."""
-    return _stream(
-        config, encoder.encode_prompt, partial(_collate_prompts, pad_id=encoder.pad_id), seed, report, 0, 1
-    )
+    together = partial(_collate_prompts, pad_id=encoder.pad_id)
+    return _stream(config, encoder.encode_prompt, together, seed, report)
 
 
 def _collate(records: list[Encoded], *, pad_id: int, digests: bool) -> Batch:
@@ -92,8 +96,9 @@ def _stream(
     collate_items: Callable[[list[_Item]], _Out],
     seed: int,
     report: DataReport | None,
-    rank: int,
-    world_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    exchange: Exchange = alone,
 ) -> RecordStream[_Item, _Out]:
     return RecordStream(
         open_sources(config, seed),
@@ -105,4 +110,5 @@ def _stream(
         report=report,
         rank=rank,
         world_size=world_size,
+        exchange=exchange,
     )

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import shlex
 import time
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from vlsi_cli.config.loading import Resolved
-from vlsi_cli.config.run import DistillConfig, ModelConfig, StageConfig
+from vlsi_cli.config.run import DistillConfig, StageConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.lora import has_lora, merge_lora
 from vlsi_cli.engine.data.report import DataReport
@@ -19,22 +15,25 @@ from vlsi_cli.engine.files import require_space
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.data import training_stream
 from vlsi_cli.engine.runs.folder import RunFolder
-from vlsi_cli.engine.runs.identity import needs_teacher
 from vlsi_cli.engine.runs.measure import encoder_for, measure
-from vlsi_cli.engine.runs.stages import interaction_stage, optimizer_steps, reinforcement_stage
+from vlsi_cli.engine.runs.parts import RunParts
+from vlsi_cli.engine.runs.stages import optimizer_steps
 from vlsi_cli.engine.runs.teachers import describe_pair, open_cache
 from vlsi_cli.engine.runs.watch import StageWatch
-from vlsi_cli.engine.stages import VerbalizationStage
-from vlsi_cli.engine.teachers import CachedTeacher, LiveTeacher, Teacher
 from vlsi_cli.engine.training import Checkpoints, Stage, train_stage
 from vlsi_cli.engine.training.signals import Wish, heed_signals
-from vlsi_cli.engine.verbalizing import Verbalizers
 from vlsi_cli.errors import DataError, Interrupted, OutputError
 from vlsi_cli.events import Events, Note, Report, RunEnded, RunStarted, Warn
 
 
 def run(
-    resolved: Resolved, *, output: Path, events: Events, resume: bool = False, overwrite: bool = False
+    resolved: Resolved,
+    *,
+    output: Path,
+    events: Events,
+    resume: bool = False,
+    overwrite: bool = False,
+    skip_damaged: bool = False,
 ) -> Report:
     """Distil: verbalization of both models, interaction, reinforcement, as far as the configuration has them.
 
@@ -44,32 +43,33 @@ def run(
         events: told of everything that happens.
         resume: go on with the run in ``output``; what is complete is not done again.
         overwrite: replace a run that is already in ``output``.
+        skip_damaged: resume from the newest undamaged checkpoint.
 
     Returns:
         The report; the student in it has been reloaded by plain transformers and compared.
 
     Raises:
-        VlsiError: any branch of it; a run that was started can be resumed after each of them.
+        VlsiError: any branch of it; a run that was started can be resumed after each.
     """
     started = time.perf_counter()
     folder = RunFolder.open(output) if resume else RunFolder.create(output, resolved, overwrite=overwrite)
     again = f"vlsi distill --resume {shlex.quote(str(output))}"
+    told = (lambda text: events(Warn(text))) if skip_damaged else None
+    checkpoints = Checkpoints(folder.checkpoints, resolved.config.keep_checkpoints, told)
     with folder.held(), heed_signals() as wish:
         try:
-            _Distillation(resolved.config, folder, events, wish).run()
+            _Distillation(resolved.config, folder, events, wish, checkpoints).run()
         except Interrupted as stopped:
             raise Interrupted(stopped.message, resume=again, exit_code=stopped.exit_code) from None
         except (DataError, OutputError) as error:  # what is mended outside the configuration
-            hint = f"{error.hint}\n" if error.hint else ""
-            error.hint = f"{hint}then go on with: {again}"
+            error.hint = "\n".join(filter(None, (error.hint, f"then go on with: {again}")))
             raise
     state = folder.state
+    scores = (state.scores.get(who) for who in ("small before", "small after", "large"))
     report = Report(
         run=output,
         student=folder.student,
-        scores=tuple(
-            state.scores[who] for who in ("small before", "small after", "large") if who in state.scores
-        ),
+        scores=tuple(score for score in scores if score is not None),
         stages=tuple(state.stages.values()),
         seconds=time.perf_counter() - started,
     )
@@ -77,18 +77,14 @@ def run(
     return report
 
 
-class _Distillation:
-    """One run in progress: the objects that its stages share, loaded when first needed."""
+class _Distillation(RunParts):
+    """One run in progress: the order of its stages, and what each leaves on the disk."""
 
-    def __init__(self, config: DistillConfig, folder: RunFolder, events: Events, wish: Wish) -> None:
-        self.config, self.folder, self.events, self.wish = config, folder, events, wish
-        self.device, self.dtype = models.place(config)
-        self.checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
-        self._student: Backbone | None = None
-        self._teacher: Backbone | None = None
-        self._cached: CachedTeacher | None = None
-        self._small_verbalizers: Verbalizers | None = None
-        self._large_verbalizers: Verbalizers | None = None
+    def __init__(
+        self, config: DistillConfig, folder: RunFolder, events: Events, wish: Wish, checkpoints: Checkpoints
+    ) -> None:
+        super().__init__(config, folder, wish)
+        self.events, self.checkpoints = events, checkpoints
 
     # ---------------------------------------------------------------- order of events
 
@@ -124,13 +120,10 @@ class _Distillation:
             self._verbalize("small")
         if config.interaction is not None and not self._complete("interaction"):
             self._interact()
-        self._forget_teacher()
+        self.forget_teacher()
         if config.reinforcement is not None:
             self._reinforce()
         self._finish()
-
-    def _complete(self, key: str) -> bool:
-        return key in self.folder.state.stages
 
     def _check_space(self) -> None:
         """Checkpoints, verbalizers, the layers after step 2 and the student must fit on the disk."""
@@ -145,98 +138,30 @@ class _Distillation:
         needed_bytes = models.disk_space(self.student, sets, full=full, keep=config.keep_checkpoints)
         require_space(self.folder.path, needed_bytes, "checkpoints, verbalizers and the small model")
 
-    # ---------------------------------------------------------------- models
-
-    @property
-    def student(self) -> Backbone:
-        """The small model as far as the complete stages have brought it."""
-        if self._student is None:
-            config, done = self.config, self.folder.state.student
-            model = ModelConfig(id=str(self.folder.student)) if done else config.student
-            trained = not done and models.trains_weights(config)
-            self._student = models.load_model(model, config, self.dtype, self.device, trained=trained)
-            if not done and self._complete("interaction"):
-                models.restore_layers(self.folder.interaction, self._student)
-            self._stop_if_asked()
-        return self._student
-
-    @property
-    def teacher(self) -> Backbone:
-        if self._teacher is None:
-            assert self.config.teacher is not None
-            self._teacher = models.load_model(
-                self.config.teacher,
-                self.config,
-                self.dtype,
-                self.device,
-                trained=False,
-                chat_template=self.student.processor.chat_template,
-            )
-            self._stop_if_asked()
-        return self._teacher
-
-    def _forget_teacher(self) -> None:
-        """Give the large model's memory back before the last step."""
-        self._teacher = self._cached = self._large_verbalizers = self._small_verbalizers = None
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _verbalizers(self, side: str) -> Verbalizers:
-        """The trained set of a side: from this process, from the run folder, or the one to be reused."""
-        held = self._large_verbalizers if side == "large" else self._small_verbalizers
-        if held is not None:
-            return held
-        backbone, model = self._side(side)
-        path = model.verbalizers or self.folder.verbalizers(side)
-        return models.stored_verbalizers(path, backbone, models.target_layers(model, backbone))
-
-    def _side(self, side: str) -> tuple[Backbone, Any]:
-        if side == "large":
-            return self.teacher, self.config.teacher
-        return self.student, self.config.student
-
     # ---------------------------------------------------------------- stages
 
     def _verbalize(self, side: str) -> None:
         config = self.config
-        backbone, model = self._side(side)
+        backbone, _ = self._side(side)
         settings = config.large_verbalization if side == "large" else config.verbalization
         assert settings is not None
         key = f"verbalization-{side}"
-        targets = models.target_layers(model, backbone)
-        seed = models.derived_seed(config.seed, key)
-        verbalizers = models.new_verbalizers(backbone, targets, config.verbalizer, seed).to(self.device)
-        self._train(key, side, VerbalizationStage(backbone, verbalizers), settings, backbone)
+        stage = self.verbalization(side)
+        self._train(key, side, stage, settings, backbone)
         final = self.folder.state.stages[key]
         facts = {"steps": final.steps, "loss": dict(final.per_layer), "seed": config.seed}
-        models.store_verbalizers(self.folder.verbalizers(side), backbone, verbalizers, facts)
+        models.store_verbalizers(self.folder.verbalizers(side), backbone, stage.verbalizers, facts)
         self._mark(key)
         if side == "large":
-            self._large_verbalizers = verbalizers
+            self._large_verbalizers = stage.verbalizers
         else:
-            self._small_verbalizers = verbalizers
+            self._small_verbalizers = stage.verbalizers
 
     def _interact(self) -> None:
-        settings = self.config.interaction
+        settings, student = self.config.interaction, self.student
         assert settings is not None
         assert self.config.teacher is not None
-        student, words = self.student, settings.verbalizes
-        small = models.target_layers(self.config.student, student)
-        teacher: Teacher | None = self._cached
-        if teacher is None and needs_teacher(settings):
-            matches_words = words and settings.intermediate != "ce"
-            said = self._verbalizers("large") if matches_words else None
-            large = models.target_layers(self.config.teacher, self.teacher)
-            teacher = LiveTeacher(self.teacher, said, large, self.dtype)
-        stage = interaction_stage(
-            settings,
-            student,
-            teacher,
-            self._verbalizers("small") if words else None,
-            targets=small,
-            seed=models.derived_seed(self.config.seed, "interaction"),
-        )
+        stage = self.interaction()
         self._train("interaction", "small", stage, settings, student)
         self._settle(student)
         models.store_layers(self.folder.interaction, student)
@@ -251,9 +176,7 @@ class _Distillation:
         settings = self.config.reinforcement
         assert settings is not None
         student = self.student
-        seed = models.derived_seed(self.config.seed, "reinforcement")
-        stage = reinforcement_stage(settings, student, seed=seed)
-        self._train("reinforcement", "small", stage, settings, student)
+        self._train("reinforcement", "small", self.reinforcement(), settings, student)
         self._settle(student)
 
     @staticmethod
@@ -335,7 +258,3 @@ class _Distillation:
             return  # before the property below loads a model for nothing
         backbone = self.teacher if who == "large" else self.student
         measure(who, backbone, self.config, self.dtype, self.folder, self.events, self._stop_if_asked)
-
-    def _stop_if_asked(self) -> None:
-        if self.wish.signal is not None:
-            raise Interrupted("stopped between two steps; nothing is lost", exit_code=self.wish.exit_code)

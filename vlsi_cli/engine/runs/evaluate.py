@@ -200,7 +200,7 @@ def _model(
 
     low, high = config.min_pixels, config.max_pixels
     backbone = load_backbone(asked.id, dtype=dtype, device=device, min_pixels=low, max_pixels=high)
-    facts = processes.on_first(lambda: identity(backbone, low, high))
+    facts = {**processes.on_first(lambda: identity(backbone, low, high)), "paper": asked.row}
     folder = config.output / "models" / folder_name(asked.id, facts["identity"])
     if processes.is_first():
         write_json(folder / "model.json", {"id": asked.id, **facts})

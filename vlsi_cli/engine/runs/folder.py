@@ -16,7 +16,6 @@ student/                    the stock checkpoint
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import sys
@@ -28,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from vlsi_cli import __version__
+from vlsi_cli.config.folders import holds_something
 from vlsi_cli.config.loading import CONFIG_FILE, Resolved
-from vlsi_cli.engine.files import only_process, write_json, writing
+from vlsi_cli.engine.files import LOCK_FILE, new_file, only_process, sweep, write_json, writing
 from vlsi_cli.errors import CheckpointError, OutputError
 from vlsi_cli.events import Score, StageReport
 
@@ -62,19 +62,25 @@ class RunFolder:
     def create(cls, path: Path, resolved: Resolved, *, overwrite: bool) -> RunFolder:
         """A new run folder with its configuration and environment.
 
+        The configuration is written last and removed last: a folder that has one is a run, and what a kill leaves
+        before that is no run and may be taken over by the next.
+
         Raises:
-            OutputError: it holds something, and ``overwrite`` was not asked for; or it cannot be written.
+            OutputError: it holds something, and ``overwrite`` was not asked for; another process is working in it; or
+                it cannot be written.
         """
         folder = cls(path)
         with writing(path):
-            if path.is_dir() and any(path.iterdir()):
-                if not overwrite or not (path / CONFIG_FILE).is_file():
-                    raise OutputError(f"{path} is not empty", hint="give another --output")
-                shutil.rmtree(path)
             path.mkdir(parents=True, exist_ok=True)
-        resolved.save(path)
-        write_json(path / "environment.json", environment())
-        folder.save_state()
+            is_run = (path / CONFIG_FILE).is_file()
+            if holds_something(path) and not (overwrite and is_run):
+                raise OutputError(f"{path} is not empty", hint="give another --output")
+            with only_process(path, f"the run {path}"):
+                if is_run:
+                    _empty(path)
+                write_json(path / "environment.json", environment())
+                folder.save_state()
+                resolved.save(path)
         return folder
 
     @classmethod
@@ -104,8 +110,7 @@ class RunFolder:
             OutputError: another process is working on this run.
         """
         with writing(self.path), only_process(self.path, f"the run {self.path}"):
-            for left in [*self.path.rglob(".*.partial"), *self.path.rglob(".*.old")]:
-                shutil.rmtree(left, ignore_errors=True)
+            sweep(self.path)
             yield
 
     def verbalizers(self, side: str) -> Path:
@@ -165,9 +170,17 @@ class RunFolder:
                     for line in file.read_text(encoding="utf-8").splitlines()
                     if _stays(line, stage, step)
                 ]
-                partial = file.with_suffix(".partial")
-                partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-                os.replace(partial, file)
+                with new_file(file) as part:
+                    part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _empty(path: Path) -> None:
+    """Remove an old run, its configuration last: killed in between, it can still be told for one."""
+    for old in sorted(path.iterdir(), key=lambda old: old.name == CONFIG_FILE):
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
+        elif old.name != LOCK_FILE:
+            old.unlink()
 
 
 def _stays(line: str, stage: str, step: int) -> bool:

@@ -112,6 +112,7 @@ def load_model(
         max_pixels=config.data.max_pixels,
         chat_template=chat_template,
         placement=model.placement,
+        quantization=model.quantization,
     )
     if chat_template is not None:
         backbone.processor.chat_template = chat_template
@@ -268,7 +269,7 @@ def write_student(target: Path, student: Backbone, dtype: torch.dtype) -> None:
     """
     for parameter in student.model.parameters():
         parameter.data = parameter.data.to(dtype)
-    unproved = target.with_name(f".{target.name}")
+    unproved = target.with_name(f".{target.name}-unproved.partial")
     save_student(student, unproved, dtype=dtype)
     # Weights must be equal bit for bit. So must logits on a CPU; a GPU may choose other kernels.
     verify_student(unproved, student, tolerance=0.0 if student.device.type == "cpu" else 0.05)

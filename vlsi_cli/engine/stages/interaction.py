@@ -176,6 +176,7 @@ class InteractionStage(Stage):
                 [states.top_k.layers[layer] for layer in teacher.targets],
                 vocabulary=self._vocabulary,
                 mask=self._needed,
+                rule_s=self._backbone[0].logit_rule,
             )
             return self._matcher(matrix / max(tokens, 1), self.generator), None
         theirs = [states.layers[layer] for layer in teacher.targets]
@@ -204,7 +205,9 @@ class InteractionStage(Stage):
         """``[R]`` loss of one small layer against large layer ``large``, or against the last one."""
         if states.top_k is not None:
             known = states.top_k.last if large is None else states.top_k.layers[large]
-            return top_k_divergence(x, self._backbone[0].head.weight, known, vocabulary=self._vocabulary)
+            rule = self._backbone[0].logit_rule
+            head = self._backbone[0].head.weight
+            return top_k_divergence(x, head, known, vocabulary=self._vocabulary, rule_s=rule)
         x_large = states.last if large is None else states.layers[large]
         if self.features and kind == "l2":
             return feature_l2(x, x_large)

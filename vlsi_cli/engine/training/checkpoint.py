@@ -1,15 +1,17 @@
 """Checkpoints inside a stage: everything that the next step depends on, hashed, whole or not there at all.
 
 A checkpoint is a folder ``<stage>-<step>`` of ``state.safetensors`` (trained parameters, both moments of the
-optimizer, random states) and ``state.json`` (position in the data, the loss scale, hashes). No pickles.
+optimizer, random states) and ``state.json`` (position in the data, the loss scale, hashes). No pickles. The newest is
+the one of the highest step: nothing here asks a clock.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 from vlsi_cli.engine.files import file_sha256, new_folder
 from vlsi_cli.errors import CheckpointError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _TENSORS, _STATE = "state.safetensors", "state.json"
 _NAME = re.compile(r"(?P<stage>[a-z-]+)-(?P<step>\d{8})")
 
@@ -38,16 +40,22 @@ class Checkpoint:
     values: dict[str, Any]
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint that is not what was written: cut short, changed, or without one of its files."""
+
+
 class Checkpoints:
     """The checkpoints of a run.
 
     Args:
         folder: where they live.
         keep: how many of a stage stay on disk, newest first.
+        skip: told in a sentence of every damaged checkpoint, which is removed in favour of the one before it; None
+            refuses a damaged one.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int = 2, skip: Callable[[str], None] | None = None) -> None:
+        self.folder, self.keep, self._skip = folder, keep, skip
 
     def save(self, stage: str, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Path:
         """Write one and drop the oldest beyond ``keep``.
@@ -65,6 +73,7 @@ class Checkpoints:
                 "stage": stage,
                 "step": step,
                 "sha256": file_sha256(partial / _TENSORS),
+                "values_sha256": _digest(values),
                 "values": dict(values),
             }
             (partial / _STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
@@ -76,10 +85,18 @@ class Checkpoints:
         """The newest checkpoint of a stage, or None.
 
         Raises:
-            CheckpointError: it is damaged.
+            DamagedCheckpoint: it is not what was written, and damaged ones are not to be skipped.
+            CheckpointError: it is of another format.
         """
-        found = self._of(stage)
-        return self._read(found[-1]) if found else None
+        for path in reversed(self._of(stage)):
+            try:
+                return self._read(path)
+            except DamagedCheckpoint as damaged:
+                if self._skip is None:
+                    raise
+                self._skip(f"{damaged.message}; it is removed, and the one before it is used")
+                shutil.rmtree(path, ignore_errors=True)
+        return None
 
     def drop(self, stage: str) -> None:
         """Remove the checkpoints of a stage that is complete."""
@@ -93,21 +110,36 @@ class Checkpoints:
         return sorted(path for path, match in names if match and match["stage"] == stage)
 
     def _read(self, path: Path) -> Checkpoint:
-        hint = f"remove {path} to go on from the checkpoint before it"
+        hint = "the same command with --skip-damaged goes on from the checkpoint before it"
         try:
             state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-            digest = file_sha256(path / _TENSORS)
             if state["format_version"] != FORMAT_VERSION:
                 raise CheckpointError(
                     f"the checkpoint {path} has format {state['format_version']}, this version reads {FORMAT_VERSION}"
                 )
-            if digest != state["sha256"]:
-                raise CheckpointError(
-                    f"the checkpoint {path} is damaged: its tensors have another hash", hint=hint
+            for what, digest in (
+                ("sha256", file_sha256(path / _TENSORS)),
+                ("values_sha256", _digest(state["values"])),
+            ):
+                if digest != state[what]:
+                    odd = "tensors have" if what == "sha256" else "values have"
+                    raise DamagedCheckpoint(
+                        f"the checkpoint {path} is damaged: its {odd} another hash", hint=hint
+                    )
+            if f"{state['stage']}-{int(state['step']):08d}" != path.name:
+                raise DamagedCheckpoint(
+                    f"the checkpoint {path} is damaged: it says of itself that it is of another step",
+                    hint=hint,
                 )
             return Checkpoint(int(state["step"]), load_file(path / _TENSORS), dict(state["values"]))
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise CheckpointError(f"the checkpoint {path} cannot be read: {error}", hint=hint) from error
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+            raise DamagedCheckpoint(f"the checkpoint {path} cannot be read: {error}", hint=hint) from error
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 of plain values, whatever the order of their keys."""
+    plain = json.loads(json.dumps(dict(values)))  # as they are read back
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 # ---------------------------------------------------------------- what goes into one

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -59,6 +60,34 @@ class Progress:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A step whose loss or gradient is not finite, before anything is changed by it.
+
+    Attributes:
+        step: its number, from 1; ``total`` steps make the stage.
+        terms: the losses as in :class:`Progress`; ``micro_batches`` the same sums over response tokens for each
+            micro-batch, undivided.
+        grad_norm: before clipping.
+        learning_rate: the rate that the step would have used.
+        random: the states of the generators before it.
+        draw: draws its micro-batches once more.
+        scaler: state of the loss scaling, None without one.
+        last_checkpoint: steps done at the newest checkpoint of this stage (0: none).
+    """
+
+    step: int
+    total: int
+    terms: dict[str, float]
+    micro_batches: list[dict[str, float]]
+    grad_norm: float
+    learning_rate: float
+    random: dict[str, Tensor]
+    draw: Callable[[], list[Batch]]
+    scaler: dict[str, Any] | None
+    last_checkpoint: int
+
+
 def train_stage(
     stage: Stage,
     stream: RecordStream[Any, Batch],
@@ -82,6 +111,7 @@ def train_stage(
     wish: Wish | None = None,
     on_step: Callable[[Progress], None] = lambda progress: None,
     on_checkpoint: Callable[[Any, int], None] = lambda path, step: None,
+    on_failure: Callable[[Failure], str | None] = lambda failure: None,
 ) -> None:
     """Train a stage to its last step.
 
@@ -101,6 +131,8 @@ def train_stage(
         resume: a checkpoint of this stage to go on from.
         wish: asked after every micro-batch whether to stop.
         on_step, on_checkpoint: told of what happens.
+        on_failure: told of a step that is not finite, while everything is as it was before it; what it returns is
+            one more line of the error's hint.
 
     Raises:
         TrainingError: a loss or a gradient that is not finite, or no memory left on the device.
@@ -132,6 +164,11 @@ def train_stage(
             path = checkpoints.save(key, step, pack(trained, optimizer, stage.generator, device), values)
             on_checkpoint(path, step)
 
+    def draw(place: dict[str, Any] | None = None) -> list[Batch]:
+        if place is not None:
+            stream.load_state_dict(place)
+        return stream.next_step(batch_size, accumulation)
+
     def asked() -> bool:
         return wish is not None and wish.signal is not None
 
@@ -151,7 +188,7 @@ def train_stage(
         )
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batches = [stream.next_batch(batch_size) for _ in range(accumulation)]
+        batches = draw()
         tokens = sum(batch.num_tokens for batch in batches)
         inputs = sum(batch.num_input_tokens for batch in batches)
         try:
@@ -172,9 +209,22 @@ def train_stage(
         if not math.isfinite(loss) or (accelerator.scaler is None and not math.isfinite(norm)):
             odd = [name for name, value in terms.items() if not math.isfinite(value)]
             what = f"loss of {', '.join(odd)}" if odd else "gradient"
+            failure = Failure(
+                step + 1,
+                steps,
+                terms,
+                [{name: float(value) for name, value in each.terms.items()} for each in outputs],
+                norm,
+                rate,
+                before[1],
+                partial(draw, before[0]),
+                accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+                saved,
+            )
+            hint = f"lower the learning rate, or compute in bf16 or fp32; checkpoints up to step {saved} are good"
             raise TrainingError(
                 f"step {step + 1} of {key}: the {what} is not finite (learning rate {rate:.2g})",
-                hint=f"lower the learning rate, or compute in bf16 or fp32; checkpoints up to step {saved} are good",
+                hint="\n".join(filter(None, [hint, on_failure(failure)])),
             )
         prepared.step()
         prepared.zero_grad(set_to_none=True)
