@@ -78,7 +78,7 @@ def launch(processes: Count, words: Sequence[str], launcher: Sequence[str] = ())
         if ended[0].local_rank == 0 and all(int(each.exitcode) < 0 for each in ended):
             raise ProcessError(
                 f"the first of {count} processes was ended by {signal.Signals(-int(ended[0].exitcode)).name}",
-                hint="the kernel's log says if memory ran out",
+                hint="the kernel's log says if memory ran out; what was written is kept",
             ) from None
         return _cause([int(each.exitcode) for each in ended])
     except SignalException as stopped:
