@@ -164,8 +164,9 @@ from vlsi_cli.engine.data.stream import RecordStream
 if __name__ == "__main__":
     with RecordStream([(Sleepy(""), 1.0)], record_id, list, seed=0, workers=1) as stream:
         for _ in range(2):
-            print(*sorted(set(stream.next_batch(8))), flush=True)
+            told = set(stream.next_batch(8))
             try:
+                print(*told, flush=True)
                 time.sleep(60)
             except KeyboardInterrupt:
                 pass
