@@ -250,6 +250,7 @@ class _Distillation(RunParts):
         finally:
             accelerator.free_memory()  # it would keep the stage, its teacher and its moments
             backbone.set_gradient_checkpointing(False)
+            stream.close()
             self.folder.note_data(key, report.to_dict())
         if report.skipped:
             self.events(Warn(f"data: {report.summary()}; data.json names them"))
