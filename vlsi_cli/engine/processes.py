@@ -25,6 +25,11 @@ from vlsi_cli.errors import ConfigError, ProcessError, VlsiError
 
 Value = TypeVar("Value")
 
+
+class Terminated(BaseException):
+    """To be raised where the launcher ends this process in order, which it does when another one was killed."""
+
+
 #: How long a process waits for the others: the first may be writing the checkpoint of a large model meanwhile.
 PATIENCE = timedelta(hours=2)
 #: How long one waits for another's last words.
@@ -33,12 +38,12 @@ MOMENT = timedelta(seconds=2)
 
 def rank() -> int:
     """This process's number, from 0."""
-    return launching.rank()
+    return distributed.get_rank() if distributed.is_initialized() else launching.rank()
 
 
 def size() -> int:
     """Processes of this run."""
-    return launching.size()
+    return distributed.get_world_size() if distributed.is_initialized() else launching.size()
 
 
 def is_first() -> bool:
@@ -75,7 +80,7 @@ def own_device(device: torch.device, *, chosen: bool) -> torch.device:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[None]:
     """Be one of the run's processes inside the block; afterwards the group is dissolved.
 
     Errors of the block that belong to this process alone are marked with its number, so that it, which is otherwise
@@ -84,6 +89,7 @@ def joined(device: torch.device) -> Iterator[None]:
 
     Args:
         device: where this process computes.
+        patience: how long a process waits for the others.
 
     Raises:
         ProcessError: the others cannot be reached, or one has ended before its time.
@@ -95,7 +101,7 @@ def joined(device: torch.device) -> Iterator[None]:
     try:
         store, number, count = next(rendezvous("env://", timeout=PATIENCE))
         distributed.init_process_group(
-            backend, timeout=PATIENCE, store=store, rank=number, world_size=count, device_id=own
+            backend, timeout=patience, store=store, rank=number, world_size=count, device_id=own
         )
     except (ValueError, RuntimeError) as error:
         raise ProcessError(
@@ -116,11 +122,13 @@ def joined(device: torch.device) -> Iterator[None]:
                 error.process = rank()
         raise
     except BaseException as error:
-        if not isinstance(error, RuntimeError) or not _is_lost(error):
+        if not isinstance(error, Terminated) and not (isinstance(error, RuntimeError) and _is_lost(error)):
             _tell(store, str(error))
             raise
         lost = ProcessError(
-            "another process of this run was killed, and the run cannot go on without it",
+            "this run was told to end, or another process of it was killed"
+            if isinstance(error, Terminated)
+            else "another process of this run was killed, and the run cannot go on without it",
             hint="the kernel's log says if memory ran out; then go on from the last checkpoint",
         )
         lost.told = _any_told(store)

@@ -222,6 +222,7 @@ class _Distillation(RunResults):
             device=self.device,
             teacher_clock=stage.teacher_clock,
             sample=self._sampler(key, stage, backbone, steps),
+            data=report if first == 0 and not self.folder.state.stages else None,
         )
         optimizer = settings.optimizer
         backbone.set_gradient_checkpointing(settings.gradient_checkpointing)
@@ -253,6 +254,7 @@ class _Distillation(RunResults):
         finally:
             accelerator.free_memory()  # it would keep the stage, its teacher and its moments
             backbone.set_gradient_checkpointing(False)
+            stream.close()
             self.folder.note_data(key, report.to_dict())
         if report.skipped:
             self.events(Warn(f"data: {report.summary()}; data.json names them"))

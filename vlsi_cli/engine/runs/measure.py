@@ -95,6 +95,9 @@ def measure(
             f"asking {who} does not fit into the memory of {device}",
             hint=f"lower evaluation.batch_size (now {evaluation.batch_size})",
         ) from error
+    finally:
+        prompts.close()
+        records.close()
     lengths = (len(backbone.tokenizer(answer.reference)["input_ids"]) for answer in answers)
     fits = any(length <= evaluation.max_new_tokens for length in lengths)
     return Share(answers, loss, tokens, fits, report.summary() if report.skipped else "")

@@ -6,14 +6,12 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlsi_cli.config.run import DistillConfig, ModelConfig, Sharding, VerbalizerConfig
@@ -22,22 +20,21 @@ from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.folders import resolve_verbalizers
 from vlsi_cli.engine.backbones.load import Description, describe, load_backbone
 from vlsi_cli.engine.backbones.placement import divide
-from vlsi_cli.engine.backbones.saving import save_student, verify_student
 from vlsi_cli.engine.devices import (
     precision_name,
     resolve_attention,
     resolve_device,
     resolve_precision,
 )
-from vlsi_cli.engine.files import new_folder, replace_folder, writing
 from vlsi_cli.engine.verbalizing import (
     Verbalizers,
     decoder_layers_like,
     head_fingerprint,
     load_verbalizers,
+    read_manifest,
     save_verbalizers,
 )
-from vlsi_cli.errors import CheckpointError, CompatibilityError, ConfigError
+from vlsi_cli.errors import CompatibilityError, ConfigError
 
 _ACCELERATE = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -258,12 +255,23 @@ def rebuilt_verbalizers(
     return made
 
 
-def stored_verbalizers(path: Path, backbone: Backbone, targets: tuple[int, ...]) -> Verbalizers:
-    """Read a set back for its base, or refuse it; ``path`` may also be a run or a hub id with sets in it."""
+def stored_verbalizers(
+    path: Path, backbone: Backbone, targets: tuple[int, ...], *, any_head: bool = False
+) -> Verbalizers:
+    """Read a set back for its base, or refuse it.
+
+    Args:
+        path: the set; or a run, or a hub id, with the set of a large model in it.
+        backbone: the base.
+        targets: layers that the set must have.
+        any_head: take a set that was trained through another head than the base's.
+    """
+    folder = resolve_verbalizers(path)
+    head = read_manifest(folder).head_sha256 if any_head else head_fingerprint(backbone.head.weight)
     verbalizers, _ = load_verbalizers(
-        resolve_verbalizers(path),
+        folder,
         base_id=backbone.id,
-        head_sha256=head_fingerprint(backbone.head.weight),
+        head_sha256=head,
         hidden_size=backbone.hidden_size,
         layers=targets,
         norm=backbone.final_norm,
@@ -286,59 +294,3 @@ def disk_space(student: Backbone, verbalizers: list[int], *, full: bool, keep: i
     trained = max([*verbalizers, small if full else small // 10])
     checkpoints = 12 * trained * (keep + 1)  # fp32 values and two moments
     return checkpoints + 4 * (2 * sum(verbalizers) + 2 * small)
-
-
-# ---------------------------------------------------------------- what step 2 leaves
-
-
-def store_layers(path: Path, backbone: Backbone) -> None:
-    """Write the decoder layers (step 2 changes nothing else of the model), whole or not at all."""
-    layers = {
-        name: p.detach().cpu().contiguous() for part, name, p in backbone.named_parts() if part == "layers"
-    }
-    with new_folder(path) as partial:
-        save_file(layers, partial / "layers.safetensors")
-
-
-@torch.no_grad()
-def restore_layers(path: Path, backbone: Backbone) -> None:
-    """Put the stored decoder layers into a freshly loaded model.
-
-    Raises:
-        CheckpointError: they cannot be read, or belong to another model.
-    """
-    try:
-        stored = cast(dict[str, Tensor], load_file(path / "layers.safetensors"))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"the layers after step 2 in {path} cannot be read: {error}") from error
-    held = {name: p for part, name, p in backbone.named_parts() if part == "layers"}
-    if {n: t.shape for n, t in stored.items()} != {n: p.shape for n, p in held.items()}:
-        raise CheckpointError(f"the layers after step 2 in {path} are not those of {backbone.id}")
-    for name, parameter in held.items():
-        parameter.copy_(stored[name])
-
-
-def round_weights(student: Backbone, dtype: torch.dtype) -> None:
-    """Round the model in memory, so that what is measured and what is stored are the same numbers.
-
-    Buffers (rotary frequencies) stay as they are, which ``model.to(dtype)`` would not leave them.
-    """
-    for parameter in student.model.parameters():
-        parameter.data = parameter.data.to(dtype)
-
-
-def write_student(target: Path, student: Backbone, dtype: torch.dtype) -> None:
-    """Write the stock checkpoint in the precision computed in; it gets its name only once it is proved to load.
-
-    The model in memory has been rounded to it (:func:`round_weights`).
-
-    Raises:
-        OutputError: it cannot be written.
-        CheckpointError: what was written is not the model in memory.
-    """
-    unproved = target.with_name(f".{target.name}-unproved.partial")
-    save_student(student, unproved, dtype=dtype)
-    # Weights must be equal bit for bit. So must logits on a CPU; a GPU may choose other kernels.
-    verify_student(unproved, student, tolerance=0.0 if student.device.type == "cpu" else 0.05)
-    with writing(target):
-        replace_folder(unproved, target)

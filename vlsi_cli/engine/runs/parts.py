@@ -10,6 +10,7 @@ import torch
 from vlsi_cli.config.run import DistillConfig, ModelConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.runs import models
+from vlsi_cli.engine.runs import student as student_files
 from vlsi_cli.engine.runs.folder import RunFolder
 from vlsi_cli.engine.runs.identity import needs_teacher
 from vlsi_cli.engine.runs.stages import interaction_stage, reinforcement_stage
@@ -70,7 +71,7 @@ class RunParts:
         trained = not done and models.trains_weights(config)
         student = models.load_model(model, config, self.dtype, self.device, trained=trained)
         if not done and after_interaction:
-            models.restore_layers(self.folder.interaction, student)
+            student_files.restore_layers(self.folder.interaction, student)
         return student
 
     @property

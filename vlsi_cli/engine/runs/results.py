@@ -16,6 +16,7 @@ from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.lora import has_lora, merge_lora
 from vlsi_cli.engine.runs import models
+from vlsi_cli.engine.runs import student as student_files
 from vlsi_cli.engine.runs.parts import RunParts
 from vlsi_cli.engine.runs.stages import add_adapters
 from vlsi_cli.engine.sharding import whole_values
@@ -54,7 +55,7 @@ class RunResults(RunParts):
         facts = {"after": "interaction", "teacher": config.teacher.id, "seed": config.seed}
 
         def keep(student: Backbone, said: Verbalizers | None) -> None:
-            models.store_layers(self.folder.interaction, student)
+            student_files.store_layers(self.folder.interaction, student)
             if said is not None:
                 models.store_verbalizers(self.folder.verbalizers("small-after"), student, said, facts)
 
@@ -100,10 +101,10 @@ class RunResults(RunParts):
 
         def keep() -> None:
             assert held is not None
-            models.write_student(self.folder.student, held, self.dtype)
+            student_files.write_student(self.folder.student, held, self.dtype)
 
         if held is not None:
-            models.round_weights(held, self.dtype)
+            student_files.round_weights(held, self.dtype)
         processes.on_first(keep)
         self.folder.state.student = True
         if self.sharding != "none":
