@@ -15,8 +15,9 @@ from tests.hub_client import vlsi
 from tests.hub_server import HubServer
 from tests.hub_store import metadata_errors
 from vlsi_cli.engine.backbones.load import load_backbone
+from vlsi_cli.engine.evaluation.identity import identity
 from vlsi_cli.engine.evaluation.scores import Result
-from vlsi_cli.engine.runs.evaluate import EvaluationReport, identity
+from vlsi_cli.engine.runs.evaluate import EvaluationReport
 from vlsi_cli.engine.runs.evaluation_report import write
 from vlsi_cli.engine.runs.push_evaluation import scores_for
 from vlsi_cli.events import Warn, ignore

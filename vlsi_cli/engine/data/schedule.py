@@ -48,6 +48,10 @@ class RecordSource(Protocol):
     def streamed(self) -> bool:
         """Whether records can only be read one after another; every process of a run then reads all of them."""
 
+    @property
+    def held(self) -> bool:
+        """Whether the records are in the memory of this process, so that workers are given them."""
+
     def read(self, index: int, epoch: int = 0) -> Record:
         """The record at an index.
 
@@ -64,7 +68,7 @@ class Draw:
     Attributes:
         source: number of the source.
         index, epoch: what the source is asked for.
-        record: of a streamed source, what was read there.
+        record: what was read there, where that is already done: streamed sources.
     """
 
     source: int
