@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from itertools import chain
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -32,6 +34,12 @@ class Numbers:
         self.shuffles_itself = size is None
         self.streamed = ends is not None
 
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert state == {}
+
     def read(self, index: int, epoch: int = 0) -> Record:
         if self.ends is not None and index >= self.ends:
             raise EndOfSource(self.name)
@@ -43,8 +51,24 @@ class Numbers:
         return conversation("Q", "A", id=f"{self.name}{index}")
 
 
+def encoded(record: Record) -> str:
+    """The id; of some records it shows only now that they are damaged."""
+    if record.id in ("a4", "b6", "b9"):
+        raise BadRecord("image-damaged", record=record.id, where=record.id)
+    return record.id
+
+
+def length_of(name: str) -> int:
+    return zlib.crc32(name.encode()) % 50
+
+
+def length(record: Record) -> int:
+    return length_of(record.id)
+
+
 def stream(*sources: tuple[RecordSource, float], **settings: object) -> RecordStream[str, list[str]]:
-    return RecordStream(sources, lambda record: record.id, list, **{"seed": 0, **settings})  # type: ignore[arg-type]
+    standard = {"seed": 0, "encode": lambda record: record.id, "measure": length}
+    return RecordStream(sources, collate=list, **{**standard, **settings})  # type: ignore[arg-type]
 
 
 def take(source: RecordStream[str, list[str]], number: int) -> list[str]:
@@ -94,6 +118,32 @@ def test_endless_sources_are_mixed_by_weight() -> None:
         assert abs(sum(n.startswith("a") for n in drawn[:k]) - 0.75 * k) <= 1
 
 
+@given(st.lists(st.floats(0.1, 9.0), min_size=2, max_size=5))
+def test_every_prefix_of_an_endless_mix_keeps_the_weights(weights: list[float]) -> None:
+    """However far: no source is a whole draw ahead of its share, so none is more behind than there are others.
+
+    Just before a draw the sources are one draw behind in sum, so the one that is drawn is at least 1/k behind.
+    """
+    mixed = stream(*((Numbers(name, None), weight) for name, weight in zip("abcde", weights, strict=False)))
+    counts = Counter[str]()
+    for number in range(1, 101):
+        counts[mixed.next_batch(1)[0][0]] += 1
+        for name, weight in zip("abcde", weights, strict=False):
+            ahead = counts[name] - weight / sum(weights) * number
+            assert 1 - len(weights) < ahead < 1
+
+
+def test_fractional_weights_draw_every_record_alike() -> None:
+    """A third of 30 records in each of 300 epochs: chi-squared of the counts is below its 99.9 % point (29 degrees)."""
+    mixed = stream((Numbers("a", 30), 1 / 3), (Numbers("b", 5), 1.0))
+    counts = Counter(take(mixed, 300 * 15))
+    assert sum(counts[f"a{number}"] for number in range(30)) == 3000
+    assert {counts[f"b{number}"] for number in range(5)} == {300}
+    # Ten of 30 without replacement: the variance of a count is 100 * (1 - 1/3) in place of 100.
+    chi = sum((counts[f"a{number}"] - 100) ** 2 for number in range(30)) / (100 * (1 - 1 / 3) * 30 / 29)
+    assert chi < 58.3
+
+
 def test_a_stream_of_unknown_length_starts_again() -> None:
     assert take(stream((Numbers("a", None, ends=3), 1.0)), 7) == ["a0", "a1", "a2", "a0", "a1", "a2", "a0"]
     with pytest.raises(DataError, match="a holds no record"):
@@ -110,17 +160,31 @@ def sources_of(kind: str) -> list[tuple[RecordSource, float]]:
     ]
 
 
-@given(st.sampled_from(["finite", "endless"]), st.integers(0, 40), st.integers(1, 4), st.integers(0, 3))
-def test_resumed_batches_are_those_of_an_unbroken_run(kind: str, before: int, size: int, seed: int) -> None:
-    whole = stream(*sources_of(kind), seed=seed)
+@given(
+    st.sampled_from(["finite", "endless"]),
+    st.integers(0, 20),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.sampled_from([0, 1, 3]),
+)
+def test_resumed_batches_are_those_of_an_unbroken_run(
+    kind: str, before: int, size: int, seed: int, group: int
+) -> None:
+    """From any step on: inside a window by length too, and with records that turn out damaged there."""
+
+    def open_stream() -> RecordStream[str, list[str]]:
+        return stream(*sources_of(kind), seed=seed, group_steps=group, encode=encoded)
+
+    whole = open_stream()
     for _ in range(before):
-        whole.next_batch(size)
+        whole.next_step(size, 2)
     state = json.loads(json.dumps(whole.state_dict()))
-    expected = [whole.next_batch(size) for _ in range(10)]
-    resumed = stream(*sources_of(kind), seed=seed)
+    expected = [whole.next_step(size, 2) for _ in range(6)]
+    resumed = open_stream()
     resumed.load_state_dict(state)
-    assert [resumed.next_batch(size) for _ in range(10)] == expected
-    assert resumed.report.to_dict() == whole.report.to_dict()
+    assert resumed.state_dict() == state
+    assert [resumed.next_step(size, 2) for _ in range(6)] == expected
+    assert resumed.state_dict() == whole.state_dict()
 
 
 class Group:
@@ -155,24 +219,72 @@ def interleaved(steps: list[list[list[str]]]) -> list[list[str]]:
 
 
 @settings(max_examples=40)
-@given(st.sampled_from(["finite", "endless"]), st.sampled_from([2, 3]), st.integers(1, 3), st.integers(1, 3))
-def test_processes_feed_the_micro_batches_of_one(kind: str, world: int, size: int, accumulation: int) -> None:
+@given(
+    st.sampled_from(["finite", "endless"]),
+    st.sampled_from([2, 3]),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.sampled_from([0, 2]),
+)
+def test_processes_feed_the_micro_batches_of_one(
+    kind: str, world: int, size: int, accumulation: int, by_length: int
+) -> None:
     """Records are skipped as bad all along, and still micro-batch by micro-batch, count by count it is the same."""
-    alone = stream(*sources_of(kind), seed=1)
-    group = Group(world, lambda rank: sources_of(kind), seed=1)
+    same = {"seed": 1, "group_steps": by_length, "encode": encoded}
+    alone = stream(*sources_of(kind), **same)
+    group = Group(world, lambda rank: sources_of(kind), **same)
     for _ in range(6):
         expected = alone.next_step(world * size, accumulation)
         assert interleaved(group.call(lambda each: each.next_step(size, accumulation))) == expected
     states = [each.state_dict() for each in group.streams]
     assert states == [alone.state_dict()] * world
     # Any number of processes goes on from there.
-    more = stream(*sources_of(kind), seed=1)
+    more = stream(*sources_of(kind), **same)
     more.load_state_dict(json.loads(json.dumps(states[-1])))
     assert more.next_step(5, 2) == alone.next_step(5, 2)
-    other = Group(2, lambda rank: sources_of(kind), seed=1)
+    other = Group(2, lambda rank: sources_of(kind), **same)
     for each in other.streams:
         each.load_state_dict(alone.state_dict())
     assert interleaved(other.call(lambda each: each.next_step(2, 2))) == alone.next_step(4, 2)
+
+
+def test_by_length_every_record_still_comes_once_an_epoch() -> None:
+    """Windows of three steps of twelve: the records of each window are those without grouping, in other batches."""
+    plain, grouped = (stream((Numbers("a", 90), 1.0), group_steps=steps) for steps in (0, 3))
+    spread = [0, 0]
+    first = []
+    for _ in range(5):
+        windows = [[each.next_step(4, 3) for _ in range(3)] for each in (plain, grouped)]
+        batches = [list(chain.from_iterable(steps)) for steps in windows]
+        assert sorted(chain.from_iterable(batches[0])) == sorted(chain.from_iterable(batches[1]))
+        for which in (0, 1):
+            for lengths in (sorted(map(length_of, batch)) for batch in batches[which]):
+                spread[which] += lengths[-1] - lengths[0]
+        first += [length_of(step[0][0]) for step in windows[1]]
+    assert grouped.epoch == 2
+    assert spread[1] < 0.3 * spread[0]
+    assert first[::3] != sorted(first[::3])  # steps do not go from short to long
+    assert max(first) - min(first) > 25
+
+
+def test_a_window_of_one_step_keeps_its_records() -> None:
+    plain, grouped = (stream((Numbers("a", 50), 1.0), group_steps=steps) for steps in (0, 1))
+    for _ in range(9):
+        ours, theirs = grouped.next_step(3, 4), plain.next_step(3, 4)
+        ranked = sorted(map(length_of, chain.from_iterable(ours)))
+        assert sorted(chain.from_iterable(ours)) == sorted(chain.from_iterable(theirs))
+        assert sorted(sorted(map(length_of, batch)) for batch in ours) == [
+            ranked[first : first + 3] for first in range(0, 12, 3)
+        ]
+
+
+def test_damaged_records_leave_windows_whole() -> None:
+    """What shows only when pixels are decoded is replaced from the next window, which then completes the batch."""
+    grouped = stream((Numbers("b", 12), 1.0), group_steps=1, encode=encoded, shuffle=False)
+    seen = Counter(chain.from_iterable(chain.from_iterable(grouped.next_step(3, 4) for _ in range(7))))
+    assert set(seen) == {f"b{number}" for number in range(12)} - {"b6", "b9"}
+    assert sorted(set(seen.values())) == [8, 9]
+    assert grouped.report.reasons == {"image-damaged": 2}
 
 
 def test_a_step_is_so_many_batches() -> None:
