@@ -67,6 +67,9 @@ def run(
             _Distillation(resolved.config, folder, told, wish, checkpoints).run()
         except Interrupted as stopped:
             raise Interrupted(stopped.message, resume=again, exit_code=stopped.exit_code) from None
+        except KeyboardInterrupt:  # a second Ctrl-C
+            lost = "stopped at once; what came after the newest checkpoint is lost"
+            raise Interrupted(lost, resume=again) from None
         except (DataError, OutputError) as error:  # what is mended outside the configuration
             error.hint = "\n".join(filter(None, (error.hint, f"then go on with: {again}")))
             raise
