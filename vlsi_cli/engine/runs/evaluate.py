@@ -222,7 +222,11 @@ def _model(
                 judge=judge,
                 limit=limit,
                 longest=config.max_new_tokens,
-                code=[where for where in (place.tasks_folder(), config.tasks_dir) if where is not None],
+                code=[
+                    where.absolute()
+                    for where in (place.tasks_folder(), config.tasks_dir)
+                    if where is not None
+                ],
                 events=events,
             )
         if evaluated is not None:
