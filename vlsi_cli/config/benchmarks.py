@@ -112,8 +112,9 @@ def _find(word: str, own: dict[str, Path], tasks_dir: Path | None) -> list[Bench
     groups = {
         k: v for where in (root, tasks_dir) if where is not None for k, v in harness.groups(where).items()
     }
-    if groups.get(word):
-        return [found for name in groups[word] if name != word for found in _find(name, own, tasks_dir)]
+    if word in groups:
+        names = [name for name in harness.members(groups[word]) if name != word]
+        return [found for name in names for found in _find(name, own, tasks_dir)]
     near = did_you_mean(word, [*by_name, *own, *theirs, *groups])
     missing = "" if root is not None else f" ({harness.MISSING}, so its other tasks are not known here)"
     raise ConfigError(

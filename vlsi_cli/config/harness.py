@@ -17,7 +17,7 @@ MISSING = "lmms-eval is not installed"
 INSTALL = f"pip install 'vlsi-cli[eval]' && pip install --no-deps {PACKAGE}=={VERSION}"
 
 _TASK = re.compile(rb"^task:[ \t]*[\"']?([\w.+-]+)[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
-_GROUP = re.compile(rb"^group[ \t]*:[ \t]*\S", re.MULTILINE)
+_GROUP = re.compile(rb"^group[ \t]*:[ \t]*[\"']?([\w.+-]+)[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
 
 
 def installed() -> str | None:
@@ -63,24 +63,28 @@ def index(folder: Path) -> dict[str, Path]:
     return found
 
 
-def groups(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Every group of tasks below a folder: name, and its tasks or further groups.
+def groups(folder: Path) -> dict[str, Path]:
+    """Every group of tasks below a folder: name and file."""
+    found: dict[str, Path] = {}
+    for file in sorted(folder.rglob("*.y*ml")):
+        for name in _GROUP.findall(file.read_bytes()):
+            found.setdefault(name.decode(), file)
+    return found
+
+
+def members(group: Path) -> list[str]:
+    """The tasks, or further groups, of a group's file.
 
     Raises:
-        DataError: a group's file cannot be read.
+        DataError: it cannot be read.
     """
-    found: dict[str, tuple[str, ...]] = {}
-    for file in sorted(folder.rglob("*.y*ml")):
-        if _GROUP.search(file.read_bytes()):
-            facts = plain_config(file)
-            members = facts.get("task")
-            named = (
-                [m.get("task") if isinstance(m, dict) else m for m in members]
-                if isinstance(members, list)
-                else []
-            )
-            found.setdefault(str(facts["group"]), tuple(str(name) for name in named if name))
-    return found
+    listed = plain_config(group).get("task")
+    named = (
+        [one.get("task") if isinstance(one, dict) else one for one in listed]
+        if isinstance(listed, list)
+        else []
+    )
+    return [str(name) for name in named if name]
 
 
 def plain_config(file: Path) -> dict[str, Any]:
