@@ -51,6 +51,12 @@ REASONS: dict[str, str] = {
 }
 
 
+_HINTS = {
+    "image-missing": "image paths start from the folder of the data file, or from its image_root: "
+    "--set data.sources.0.image_root=FOLDER",
+}
+
+
 class BadRecord(DataError):
     """A record that cannot be used: counted and skipped, or the end of the run, as the policy says.
 
@@ -66,11 +72,18 @@ class BadRecord(DataError):
         name = f"record {record!r}" if record and record != where else "record"
         place = f"{where}: " if where else ""
         tail = f" ({detail})" if detail else ""
-        super().__init__(f"{place}{name} cannot be used: {REASONS[reason]}{tail}")
+        super().__init__(f"{place}{name} cannot be used: {REASONS[reason]}{tail}", hint=_HINTS.get(reason))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _bad_record, (self.reason, self.detail, self.record, self.where)
 
     def at(self, *, record: str, where: str) -> Self:
         """The same fault, told of this record at this place."""
         return type(self)(self.reason, self.detail, record=self.record or record, where=self.where or where)
+
+
+def _bad_record(reason: str, detail: str, record: str, where: str) -> BadRecord:
+    return BadRecord(reason, detail, record=record, where=where)
 
 
 @dataclass(frozen=True, slots=True)

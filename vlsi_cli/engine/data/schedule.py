@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -48,6 +48,10 @@ class RecordSource(Protocol):
     def streamed(self) -> bool:
         """Whether records can only be read one after another; every process of a run then reads all of them."""
 
+    @property
+    def held(self) -> bool:
+        """Whether the records are in the memory of this process, so that workers are given them."""
+
     def read(self, index: int, epoch: int = 0) -> Record:
         """The record at an index.
 
@@ -57,6 +61,16 @@ class RecordSource(Protocol):
         """
 
 
+class StreamedSource(RecordSource, Protocol):
+    """A source that can go on where it was stopped, without reading everything before again."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """From where it has to be read to read on, as plain JSON values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Read on from there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Draw:
     """One record to be used: where it is.
@@ -64,7 +78,7 @@ class Draw:
     Attributes:
         source: number of the source.
         index, epoch: what the source is asked for.
-        record: of a streamed source, what was read there.
+        record: what was read there, where that is already done: streamed sources.
     """
 
     source: int
@@ -132,6 +146,7 @@ class Schedule:
             "cursor": self.cursor,
             "places": [list(place) for place in self._places],
             "drawn": list(self._drawn),
+            "streams": [source.state_dict() for source in self._streamed],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -139,6 +154,12 @@ class Schedule:
         self.cursor = int(state["cursor"])
         self._places = [list(place) for place in state["places"]]
         self._drawn = list(state["drawn"])
+        for source, place in zip(self._streamed, state["streams"], strict=True):
+            source.load_state_dict(place)
+
+    @property
+    def _streamed(self) -> list[StreamedSource]:
+        return [cast("StreamedSource", source) for source in self.sources if source.streamed]
 
     def made_of(self) -> dict[str, Any]:
         """What decides the order, as plain JSON values."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -42,7 +42,7 @@ class PatternsSource:
     """
 
     shuffles_itself = True
-    streamed = False
+    streamed = held = False
 
     def __init__(
         self,
@@ -54,8 +54,8 @@ class PatternsSource:
         seed: int = 0,
     ) -> None:
         self.size = size
-        self._make: Callable[[int], Any] = lambda index: pattern_record(
-            split, index, seed=seed, questions=questions, turns=turns
+        self._make: Callable[[int], Any] = partial(
+            pattern_record, split, seed=seed, questions=questions, turns=turns
         )
         kinds = "all" if questions is None else "+".join(questions)
         self.name = f"patterns ({split}, {kinds}, turns {turns}, seed {seed})"
@@ -107,6 +107,11 @@ class JsonSource:
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
         self._array = self._load_array() if head.startswith(b"[") else None
+
+    @property
+    def held(self) -> bool:
+        """Whether this is an array, which is in memory."""
+        return self._array is not None
 
     @property
     def size(self) -> int:

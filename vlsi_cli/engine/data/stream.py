@@ -7,23 +7,23 @@ two feed exactly the records of one process with batches of four, and where the 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, pairwise
-from typing import Any, Generic, Literal, TypeVar
+from itertools import chain
+from typing import Any, Generic, Literal, Self, TypeVar
 
+from vlsi_cli.engine.data.order import MAX_SKIPS_IN_A_ROW, Exchange, NothingUsable, Order, Planned, StepShape
 from vlsi_cli.engine.data.records import BadRecord, Record
 from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.data.schedule import Draw, RecordSource, Schedule
+from vlsi_cli.engine.data.workers import Pending, Pool, Reader
 from vlsi_cli.errors import DataError
 
 Item = TypeVar("Item")
 Collated = TypeVar("Collated")
 
-#: Numbers of this process -> the numbers of every process, in the order of ranks; all processes call it together.
-Exchange = Callable[[list[int]], list[list[int]]]
-
-#: Records in a row that may be unusable in a mix without epochs before the data are called empty.
-MAX_SKIPS_IN_A_ROW = 10_000
+#: Records that each worker is ahead in a pass over the data.
+AHEAD_IN_A_PASS = 8
 
 
 def alone(numbers: list[int]) -> list[list[int]]:
@@ -44,6 +44,10 @@ class RecordStream(Generic[Item, Collated]):
         report: where records are counted; the counts are of all processes together.
         rank, world_size: which of how many processes this is.
         exchange: how the processes tell each other which draws they could not use.
+        workers: processes that read and encode ahead; 0 reads when records are needed. They change no result.
+        prefetch: records of this process that they are ahead, at most one step's; None for a whole step's.
+        group_steps: optimizer steps whose records are put into micro-batches by length; 0 for none.
+        measure: length of a record without its pixels, for ``group_steps``.
 
     Raises:
         DataError: a source is empty.
@@ -62,17 +66,38 @@ class RecordStream(Generic[Item, Collated]):
         rank: int = 0,
         world_size: int = 1,
         exchange: Exchange = alone,
+        workers: int = 0,
+        prefetch: int | None = None,
+        group_steps: int = 0,
+        measure: Callable[[Record], int] | None = None,
     ) -> None:
         self._make_schedule = lambda: Schedule(sources, seed, shuffle)
         self._schedule = self._make_schedule()
-        self._encode, self._collate, self._policy = encode, collate, policy
+        self._reader: Reader[Item] = Reader([source for source, _ in sources], encode, measure or _no_length)
+        self._pool = Pool(self._reader, workers)
+        self._order = Order(
+            self._schedule,
+            seed=seed,
+            group_steps=group_steps,
+            length=self._pool.length,
+            rank=rank,
+            world_size=world_size,
+            exchange=exchange,
+        )
+        self._collate, self._policy, self._group_steps, self._prefetch = (
+            collate,
+            policy,
+            group_steps,
+            prefetch,
+        )
         self._rank, self._world, self._exchange = rank, world_size, exchange
+        self._begun: dict[int, Pending[Item | BadRecord]] = {}
         self.report = report or DataReport()
 
     @property
     def cursor(self) -> int:
         """Draws made so far, those that could not be used among them."""
-        return self._schedule.cursor
+        return self._order.cursor
 
     @property
     def records_per_epoch(self) -> int | None:
@@ -88,8 +113,8 @@ class RecordStream(Generic[Item, Collated]):
         """This process's micro-batches of one optimizer step; all processes call it together.
 
         With W processes, micro-batch j of the step is the usable records ``j * W * batch_size`` and following, W *
-        batch_size of them in the order of the draws; rank r takes every W-th, from the r-th on. The stream ends up
-        behind the last of them, at the same place on every process.
+        batch_size of them in order; rank r takes every W-th, from the r-th on. The stream ends up behind the last of
+        them, at the same place on every process.
 
         Args:
             batch_size: records of this process in a micro-batch.
@@ -97,44 +122,70 @@ class RecordStream(Generic[Item, Collated]):
 
         Raises:
             DataError: nothing usable in two whole passes (or in 10,000 draws of a mix without epochs); or, with the
-                policy ``refuse``, the first record that cannot be used. On every process alike.
+                policy ``refuse``, the first record that cannot be used; both on every process alike. Or a worker of
+                this process has ended.
         """
-        wanted, start = batch_size * accumulation * self._world, self.cursor
-        drawn: dict[int, Draw] = {}
-        items: dict[int, Item] = {}
-        usable: list[int] = []
-        while True:
-            while len(usable) < wanted:
-                place = self.cursor
-                drawn[place] = self._schedule.next()
-                usable.append(place)
-            mine = usable[self._rank :: self._world]
-            bad: dict[int, BadRecord] = {}
-            # A record that was taken for another's, until one before it turned out bad, is read by both: bad ones are
-            # rare, and a record would have to travel otherwise.
-            for place in mine:
-                if place not in items:
-                    item = self._read(drawn[place])
-                    if isinstance(item, BadRecord):
-                        bad[place] = item
-                    else:
-                        items[place] = item
-            told = sorted(set(chain.from_iterable(self._exchange(sorted(bad)))))
-            if not told:
-                break
-            for place in told:
-                self._skip(drawn[place], bad.get(place))
-            usable = [place for place in usable if place not in set(told)]
-            self._require_some(start, usable)
-        self.report.use(wanted)
+        shape = StepShape(batch_size * self._world * accumulation, batch_size * self._world)
+        try:
+            items = self._take(shape)
+            self.report.use(shape.records)
+            if self._pool.count:
+                ahead = shape.records if self._prefetch is None else self._prefetch * self._world
+                for each in self._order.look_ahead(shape, ahead):
+                    self._begin(each)
+        except NothingUsable as nothing:
+            for draw, bad in nothing.skips:
+                self._skip(draw, bad)
+            raise self._none_of(nothing.in_a_row) from None
         return [
-            self._collate([items[place] for place in mine[first : first + batch_size]])
-            for first in range(0, len(mine), batch_size)
+            self._collate(items[first : first + batch_size]) for first in range(0, len(items), batch_size)
         ]
 
     def next_batch(self, size: int) -> Collated:
         """The next ``size`` usable records of this process, collated."""
         return self.next_step(size)[0]
+
+    def _take(self, shape: StepShape) -> list[Item]:
+        """This process's items of one step."""
+        self._order.begin_step(shape)
+        drawn: list[Planned] = []
+        usable: list[int] = []  # numbers in ``drawn``
+        items: dict[int, Item] = {}
+        while True:
+            while len(usable) < shape.records:
+                taken = self._order.take(shape, shape.records - len(usable))
+                usable.append(len(drawn))
+                drawn.append(taken)
+                for draw, bad in taken.skips:
+                    self._skip(draw, bad)
+            mine = usable[self._rank :: self._world]
+            # A record that was taken for another's, until one before it turned out bad, is read by both: bad ones are
+            # rare, and a record would have to travel otherwise.
+            missing = [number for number in mine if number not in items]
+            for number in missing:
+                self._begin(drawn[number])
+            found: dict[int, BadRecord] = {}
+            for number in missing:
+                item = self._begun.pop(drawn[number].place).result()
+                if isinstance(item, BadRecord):
+                    found[number] = item
+                else:
+                    items[number] = item
+            told = sorted(set(chain.from_iterable(self._exchange(sorted(found)))))
+            if not told:
+                break
+            for number in told:
+                self._skip(drawn[number].draw, found.get(number))
+            usable = [number for number in usable if number not in set(told)]
+            self._order.require_some(usable, len(drawn))
+        for each in drawn:  # begun for this process before it was known to be another's
+            if pending := self._begun.pop(each.place, None):
+                pending.cancel()
+        return [items[number] for number in mine]
+
+    def _begin(self, each: Planned) -> None:
+        if each.place not in self._begun:
+            self._begun[each.place] = self._pool.read(each.draw)
 
     def one_pass(self, limit: int | None = None) -> Iterator[Item]:
         """Every usable record of the first epoch, once, or the first ``limit`` of them; leaves the cursor alone.
@@ -148,12 +199,7 @@ class RecordStream(Generic[Item, Collated]):
         if total is None and limit is None:
             raise DataError("a pass over endless data needs a number of records")
         found = in_a_row = 0
-        for number, draw in enumerate(self._draws(total)):
-            if found == limit:
-                break
-            if number % self._world != self._rank:
-                continue
-            item = self._read(draw)
+        for _, draw, item in self._read_all():
             if isinstance(item, BadRecord):
                 self._skip(draw, item)
                 in_a_row += 1
@@ -163,6 +209,8 @@ class RecordStream(Generic[Item, Collated]):
             found, in_a_row = found + 1, 0
             self.report.use()
             yield item
+            if found == limit:
+                return
         if not found:
             raise DataError(f"no record could be used: {self.report.summary()}")
 
@@ -174,24 +222,30 @@ class RecordStream(Generic[Item, Collated]):
         Raises:
             DataError: the data have no end, or (with the policy ``refuse``) a record cannot be used.
         """
-        total = self.records_per_epoch
-        if total is None:
+        if self.records_per_epoch is None:
             raise DataError("a pass over endless data needs a number of records")
-        for number, draw in enumerate(self._draws(total, first), start=first):
-            if number % self._world != self._rank:
-                continue
-            item = self._read(draw)
+        for number, draw, item in self._read_all(first):
             if isinstance(item, BadRecord):
                 self._skip(draw, item)
             else:
                 self.report.use()
             yield number, item
 
+    def at(self, number: int) -> Item | BadRecord:
+        """One draw of the first epoch, as :meth:`numbered_pass` gives it; it is read here, whatever the workers do."""
+        schedule = self._make_schedule()
+        schedule.cursor = number
+        draw = schedule.next()
+        item = self._reader.read(draw)
+        if isinstance(item, BadRecord):
+            self._skip(draw, item)
+        return item
+
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, as plain JSON values: the same on every process, and for any number of them."""
         return {
-            **self._schedule.state_dict(),
-            "made_of": self._schedule.made_of(),
+            **self._order.state_dict(),
+            "made_of": self._made_of(),
             "report": self.report.state_dict(),
         }
 
@@ -199,52 +253,73 @@ class RecordStream(Generic[Item, Collated]):
         """Go on from :meth:`state_dict`, with the same records in the same order.
 
         Raises:
-            DataError: the sources, their sizes, weights or the seed are not the same.
+            DataError: the sources, their sizes, weights, the seed or the grouping are not the same.
         """
-        made_of = self._schedule.made_of()
+        made_of = self._made_of()
         if state["made_of"] != made_of:
             raise DataError(
                 "the data are not those that the run was started with: "
                 f"{state['made_of']} then, {made_of} now"
             )
-        self._schedule.load_state_dict(state)
+        self._forget()
+        self._order.load_state_dict(state)
         self.report.load_state_dict(state["report"])
 
-    def _draws(self, total: int | None, first: int = 0) -> Iterator[Draw]:
-        """The draws of the first epoch (without a total: without end) from number ``first`` on."""
-        schedule = self._make_schedule()
-        schedule.cursor = first  # read on from there: only a mix with epochs is entered in the middle
-        while total is None or schedule.cursor < total:
-            yield schedule.next()
+    def close(self) -> None:
+        """End the workers. A stream that is used again starts others."""
+        self._forget()
+        self._order.load_state_dict(self._order.state_dict())
+        self._pool.close()
 
-    def _read(self, draw: Draw) -> Item | BadRecord:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _forget(self) -> None:
+        for pending in self._begun.values():
+            pending.cancel()
+        self._begun.clear()
+
+    def _made_of(self) -> dict[str, Any]:
+        return {**self._schedule.made_of(), "group_steps": self._group_steps}
+
+    def _read_all(self, first: int = 0) -> Iterator[tuple[int, Draw, Item | BadRecord]]:
+        """This process's draws of the first epoch (or without end) from a number on, with their items."""
+        schedule, total = self._make_schedule(), self.records_per_epoch
+        schedule.cursor = first  # only a mix with epochs is entered in the middle
+        begun: deque[tuple[int, Draw, Pending[Item | BadRecord]]] = deque()
         try:
-            record = draw.record or self._schedule.sources[draw.source].read(draw.index, draw.epoch)
-            return record if isinstance(record, BadRecord) else self._encode(record)
-        except BadRecord as bad:
-            return bad
+            while total is None or schedule.cursor < total:
+                number, draw = schedule.cursor, schedule.next()
+                if number % self._world == self._rank:
+                    begun.append((number, draw, self._pool.read(draw)))
+                if len(begun) > self._pool.count * AHEAD_IN_A_PASS:
+                    number, draw, pending = begun.popleft()
+                    yield number, draw, pending.result()
+            while begun:
+                number, draw, pending = begun.popleft()
+                yield number, draw, pending.result()
+        finally:
+            for _, _, pending in begun:
+                pending.cancel()
 
     def _skip(self, draw: Draw, bad: BadRecord | None) -> None:
         """Count a record that cannot be used, or raise it; None when only another process knows why."""
         if bad is None:
-            item = self._read(draw)
+            item = self._reader.read(draw)
             bad = item if isinstance(item, BadRecord) else BadRecord("not-everywhere", where=draw.key)
         if self._policy == "refuse":
             raise bad
         self.report.skip(draw.key, bad)
-
-    def _require_some(self, start: int, usable: list[int]) -> None:
-        """Records may be bad, but not all of them.
-
-        One good record a pass can stand first in one epoch and last in the next: two passes less two between.
-        """
-        limit = 2 * self.records_per_epoch if self.records_per_epoch else MAX_SKIPS_IN_A_ROW
-        ends = [start - 1, *usable, self.cursor]
-        if max(after - before - 1 for before, after in pairwise(ends)) >= limit:
-            raise self._none_of(limit)
 
     def _none_of(self, number: int) -> DataError:
         return DataError(
             f"not one of {number} records in a row could be used: {self.report.summary()}",
             hint=f"the last one: {self.report.last}",
         )
+
+
+def _no_length(record: Record) -> int:
+    raise ValueError("records cannot be grouped by length without a way to measure them")
