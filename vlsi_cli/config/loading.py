@@ -7,6 +7,7 @@ whole, but ``--set data.sources.0.path=...`` reaches into one.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,9 +75,9 @@ class Resolved:
             _write(folder / ORIGINS_FILE, json.dumps(origins, indent=1) + "\n")
             _write(folder / CONFIG_FILE, text)
         except OSError as error:
-            raise OutputError(
-                f"the run folder {folder} cannot be written: {error.strerror or error}"
-            ) from error
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            cause = "no space is left on the disk" if full else error.strerror or error
+            raise OutputError(f"the run folder {folder} cannot be written: {cause}") from error
 
 
 def resolve(
@@ -120,10 +121,13 @@ def resolve(
 
 def _write(target: Path, text: str) -> None:
     part = target.with_name(f".{target.stem}.partial{target.suffix}")
-    part.write_text(text, encoding="utf-8")
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(target)
+    try:
+        part.write_text(text, encoding="utf-8")
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_saved(folder: Path) -> Resolved:

@@ -126,9 +126,13 @@ class JsonSource:
         )
 
     def _line(self, index: int, where: str) -> Any:
-        with self.path.open("rb") as file:
-            file.seek(self._lines[0][index])
-            line = file.readline()
+        offset = self._lines[0][index]
+        try:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                line = file.readline()
+        except OSError as error:
+            raise self._unreadable(error) from error
         try:
             return json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
@@ -138,13 +142,20 @@ class JsonSource:
     def _lines(self) -> tuple[array[int], array[int]]:
         """Byte offset and 1-based line number of every line that is not blank."""
         offsets, numbers, offset = array("Q"), array("Q"), 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.isspace():
-                    offsets.append(offset)
-                    numbers.append(number)
-                offset += len(line)
+        try:
+            with self.path.open("rb") as file:
+                for number, line in enumerate(file, start=1):
+                    if not line.isspace():
+                        offsets.append(offset)
+                        numbers.append(number)
+                    offset += len(line)
+        except OSError as error:
+            raise self._unreadable(error) from error
         return offsets, numbers
+
+    def _unreadable(self, error: OSError) -> DataError:
+        """For a file that was there and is not any more, or whose disk fails: no record of it can be had."""
+        return DataError(f"{self.path} cannot be read: {error.strerror or error}")
 
     def _load_array(self) -> list[Any]:
         try:

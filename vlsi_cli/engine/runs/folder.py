@@ -20,7 +20,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -109,8 +109,10 @@ class RunFolder:
         Raises:
             OutputError: another process is working on this run.
         """
-        with writing(self.path), only_process(self.path, f"the run {self.path}"):
-            sweep(self.path)
+        with ExitStack() as lock:
+            with writing(self.path):
+                lock.enter_context(only_process(self.path, f"the run {self.path}"))
+                sweep(self.path)
             yield
 
     def verbalizers(self, side: str) -> Path:
