@@ -81,7 +81,7 @@ Their figures, from their own settings, not repeated here:
 
 def page() -> str:
     """The whole page as Markdown."""
-    parts = [HEAD, _pair(), _matrix(), _scaling(), _blocks(), TAIL]
+    parts = [HEAD, _pair(), _matrix(), _scaling(), _blocks(), _quantized(), TAIL]
     return "\n".join(part for part in parts if part)
 
 
@@ -171,6 +171,38 @@ def _blocks() -> str:
     for row in found["rows"]:
         dense = row["shape"]["tokens"] * row["shape"]["vocabulary"] * 4 / 2**20
         lines.append(f"| {row['shape']['tokens']} | {_mib(row)} | {dense:,.0f} MiB |")
+    return "\n".join([*lines, ""])
+
+
+def _quantized() -> str:
+    path = RESULTS / "quantized-cpu.json"
+    if not path.is_file():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    lines = [
+        "## A quantized large model { #quantized }\n",
+        f"The demo's large model on {found['records']} held-out puzzles, decoder layers rounded as ",
+        "[`teacher.quantization`](models.md#quantization) says, on a CPU: KL(fp32 || row) in nats a response token;",
+        f"{versions}. Target layers are read through final norm and head. The last row is the small model",
+        "that is to be trained. A model of real size has more layers for errors to add up in, and outlying features",
+        "that a tiny one lacks; none has been measured.\n",
+        "```bash\npip install 'vlsi-cli[quant]'\npython benchmarks/quantized.py\n```\n",
+        "| large model | KL, last layer | KL, mean of target layers | same likeliest word | decoder layers |",
+        "|---|---|---|---|---|",
+    ]
+    titles = {
+        "fp32": "fp32",
+        "8bit": "`8bit`",
+        "4bit": "`4bit`",
+        "small": "(the small model, before training)",
+    }
+    for row in found["rows"]:
+        targets = f"{row['targets']:.1e}" if "targets" in row else ""
+        lines.append(
+            f"| {titles[row['name']]} | {row['last']:.1e} | {targets} | {row['same_word']:.1%} | "
+            f"{row['layers_bytes'] / 2**20:.2f} MiB |"
+        )
     return "\n".join([*lines, ""])
 
 

@@ -51,6 +51,15 @@ def test_navigation_names_every_page() -> None:
     assert listed == {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
 
 
+def test_every_example_is_shown_whole() -> None:
+    """A snippet that a formatter took for code would be shown as it stands."""
+    lines = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    shown = re.findall(r"^--8<--(?: \"(.+)\"|\n(.+)\n--8<--)$", lines, flags=re.MULTILINE)
+    programs = {path for path in (ROOT / "docs/examples").iterdir() if path.suffix != ".json"}
+    assert {ROOT / (inline or block) for inline, block in shown} == programs
+    assert lines.count("--8") == sum(1 if inline else 2 for inline, _ in shown)
+
+
 def test_readme_has_the_two_commands() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name, end in (

@@ -19,6 +19,7 @@ from vlsi_cli.config.loading import load_saved
 from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.runs.distill import run
 from vlsi_cli.engine.runs.folder import RunFolder
+from vlsi_cli.engine.runs.watch import VOLATILE
 from vlsi_cli.engine.stages import InteractionStage
 from vlsi_cli.engine.training import StageOutput
 from vlsi_cli.errors import CheckpointError, Interrupted, OutputError
@@ -81,10 +82,9 @@ def test_killed_and_resumed_is_as_if_never_killed(
         assert set(ours) == set(theirs)
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
     assert (output / "matches.jsonl").read_text() == (whole / "matches.jsonl").read_text()
-    volatile = {"seconds"}
     for a, b in zip(lines(output / "metrics.jsonl"), lines(whole / "metrics.jsonl"), strict=True):
-        assert {k: v for k, v in a.items() if k not in volatile} == {
-            k: v for k, v in b.items() if k not in volatile
+        assert {k: v for k, v in a.items() if k not in VOLATILE} == {
+            k: v for k, v in b.items() if k not in VOLATILE
         }
 
 

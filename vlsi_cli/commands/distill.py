@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from vlsi_cli.commands import _launch, _output, _progress, _tables, _tables_push
+from vlsi_cli.commands import _launch, _output, _progress, _reproduce, _tables, _tables_push
 from vlsi_cli.commands import _options as opt
 from vlsi_cli.commands import push as _push
 from vlsi_cli.config import folders, loading, planning, reach, recipes, words
 from vlsi_cli.config.repos import check_repo_name
+from vlsi_cli.config.watching import require_trackers
 from vlsi_cli.errors import ConfigError
 
 
@@ -49,9 +50,18 @@ def distill(
     seed: opt.SeedOption = None,
     device: opt.DeviceOption = None,
     precision: opt.PrecisionOption = None,
+    report_to: opt.ReportToOption = None,
     push: opt.PushOption = None,
     processes: _launch.ProcessesOption = None,
     launcher: _launch.LauncherArgument = None,
+    reproduce: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Run one step again that was not finite, from failures/ in a run folder, and show where it happens.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print configuration, origins and plan; load nothing.")
     ] = False,
@@ -80,7 +90,12 @@ def distill(
         "seed": seed,
         "device": device,
         "precision": precision,
+        "report-to": report_to,
     }
+    if reproduce is not None:
+        others = chosen | {"resume": resume, "push": push, "processes": processes, "dry-run": dry_run}
+        _reproduce.show(reproduce, others=others, json=json)
+        return
     going_on: Path | None = None
     if skip_damaged and resume is None:
         raise ConfigError("--skip-damaged says how to resume, but there is no --resume")
@@ -104,6 +119,7 @@ def distill(
             "seed": seed,
             "device": device,
             "precision": precision,
+            "watch.report_to": report_to or None,
         }
         resolved = loading.resolve(recipes.choose(recipe, teacher, student), sets or (), flags)
 
@@ -122,6 +138,7 @@ def distill(
             going_on = folders.to_go_on_with(output, resolved)
         run = going_on or folders.for_new_run(output, resolved.config.name, overwrite=overwrite)
     reach.require(planning.needs(resolved.config))
+    require_trackers(resolved.config.watch.report_to)
 
     if push is not None and _launch.is_first():
         from vlsi_cli.engine.runs import push as hub

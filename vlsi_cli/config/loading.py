@@ -31,6 +31,7 @@ FLAGS = {
     "seed": "--seed",
     "device": "--device",
     "precision": "--precision",
+    "watch.report_to": "--report-to",
 }
 CONFIG_FILE, ORIGINS_FILE = "config.yaml", "origins.json"
 # Keys that say the same thing in two ways: naming one in a later layer lifts the other.

@@ -77,6 +77,9 @@ class ModelConfig(Config):
     placement: Literal["device", "cpu", "disk"] = "device"
     """Where the decoder layers lie (teacher only): on the device; in host memory or in the checkpoint on the disk, from
     where each is copied to the device when it runs, which takes its time."""
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Bits a weight of the decoder layers (teacher only): as loaded, LLM.int8() or NF4. Needs the extra `quant`, and
+    changes what the large model says, a little."""
     targets: LayersConfig = LayersConfig()
     """Layers that get a verbalizer."""
     verbalizers: Path | None = None

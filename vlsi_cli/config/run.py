@@ -22,6 +22,7 @@ from vlsi_cli.config.stages import (
     StageConfig,
     VerbalizationConfig,
 )
+from vlsi_cli.config.watching import WatchConfig
 
 __all__ = [
     "Architecture",
@@ -45,6 +46,7 @@ __all__ = [
     "StageConfig",
     "VerbalizationConfig",
     "VerbalizerConfig",
+    "WatchConfig",
 ]
 
 
@@ -87,6 +89,8 @@ class DistillConfig(Config):
     """Step 3."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out measurement."""
+    watch: WatchConfig = WatchConfig()
+    """Trackers, and sample answers on the way."""
     seed: int = Field(default=0, ge=0)
     """Order of data, draws of the matching, fresh weights."""
     precision: Precision = "auto"
@@ -116,12 +120,21 @@ class DistillConfig(Config):
         held_out = self.evaluation.data
         if held_out is not None and (held_out.min_pixels, held_out.max_pixels) != (None, None):
             raise ValueError("`evaluation.data` has a pixel budget, but a run has one: give it in `data`")
+        if self.watch.samples and held_out is None:
+            raise ValueError("`watch.samples` asks held-out questions, but `evaluation.data` is null")
         if self.student.verbalizers is not None:
             raise ValueError("`student.verbalizers` cannot be given: only a teacher's set is reused")
         if self.student.placement != "device":
             raise ValueError("`student.placement` must be device: the small model trains")
+        if self.student.quantization != "none":
+            raise ValueError("`student.quantization` must be none: the small model trains")
         if self.student.cache is not None:
             raise ValueError("`student.cache` cannot be given: only a teacher is cached")
+        large = self.teacher
+        if large is not None and large.quantization != "none" and large.placement != "device":
+            raise ValueError(
+                "`teacher.quantization` needs `teacher.placement: device`: layers are quantized where they lie"
+            )
         if self.teacher is not None and self.teacher.init == "random":
             raise ValueError("`teacher.init: random` would teach noise")
         return self

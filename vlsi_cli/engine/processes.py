@@ -25,18 +25,25 @@ from vlsi_cli.errors import ConfigError, ProcessError, VlsiError
 
 Value = TypeVar("Value")
 
+
+class Terminated(BaseException):
+    """To be raised where the launcher ends this process in order, which it does when another one was killed."""
+
+
 #: How long a process waits for the others: the first may be writing the checkpoint of a large model meanwhile.
 PATIENCE = timedelta(hours=2)
+#: How long one waits for another's last words.
+MOMENT = timedelta(seconds=2)
 
 
 def rank() -> int:
     """This process's number, from 0."""
-    return launching.rank()
+    return distributed.get_rank() if distributed.is_initialized() else launching.rank()
 
 
 def size() -> int:
     """Processes of this run."""
-    return launching.size()
+    return distributed.get_world_size() if distributed.is_initialized() else launching.size()
 
 
 def is_first() -> bool:
@@ -73,14 +80,16 @@ def own_device(device: torch.device, *, chosen: bool) -> torch.device:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[None]:
     """Be one of the run's processes inside the block; afterwards the group is dissolved.
 
     Errors of the block that belong to this process alone are marked with its number, so that it, which is otherwise
-    silent, tells them. A lost connection to another process, which is what its end looks like, becomes one sentence.
+    silent, tells them; one that the first process has too is left to that. A lost connection to another process, which
+    is what its end looks like, becomes one sentence.
 
     Args:
         device: where this process computes.
+        patience: how long a process waits for the others.
 
     Raises:
         ProcessError: the others cannot be reached, or one has ended before its time.
@@ -92,7 +101,7 @@ def joined(device: torch.device) -> Iterator[None]:
     try:
         store, number, count = next(rendezvous("env://", timeout=PATIENCE))
         distributed.init_process_group(
-            backend, timeout=PATIENCE, store=store, rank=number, world_size=count, device_id=own
+            backend, timeout=patience, store=store, rank=number, world_size=count, device_id=own
         )
     except (ValueError, RuntimeError) as error:
         raise ProcessError(
@@ -106,18 +115,23 @@ def joined(device: torch.device) -> Iterator[None]:
     except VlsiError as error:
         orderly = error.shared
         if not error.shared:
-            error.process = rank()
-            _tell(store)
+            _tell(store, str(error))
+            if rank() > 0 and _told(store, 0) == str(error):
+                error.shared = True
+            else:
+                error.process = rank()
         raise
     except BaseException as error:
-        if not isinstance(error, RuntimeError) or not _is_lost(error):
-            _tell(store)
+        if not isinstance(error, Terminated) and not (isinstance(error, RuntimeError) and _is_lost(error)):
+            _tell(store, str(error))
             raise
         lost = ProcessError(
-            "another process of this run was killed, and the run cannot go on without it",
+            "this run was told to end, or another process of it was killed"
+            if isinstance(error, Terminated)
+            else "another process of this run was killed, and the run cannot go on without it",
             hint="the kernel's log says if memory ran out; then go on from the last checkpoint",
         )
-        lost.told = _is_told(store)
+        lost.told = _any_told(store)
         raise lost from error
     finally:
         if orderly:  # else the others wait somewhere, and this process must end for the launcher to end them
@@ -207,15 +221,23 @@ def _shared(error: VlsiError) -> VlsiError:
     return known
 
 
-def _tell(store: Any) -> None:
+def _tell(store: Any, text: str) -> None:
     """Let the others know that this process ends with a message of its own."""
     with suppress(RuntimeError):  # whoever keeps the store may have ended too
-        store.set("vlsi/told", "")
+        store.set(f"vlsi/told/{rank()}", text)
 
 
-def _is_told(store: Any) -> bool:
+def _told(store: Any, number: int) -> str | None:
+    """What a process said before it ended; one that ends in the same way does so within a moment."""
     with suppress(RuntimeError):
-        return bool(store.check(["vlsi/told"]))
+        store.wait([f"vlsi/told/{number}"], MOMENT)
+        return str(store.get(f"vlsi/told/{number}").decode())
+    return None
+
+
+def _any_told(store: Any) -> bool:
+    with suppress(RuntimeError):
+        return any(store.check([f"vlsi/told/{number}"]) for number in range(size()))
     return False
 
 

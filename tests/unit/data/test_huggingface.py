@@ -12,7 +12,8 @@ from tests.unit.data.kit import encoded_bytes
 from vlsi_cli.engine.data.huggingface import HuggingFaceSource
 from vlsi_cli.engine.data.images import load_image
 from vlsi_cli.engine.data.records import BadRecord
-from vlsi_cli.engine.data.stream import EndOfSource, RecordStream
+from vlsi_cli.engine.data.schedule import EndOfSource
+from vlsi_cli.engine.data.stream import RecordStream
 from vlsi_cli.errors import DataError
 
 ROWS = 5
@@ -86,14 +87,14 @@ def test_streamed_order_is_reproducible_and_resumes(tmp_path: Path) -> None:
         return RecordStream([(source, 1.0)], lambda record: record.id, list, seed=3)
 
     whole = stream()
-    expected = [whole.next() for _ in range(13)]
+    expected = [whole.next_batch(1)[0] for _ in range(13)]
     epochs = [expected[:5], expected[5:10]]
     assert all(sorted(epoch) == ["0", "1", "2", "3", "4"] for epoch in epochs)
     assert epochs[0] != epochs[1]
     first, second = stream(), stream()
-    assert [first.next() for _ in range(7)] == expected[:7]
+    assert [first.next_batch(1)[0] for _ in range(7)] == expected[:7]
     second.load_state_dict(first.state_dict())
-    assert [second.next() for _ in range(6)] == expected[7:]
+    assert [second.next_batch(1)[0] for _ in range(6)] == expected[7:]
 
 
 def test_question_columns(tmp_path: Path) -> None:

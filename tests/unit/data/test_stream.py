@@ -1,17 +1,25 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.data.kit import conversation
 from vlsi_cli.engine.data.records import BadRecord, Record
 from vlsi_cli.engine.data.report import EXAMPLES, DataReport
-from vlsi_cli.engine.data.stream import EndOfSource, RecordSource, RecordStream
+from vlsi_cli.engine.data.schedule import EndOfSource, RecordSource
+from vlsi_cli.engine.data.stream import RecordStream
 from vlsi_cli.errors import DataError
+
+T = TypeVar("T")
 
 
 class Numbers:
@@ -22,6 +30,7 @@ class Numbers:
     ) -> None:
         self.name, self.size, self.bad, self.ends = name, size, bad, ends
         self.shuffles_itself = size is None
+        self.streamed = ends is not None
 
     def read(self, index: int, epoch: int = 0) -> Record:
         if self.ends is not None and index >= self.ends:
@@ -39,7 +48,7 @@ def stream(*sources: tuple[RecordSource, float], **settings: object) -> RecordSt
 
 
 def take(source: RecordStream[str, list[str]], number: int) -> list[str]:
-    return [source.next() for _ in range(number)]
+    return [source.next_batch(1)[0] for _ in range(number)]
 
 
 def test_an_epoch_is_every_record_once() -> None:
@@ -88,7 +97,7 @@ def test_endless_sources_are_mixed_by_weight() -> None:
 def test_a_stream_of_unknown_length_starts_again() -> None:
     assert take(stream((Numbers("a", None, ends=3), 1.0)), 7) == ["a0", "a1", "a2", "a0", "a1", "a2", "a0"]
     with pytest.raises(DataError, match="a holds no record"):
-        stream((Numbers("a", None, ends=0), 1.0)).next()
+        stream((Numbers("a", None, ends=0), 1.0)).next_batch(1)
 
 
 def sources_of(kind: str) -> list[tuple[RecordSource, float]]:
@@ -114,16 +123,96 @@ def test_resumed_batches_are_those_of_an_unbroken_run(kind: str, before: int, si
     assert resumed.report.to_dict() == whole.report.to_dict()
 
 
+class Group:
+    """Processes of one run as threads: each calls from its own, and they meet where they tell each other things."""
+
+    def __init__(
+        self, size: int, make: Callable[[int], list[tuple[RecordSource, float]]], **settings: object
+    ) -> None:
+        self._barrier, self._told = threading.Barrier(size, timeout=20), [[0]] * size
+        self.streams = [
+            stream(
+                *make(rank), rank=rank, world_size=size, exchange=partial(self._exchange, rank), **settings
+            )
+            for rank in range(size)
+        ]
+
+    def _exchange(self, rank: int, numbers: list[int]) -> list[list[int]]:
+        self._told[rank] = numbers
+        self._barrier.wait()
+        told = list(self._told)
+        self._barrier.wait()
+        return told
+
+    def call(self, work: Callable[[RecordStream[str, list[str]]], T]) -> list[T]:
+        with ThreadPoolExecutor(len(self.streams)) as pool:
+            return list(pool.map(work, self.streams))
+
+
+def interleaved(steps: list[list[list[str]]]) -> list[list[str]]:
+    """Micro-batches of all processes, put together as one process would have had them."""
+    return [[name for row in zip(*parts, strict=True) for name in row] for parts in zip(*steps, strict=True)]
+
+
+@settings(max_examples=40)
+@given(st.sampled_from(["finite", "endless"]), st.sampled_from([2, 3]), st.integers(1, 3), st.integers(1, 3))
+def test_processes_feed_the_micro_batches_of_one(kind: str, world: int, size: int, accumulation: int) -> None:
+    """Records are skipped as bad all along, and still micro-batch by micro-batch, count by count it is the same."""
+    alone = stream(*sources_of(kind), seed=1)
+    group = Group(world, lambda rank: sources_of(kind), seed=1)
+    for _ in range(6):
+        expected = alone.next_step(world * size, accumulation)
+        assert interleaved(group.call(lambda each: each.next_step(size, accumulation))) == expected
+    states = [each.state_dict() for each in group.streams]
+    assert states == [alone.state_dict()] * world
+    # Any number of processes goes on from there.
+    more = stream(*sources_of(kind), seed=1)
+    more.load_state_dict(json.loads(json.dumps(states[-1])))
+    assert more.next_step(5, 2) == alone.next_step(5, 2)
+    other = Group(2, lambda rank: sources_of(kind), seed=1)
+    for each in other.streams:
+        each.load_state_dict(alone.state_dict())
+    assert interleaved(other.call(lambda each: each.next_step(2, 2))) == alone.next_step(4, 2)
+
+
+def test_a_step_is_so_many_batches() -> None:
+    steps, batches = stream(*sources_of("finite")), stream(*sources_of("finite"))
+    for _ in range(5):
+        assert steps.next_step(3, 4) == [batches.next_batch(3) for _ in range(4)]
+        assert steps.state_dict() == batches.state_dict()
+
+
+def test_a_record_that_one_process_cannot_use_is_used_by_none() -> None:
+    """A file that only one machine lacks: the processes stay in step, and the record is counted once."""
+    bad = [frozenset[int](), frozenset({3})]
+    group = Group(2, lambda rank: [(Numbers("a", 6, bad=bad[rank]), 1.0)], shuffle=False)
+    steps = group.call(lambda each: each.next_step(2, 1))
+    assert interleaved(steps) == [["a0", "a1", "a2", "a4"]]
+    assert [each.report.reasons for each in group.streams] == [{"not-everywhere": 1}, {"too-long": 1}]
+
+
+def test_all_processes_end_when_one_may_not_go_on() -> None:
+    def take(each: RecordStream[str, list[str]]) -> str:
+        with pytest.raises(DataError) as caught:
+            each.next_step(2, 1)
+        return caught.value.message
+
+    bad = Group(2, lambda rank: [(Numbers("a", 6, bad=frozenset({3})), 1.0)], shuffle=False, policy="refuse")
+    assert [message[:33] for message in bad.call(take)] == ["a:3: record 'a3' cannot be used: "] * 2
+    none = Group(2, lambda rank: [(Numbers("a", 6, bad=frozenset(range(6))), 1.0)])
+    assert [message[:33] for message in none.call(take)] == ["not one of 12 records in a row co"] * 2
+
+
 @pytest.mark.parametrize("kind", ["finite", "endless"])
-def test_ranks_share_the_draws(kind: str) -> None:
+def test_a_pass_is_shared_between_processes(kind: str) -> None:
+    limit = None if kind == "finite" else 12
     alone = stream(*sources_of(kind), shuffle=False)
     ranks = [stream(*sources_of(kind), shuffle=False, rank=rank, world_size=2) for rank in range(2)]
-    if kind == "finite":
-        shares = [list(rank.one_pass()) for rank in ranks]
+    shares = [list(rank.one_pass(limit)) for rank in ranks]
+    if limit is None:
         assert sorted(shares[0] + shares[1]) == sorted(alone.one_pass())
     else:
-        drawn = [set(take(rank, 20)) for rank in ranks]
-        fresh = [{name for name in names if name.startswith("b")} for names in drawn]
+        fresh = [{name for name in names if name.startswith("b")} for names in shares]
         assert fresh[0].isdisjoint(fresh[1])
 
 
@@ -152,28 +241,28 @@ def test_skipped_records_are_counted_once_and_named() -> None:
 
 def test_refusing() -> None:
     strict = stream((Numbers("a", 3, bad=frozenset({1})), 1.0), shuffle=False, policy="refuse")
-    assert strict.next() == "a0"
+    assert strict.next_batch(1)[0] == "a0"
     with pytest.raises(BadRecord, match=r"^a:1: record 'a1' cannot be used: more tokens"):
-        strict.next()
+        strict.next_batch(1)
 
 
 @pytest.mark.parametrize("size", [1, 5])
 def test_nothing_usable_ends_the_run(size: int) -> None:
     hopeless = stream((Numbers("a", size, bad=frozenset(range(size))), 1.0))
     with pytest.raises(DataError, match=f"not one of {2 * size} records in a row could be used") as caught:
-        hopeless.next()
+        hopeless.next_batch(1)
     assert "too-long" in str(caught.value)
     with pytest.raises(DataError, match="no record could be used"):
         list(hopeless.one_pass())
     endless = stream((Numbers("a", None, bad=frozenset(range(20_000))), 1.0))
     with pytest.raises(DataError, match="not one of 10000 records"):
-        endless.next()
+        endless.next_batch(1)
 
 
 def test_one_usable_record_is_found_across_the_end_of_an_epoch() -> None:
     """In the worst order it stands first in one epoch and last in the next: 2 (n - 1) bad ones lie between."""
     almost = stream((Numbers("a", 6, bad=frozenset(range(1, 6))), 1.0))
-    assert [almost.next() for _ in range(50)] == ["a0"] * 50
+    assert [almost.next_batch(1)[0] for _ in range(50)] == ["a0"] * 50
 
 
 def test_empty_data() -> None:

@@ -38,23 +38,29 @@ def device_map(
             f"the decoder layers of '{shown}' were to be kept in host memory, but it runs on the CPU, where they are",
             hint="set teacher.placement to device, or to disk where memory is short",
         )
+    layers, others = rooms(config, family)
+    return dict.fromkeys(layers, str(placement)) | dict.fromkeys(others, str(device))
+
+
+def rooms(config: Any, family: Family) -> tuple[list[str], list[str]]:
+    """Names of the decoder layers, and of every other module or loose parameter, which together are the whole model."""
     from transformers import AutoModelForImageTextToText
 
     with quiet_transformers(), torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
-    layers = f"model.{family.decoder}.layers"
-    found: dict[str, str] = {}
+    room = f"model.{family.decoder}.layers"
+    layers: list[str] = []
+    others: list[str] = []
 
     def visit(module: nn.Module, name: str) -> None:
-        if name.rpartition(".")[0] == layers:
-            found[name] = placement
-        elif name in ("", "model", f"model.{family.decoder}", layers):
+        if name.rpartition(".")[0] == room:
+            layers.append(name)
+        elif name in ("", "model", f"model.{family.decoder}", room):
             for child, inner in module.named_children():
                 visit(inner, f"{name}.{child}".strip("."))
-            for own, _ in module.named_parameters(recurse=False):
-                found[f"{name}.{own}"] = str(device)
+            others.extend(f"{name}.{own}" for own, _ in module.named_parameters(recurse=False))
         else:
-            found[name] = str(device)
+            others.append(name)
 
     visit(model, "")
-    return found
+    return layers, others

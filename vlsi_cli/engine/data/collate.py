@@ -56,7 +56,7 @@ def collate(records: Sequence[Encoded], pad_id: int, *, digests: bool = False) -
         cols=torch.cat(cols),
         targets=torch.cat(targets),
         records=tuple(record.record for record in records),
-        digests=tuple(record_digest(record) for record in records) if digests else (),
+        digests=tuple(record.digest or record_digest(record) for record in records) if digests else (),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from vlsi_cli.engine.data.formats import from_question, from_row
 from vlsi_cli.engine.data.records import Record
-from vlsi_cli.engine.data.stream import EndOfSource
+from vlsi_cli.engine.data.schedule import EndOfSource
 from vlsi_cli.errors import DataError
 
 #: File endings and the builder that reads them.
@@ -42,6 +42,8 @@ class HuggingFaceSource:
         DataError: not found, not reachable, no such split, or no usable columns.
     """
 
+    held = False
+
     def __init__(
         self,
         id: str,
@@ -54,7 +56,7 @@ class HuggingFaceSource:
         columns: Mapping[str, str] | None = None,
     ) -> None:
         self.name = f"{id} ({split})" if name is None else f"{id} ({name}, {split})"
-        self.shuffles_itself = streaming
+        self.shuffles_itself = self.streamed = streaming
         local = Path(id)
         #: Paths in rows are looked up here; a hub data set has no local files that its rows may name.
         self._root = (local if local.is_dir() else local.parent) if local.exists() else None

@@ -47,6 +47,7 @@ REASONS: dict[str, str] = {
     "template-refused": "the chat template refused the conversation",
     "template-history": "the chat template rewrites earlier turns when one is added",
     "template-response": "the response cannot be found, or its end told, in the rendered conversation",
+    "not-everywhere": "one of several processes could not use it, this one could",
 }
 
 
@@ -67,9 +68,16 @@ class BadRecord(DataError):
         tail = f" ({detail})" if detail else ""
         super().__init__(f"{place}{name} cannot be used: {REASONS[reason]}{tail}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _bad_record, (self.reason, self.detail, self.record, self.where)
+
     def at(self, *, record: str, where: str) -> Self:
         """The same fault, told of this record at this place."""
         return type(self)(self.reason, self.detail, record=self.record or record, where=self.where or where)
+
+
+def _bad_record(reason: str, detail: str, record: str, where: str) -> BadRecord:
+    return BadRecord(reason, detail, record=record, where=where)
 
 
 @dataclass(frozen=True, slots=True)

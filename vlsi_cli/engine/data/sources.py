@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -42,6 +42,7 @@ class PatternsSource:
     """
 
     shuffles_itself = True
+    streamed = held = False
 
     def __init__(
         self,
@@ -53,8 +54,8 @@ class PatternsSource:
         seed: int = 0,
     ) -> None:
         self.size = size
-        self._make: Callable[[int], Any] = lambda index: pattern_record(
-            split, index, seed=seed, questions=questions, turns=turns
+        self._make: Callable[[int], Any] = partial(
+            pattern_record, split, seed=seed, questions=questions, turns=turns
         )
         kinds = "all" if questions is None else "+".join(questions)
         self.name = f"patterns ({split}, {kinds}, turns {turns}, seed {seed})"
@@ -87,6 +88,7 @@ class JsonSource:
     """
 
     shuffles_itself = False
+    streamed = False
 
     def __init__(self, path: Path | str, style: Style, *, image_root: Path | str | None = None) -> None:
         self.path = Path(path)
@@ -105,6 +107,11 @@ class JsonSource:
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
         self._array = self._load_array() if head.startswith(b"[") else None
+
+    @property
+    def held(self) -> bool:
+        """Whether this is an array, which is in memory."""
+        return self._array is not None
 
     @property
     def size(self) -> int:

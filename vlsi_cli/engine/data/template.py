@@ -33,6 +33,7 @@ class Encoded:
         trained: [S] bool, the response tokens.
         token_types: [S], 0 text and 1 image, or None for a model that does not take them.
         tensors: what the processor made of the images; layouts differ between families, see ``collate``.
+        digest: of the record (see ``digests``), where it has been taken already.
     """
 
     record: str
@@ -40,6 +41,7 @@ class Encoded:
     trained: Tensor
     token_types: Tensor | None
     tensors: dict[str, Tensor]
+    digest: bytes = b""
 
 
 @dataclass(frozen=True)

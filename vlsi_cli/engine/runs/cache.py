@@ -148,12 +148,13 @@ def build(
             manifest = replace(manifest, head=write_head(path, teacher.head))
             manifest.write(path)
         records = batch_size or (config.interaction.batch_size if config.interaction else 1)
+        stream = _ordered(config, encoder)
         try:
             manifest = build_shards(
                 path,
                 manifest,
                 teacher,
-                _ordered(config, encoder),
+                stream,
                 pad_id=encoder.pad_id,
                 batch_size=records,
                 shard_bytes=shard_bytes,
@@ -164,6 +165,8 @@ def build(
                 f"the large model and {records} records at a time do not fit into the memory of {device}",
                 hint=f"lower --batch-size (now {records}), data.max_length or data.max_pixels",
             ) from error
+        finally:
+            stream.close()
     if manifest.skipped:
         why = ", ".join(f"{reason} {count}" for reason, count in sorted(manifest.skipped.items()))
         events(Warn(f"data: {sum(manifest.skipped.values())} records could not be used ({why})"))
@@ -237,7 +240,7 @@ def _ordered(config: DistillConfig, encoder: ChatEncoder) -> RecordStream[Encode
     """The data in their own order, each record once, as the small model reads them."""
     once = tuple(source.model_copy(update={"weight": 1.0}) for source in config.data.sources)
     data: DataConfig = config.data.model_copy(update={"sources": once, "shuffle": False})
-    return training_stream(data, encoder, seed=config.seed)
+    return training_stream(data, encoder, seed=config.seed, digests=True)
 
 
 def _size(identity: CacheIdentity, stream: RecordStream[Encoded, Any], events: Events) -> CacheSize:
@@ -247,7 +250,7 @@ def _size(identity: CacheIdentity, stream: RecordStream[Encoded, Any], events: E
     places = sorted({draw * draws // min(draws, SAMPLE) for draw in range(min(draws, SAMPLE))})
     tokens = 0
     for place in places:
-        _, item = next(stream.numbered_pass(place))
+        item = stream.at(place)
         tokens += 0 if isinstance(item, BadRecord) else int(item.trained[1:].sum())
     tokens = round(tokens * draws / len(places))
     head = 0

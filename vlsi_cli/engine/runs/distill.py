@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from vlsi_cli.config.loading import Resolved
@@ -14,11 +16,14 @@ from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.files import require_space
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.data import training_stream
+from vlsi_cli.engine.runs.failures import keep_failure
 from vlsi_cli.engine.runs.folder import RunFolder
 from vlsi_cli.engine.runs.measure import encoder_for, measure
 from vlsi_cli.engine.runs.parts import RunParts
+from vlsi_cli.engine.runs.samples import LayerSamples
 from vlsi_cli.engine.runs.stages import optimizer_steps
 from vlsi_cli.engine.runs.teachers import describe_pair, open_cache
+from vlsi_cli.engine.runs.tracking import tracked
 from vlsi_cli.engine.runs.watch import StageWatch
 from vlsi_cli.engine.training import Checkpoints, Stage, train_stage
 from vlsi_cli.engine.training.signals import Wish, heed_signals
@@ -54,11 +59,12 @@ def run(
     started = time.perf_counter()
     folder = RunFolder.open(output) if resume else RunFolder.create(output, resolved, overwrite=overwrite)
     again = f"vlsi distill --resume {shlex.quote(str(output))}"
-    told = (lambda text: events(Warn(text))) if skip_damaged else None
-    checkpoints = Checkpoints(folder.checkpoints, resolved.config.keep_checkpoints, told)
-    with folder.held(), heed_signals() as wish:
+    skipped = (lambda text: events(Warn(text))) if skip_damaged else None
+    checkpoints = Checkpoints(folder.checkpoints, resolved.config.keep_checkpoints, skipped)
+    following = tracked(resolved, folder, events, resumed=resume)
+    with folder.held(), heed_signals() as wish, following as told:
         try:
-            _Distillation(resolved.config, folder, events, wish, checkpoints).run()
+            _Distillation(resolved.config, folder, told, wish, checkpoints).run()
         except Interrupted as stopped:
             raise Interrupted(stopped.message, resume=again, exit_code=stopped.exit_code) from None
         except (DataError, OutputError) as error:  # what is mended outside the configuration
@@ -202,7 +208,16 @@ class _Distillation(RunParts):
         first = checkpoint.step if checkpoint is not None else 0
         self.folder.forget_after(key, first)
         watch = StageWatch(
-            self.folder, self.events, key=key, stage=stage.name, side=side, total=steps, first=first
+            self.folder,
+            self.events,
+            key=key,
+            stage=stage.name,
+            side=side,
+            total=steps,
+            first=first,
+            device=self.device,
+            teacher_clock=stage.teacher_clock,
+            sample=self._sampler(key, stage, backbone, steps),
         )
         optimizer = settings.optimizer
         backbone.set_gradient_checkpointing(settings.gradient_checkpointing)
@@ -229,14 +244,34 @@ class _Distillation(RunParts):
                 wish=self.wish,
                 on_step=watch.step,
                 on_checkpoint=watch.checkpoint,
+                on_failure=partial(keep_failure, self.folder, self.events, key, stage),
             )
         finally:
             accelerator.free_memory()  # it would keep the stage, its teacher and its moments
             backbone.set_gradient_checkpointing(False)
+            stream.close()
             self.folder.note_data(key, report.to_dict())
         if report.skipped:
             self.events(Warn(f"data: {report.summary()}; data.json names them"))
         self.folder.state.stages[key] = watch.end()
+
+    def _sampler(self, key: str, stage: Stage, backbone: Backbone, steps: int) -> Callable[[int], None]:
+        """What is called after each step for sample answers; nothing where no layer of the small model speaks."""
+        verbalizers = getattr(stage, "verbalizers", None)
+        if not self.config.watch.samples or verbalizers is None or key == "verbalization-large":
+            return lambda step: None
+        return LayerSamples(
+            self.config,
+            self.folder,
+            self.events,
+            key=key,
+            stage=stage,
+            backbone=backbone,
+            verbalizers=verbalizers,
+            total=steps,
+            dtype=self.dtype,
+            asked_to_stop=lambda: self.wish.signal is not None,
+        ).after
 
     def _mark(self, key: str) -> None:
         """A stage and what it leaves are on disk; only now is it complete, and its checkpoints go."""

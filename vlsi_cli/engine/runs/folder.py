@@ -5,6 +5,9 @@ environment.json            versions and machine
 progress.json               stages that are complete, scores that are measured
 metrics.jsonl               one line an optimizer step
 matches.jsonl               one line an interaction step: every micro-batch's matched layers
+samples.jsonl               sample answers of the small model's layers on the way, where they were asked for
+trackers.json               the run's name in trackers; tensorboard/, wandb/: what those two wrote
+failures/                   steps that were not finite, each with all that runs it again
 data.json                   records used and not used, and why
 checkpoints/                inside the stage that is running
 verbalizers/large, small    trained sets, apart from any backbone
@@ -159,7 +162,10 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
 
     def forget_after(
-        self, stage: str, step: int, names: Iterable[str] = ("metrics.jsonl", "matches.jsonl")
+        self,
+        stage: str,
+        step: int,
+        names: Iterable[str] = ("metrics.jsonl", "matches.jsonl", "samples.jsonl"),
     ) -> None:
         """Drop the lines of a stage past ``step``: steps that a killed run logged and a resumed one repeats."""
         for name in names:

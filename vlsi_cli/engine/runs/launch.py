@@ -35,6 +35,7 @@ def launch(processes: Count, words: Sequence[str], launcher: Sequence[str] = ())
 
     Raises:
         ConfigError: an argument that torchrun does not have.
+        ProcessError: the first of them, which speaks for all, was killed.
     """
     import torch
     from torch.distributed import run
@@ -64,14 +65,22 @@ def launch(processes: Count, words: Sequence[str], launcher: Sequence[str] = ())
             f"'{arguments.training_script}' after -- is not an argument of torchrun",
             hint="`torchrun --help` lists them",
         )
-    # It would tell of every process that ended what that process has told itself.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # It would tell of every process that ended what that process has told itself. Its loggers have levels of their own.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     threads = max((os.cpu_count() or 1) // count, 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     try:
         run.run(arguments)
     except ChildFailedError as failed:
-        return _cause([int(each.exitcode) for each in _by_time(failed.failures)])
+        ended = _by_time(failed.failures)
+        if ended[0].local_rank == 0 and all(int(each.exitcode) < 0 for each in ended):
+            raise ProcessError(
+                f"the first of {count} processes was ended by {signal.Signals(-int(ended[0].exitcode)).name}",
+                hint="the kernel's log says if memory ran out; what was written is kept",
+            ) from None
+        return _cause([int(each.exitcode) for each in ended])
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except KeyboardInterrupt:

@@ -218,9 +218,9 @@ class _Pair:
     def _batches(self, student: Backbone, samples: int, size: int, report: DataReport) -> Iterator[Batch]:
         encoder = encoder_for(student, self.config.data)
         seed = models.derived_seed(self.config.seed, "data of match-layers")
-        stream = training_stream(self.config.data, encoder, seed=seed, report=report)
-        for group in in_groups(stream.one_pass(samples), size):
-            yield collate(group, encoder.pad_id)
+        with training_stream(self.config.data, encoder, seed=seed, report=report) as stream:
+            for group in in_groups(stream.one_pass(samples), size):
+                yield collate(group, encoder.pad_id)
 
     def side(self, side: str) -> SideReport:
         """What is to be said of one model."""

@@ -71,6 +71,9 @@ def measure(
             f"asking {who} does not fit into the memory of {device}",
             hint=f"lower evaluation.batch_size (now {evaluation.batch_size})",
         ) from error
+    finally:
+        prompts.close()
+        records.close()
     score = Score(
         who=who,
         accuracy=_accuracy(answers, backbone, evaluation.max_new_tokens),

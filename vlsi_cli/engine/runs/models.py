@@ -112,6 +112,7 @@ def load_model(
         max_pixels=config.data.max_pixels,
         chat_template=chat_template,
         placement=model.placement,
+        quantization=model.quantization,
     )
     if chat_template is not None:
         backbone.processor.chat_template = chat_template

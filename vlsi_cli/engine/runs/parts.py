@@ -76,6 +76,10 @@ class RunParts:
             self._stop_if_asked()
         return self._teacher
 
+    def use_cache(self, cache: CachedTeacher) -> None:
+        """Take the large model's answers from a cache."""
+        self._cached = cache
+
     def forget_teacher(self) -> None:
         """Give the large model's memory back before the last step."""
         self._teacher = self._cached = self._large_verbalizers = self._small_verbalizers = None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.batch import Batch
+from vlsi_cli.engine.gauges import DeviceClock
 from vlsi_cli.engine.losses import (
     AllPairs,
     FeatureProjectors,
@@ -89,6 +90,7 @@ class InteractionStage(Stage):
         self._needed = needed
         self.projectors: FeatureProjectors | None = None
         if teacher is not None:
+            self.teacher_clock = DeviceClock(backbone.device)
             if self._needed is None:
                 self._needed = reachable(len(self.targets), len(teacher.targets)) if self.targets else None
             if features:
@@ -116,7 +118,7 @@ class InteractionStage(Stage):
         """Terms of every small target layer and of the last one, and which large layers were matched."""
         backbone, teacher = self._backbone[0], self._teacher[0]
         sequences = self.verbalizers is not None and self.verbalizers.needs_sequence
-        states = teacher.states(batch, self._large_layers(teacher)) if teacher is not None else None
+        states = self._ask(teacher, batch) if teacher is not None else None
         taps = read_layers(backbone, batch, self.targets, sequences=sequences)
         small = {layer: self._enter_head(taps, layer, batch) for layer in self.targets}
         terms: dict[str, Tensor] = {}
@@ -150,6 +152,11 @@ class InteractionStage(Stage):
             losses.append(add_terms(terms, "last", self._pair(x, teacher, states, None, self.last)))
         return StageOutput(torch.stack(losses).sum(), terms, matched)
 
+    def _ask(self, teacher: Teacher, batch: Batch) -> TeacherStates:
+        assert self.teacher_clock is not None
+        with self.teacher_clock.running():
+            return teacher.states(batch, self._large_layers(teacher))
+
     def _large_layers(self, teacher: Teacher) -> tuple[int, ...]:
         """Target layers that any match could need: all of them unless no layer is matched."""
         return teacher.targets if self.targets and self.intermediate != "ce" else ()
@@ -176,6 +183,7 @@ class InteractionStage(Stage):
                 [states.top_k.layers[layer] for layer in teacher.targets],
                 vocabulary=self._vocabulary,
                 mask=self._needed,
+                rule_s=self._backbone[0].logit_rule,
             )
             return self._matcher(matrix / max(tokens, 1), self.generator), None
         theirs = [states.layers[layer] for layer in teacher.targets]
@@ -204,7 +212,9 @@ class InteractionStage(Stage):
         """``[R]`` loss of one small layer against large layer ``large``, or against the last one."""
         if states.top_k is not None:
             known = states.top_k.last if large is None else states.top_k.layers[large]
-            return top_k_divergence(x, self._backbone[0].head.weight, known, vocabulary=self._vocabulary)
+            rule = self._backbone[0].logit_rule
+            head = self._backbone[0].head.weight
+            return top_k_divergence(x, head, known, vocabulary=self._vocabulary, rule_s=rule)
         x_large = states.last if large is None else states.layers[large]
         if self.features and kind == "l2":
             return feature_l2(x, x_large)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -66,8 +66,9 @@ class Failure:
 
     Attributes:
         step: its number, from 1; ``total`` steps make the stage.
+        message: what is not finite.
         terms: the losses as in :class:`Progress`; ``micro_batches`` the same sums over response tokens for each
-            micro-batch, undivided.
+            micro-batch, undivided. Both empty where layers could not even be matched.
         grad_norm: before clipping.
         learning_rate: the rate that the step would have used.
         random: the states of the generators before it.
@@ -78,6 +79,7 @@ class Failure:
 
     step: int
     total: int
+    message: str
     terms: dict[str, float]
     micro_batches: list[dict[str, float]]
     grad_norm: float
@@ -167,7 +169,7 @@ def train_stage(
     def draw(place: dict[str, Any] | None = None) -> list[Batch]:
         if place is not None:
             stream.load_state_dict(place)
-        return [stream.next_batch(batch_size) for _ in range(accumulation)]
+        return stream.next_step(batch_size, accumulation)
 
     def asked() -> bool:
         return wish is not None and wish.signal is not None
@@ -177,6 +179,27 @@ def train_stage(
         code = wish.exit_code if wish is not None else Interrupted.exit_code
         return Interrupted(
             f"stopped after step {step} of {steps} of {key}; a checkpoint is saved", exit_code=code
+        )
+
+    def not_finite(
+        step: int,
+        message: str,
+        rate: float,
+        before: tuple[dict[str, Any], dict[str, Tensor]],
+        terms: dict[str, float] | None = None,
+        outputs: Sequence[StageOutput] = (),
+        norm: float = math.nan,
+    ) -> TrainingError:
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+        sums = [{name: float(value) for name, value in each.terms.items()} for each in outputs]
+        again = partial(draw, before[0])
+        failure = Failure(
+            step + 1, steps, message, terms or {}, sums, norm, rate, before[1], again, scaler, saved
+        )
+        hint = f"lower the learning rate, or compute in bf16 or fp32; checkpoints up to step {saved} are good"
+        return TrainingError(
+            f"step {step + 1} of {key}: {message}",
+            hint="\n".join(filter(None, [hint, on_failure(failure)])),
         )
 
     saved = first
@@ -197,6 +220,10 @@ def train_stage(
                 set_random_states(before[1], stage.generator, device)
                 raise stop(step, before[0])
             norm = _clip(parameters, max_grad_norm, accelerator)
+        except (
+            TrainingError
+        ) as error:  # matching met a divergence that is not finite, before there was a loss
+            raise not_finite(step, f"{error} (learning rate {rate:.2g})", rate, before) from error
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"{key} does not fit into the memory of {device} (step {step + 1}, {batch_size} records at a time)",
@@ -209,23 +236,8 @@ def train_stage(
         if not math.isfinite(loss) or (accelerator.scaler is None and not math.isfinite(norm)):
             odd = [name for name, value in terms.items() if not math.isfinite(value)]
             what = f"loss of {', '.join(odd)}" if odd else "gradient"
-            failure = Failure(
-                step + 1,
-                steps,
-                terms,
-                [{name: float(value) for name, value in each.terms.items()} for each in outputs],
-                norm,
-                rate,
-                before[1],
-                partial(draw, before[0]),
-                accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-                saved,
-            )
-            hint = f"lower the learning rate, or compute in bf16 or fp32; checkpoints up to step {saved} are good"
-            raise TrainingError(
-                f"step {step + 1} of {key}: the {what} is not finite (learning rate {rate:.2g})",
-                hint="\n".join(filter(None, [hint, on_failure(failure)])),
-            )
+            message = f"the {what} is not finite (learning rate {rate:.2g})"
+            raise not_finite(step, message, rate, before, terms, outputs, norm)
         prepared.step()
         prepared.zero_grad(set_to_none=True)
         on_step(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlsi_cli.engine.batch import Batch
+from vlsi_cli.engine.gauges import DeviceClock
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,12 @@ class Stage(nn.Module, ABC):
         name: ``verbalization``, ``interaction`` or ``reinforcement``.
         generator: host generator of everything that the stage draws, part of a checkpoint; None where
             nothing is drawn.
+        teacher_clock: time spent on the large model; None where none is asked.
     """
 
     name: str
     generator: torch.Generator | None = None
+    teacher_clock: DeviceClock | None = None
 
     @abstractmethod
     def trained(self) -> list[tuple[str, nn.Parameter]]:
