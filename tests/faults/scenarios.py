@@ -19,7 +19,6 @@ from pathlib import Path
 from tests.faults import forks
 from tests.faults.subjects import Cache, Distill, leftovers, require
 
-
 #: Places in a life where the disk fills up.
 PLACES = 3
 
