@@ -189,7 +189,7 @@ def test_a_run_speaks_on_stderr_and_reports_on_stdout(engine: dict[str, Any]) ->
     assert (engine["output"], engine["resume"], engine["overwrite"]) == (Path("runs/demo-1"), False, False)
     assert engine["resolved"].config.seed == 4
     line = "interaction 1/2, loss 3.2500, layers 2:1.500 6:1.250 last:0.500, matched 2>6 6>10, lr 1.00e-04, "
-    assert line + "1,234 tokens/s, left 1 min 01 s" in done.stderr
+    assert line + "grad 0.70, 1,234 tokens/s, left 1 min 01 s" in done.stderr
     assert "warning: 2 records skipped" in done.stderr
     assert re.search(r"small before +25\.0 % +2\.5000 +40 +50\.0 %", done.stdout)
     assert "student: runs/demo-1/student" in done.stdout

@@ -131,5 +131,5 @@ def test_stopped_by_hand(whole: Path, hub: HubServer, monkeypatch: pytest.Monkey
     monkeypatch.setattr("huggingface_hub.HfApi.create_commit", stop)
     done = vlsi("push", whole, "--repo", "me/thing")
     assert done.exit_code == 130
-    assert "stopped: stopped while sending; me/thing shows nothing of it" in done.stderr
+    assert "stopped while sending; me/thing shows nothing of it" in done.stderr
     assert f"hint: repeat it with: vlsi push {whole} --repo me/thing" in done.stderr

@@ -160,7 +160,8 @@ def distill(
         )
     if not json:
         _output.data(_tables.stages_table(report))
-        _output.data(_tables.report_table(report))
+        if report.scores:
+            _output.data(_tables.report_table(report))
         _output.data(f"student: {report.student}")
     sent = hub.after_run(report.run, target, _push.tell) if push is not None and _launch.is_first() else None
     if json:

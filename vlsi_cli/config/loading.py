@@ -2,7 +2,7 @@
 from.
 
 Precedence: default < recipe < ``--set`` < flag. Mappings are merged key by key; lists are replaced as a
-whole, but ``--set data.sources.0.path=...`` reaches into one.
+whole, but ``--set data.sources.0.path=...`` reaches into one, also into one that a flag gives.
 """
 
 from __future__ import annotations
@@ -103,12 +103,16 @@ def resolve(
         label = read.name
         origin = f"recipe {read.name if recipe == read.name else read.path}"
         _merge(tree, origins, (), {"name": read.name, **read.values}, origin)
+    given = {tuple(key.split(".")): value for key, value in (flags or {}).items() if value is not None}
+    listed = {path: value for path, value in given.items() if isinstance(value, list)}
+    _merge_flags(
+        tree, origins, listed
+    )  # before --set, which may reach into the list: data.sources.0.image_root
     for text in sets:
         path, value = parse_set(text)
         _merge(tree, origins, path, value, "--set")
-    for key, value in (flags or {}).items():
-        if value is not None:
-            _merge(tree, origins, tuple(key.split(".")), value, FLAGS.get(key, "flag"))
+        _merge_flags(tree, origins, {at: flag for at, flag in listed.items() if at[: len(path)] == path})
+    _merge_flags(tree, origins, {path: value for path, value in given.items() if path not in listed})
     _resolve_models(tree)
     if label is None and "name" not in tree and isinstance(tree.get("student"), dict):
         tree["name"] = str(tree["student"].get("id", "distillation")).rstrip("/").rsplit("/", 1)[-1]
@@ -188,6 +192,11 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(inner, f"{prefix}.{number}" if prefix else str(number))
     else:
         yield prefix, value
+
+
+def _merge_flags(tree: dict[str, Any], origins: dict[str, str], flags: Mapping[tuple[str, ...], Any]) -> None:
+    for path, value in flags.items():
+        _merge(tree, origins, path, value, FLAGS.get(".".join(path), "flag"))
 
 
 def _merge(

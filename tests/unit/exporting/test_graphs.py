@@ -67,11 +67,11 @@ def test_graphs_say_what_the_model_says(write: Callable[..., Path], qwen: Backbo
         "picture 96x64",
         "picture 140x252",
         "text alone",
-        "batch of three",
+        "batch of four",
     ]
     lengths = {case.tokens for case in found.cases[:2]}
     assert len(lengths) == 2, "the two pictures take different numbers of tokens"
-    assert {case.rows for case in found.cases} == {1, 3}
+    assert {case.rows for case in found.cases} == {1, 4}
 
 
 def test_another_models_weights_are_found_out(write: Callable[..., Path], qwen: Backbone) -> None:

@@ -51,6 +51,12 @@ REASONS: dict[str, str] = {
 }
 
 
+_HINTS = {
+    "image-missing": "image paths start from the folder of the data file, or from its image_root: "
+    "--set data.sources.0.image_root=FOLDER",
+}
+
+
 class BadRecord(DataError):
     """A record that cannot be used: counted and skipped, or the end of the run, as the policy says.
 
@@ -66,7 +72,7 @@ class BadRecord(DataError):
         name = f"record {record!r}" if record and record != where else "record"
         place = f"{where}: " if where else ""
         tail = f" ({detail})" if detail else ""
-        super().__init__(f"{place}{name} cannot be used: {REASONS[reason]}{tail}")
+        super().__init__(f"{place}{name} cannot be used: {REASONS[reason]}{tail}", hint=_HINTS.get(reason))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _bad_record, (self.reason, self.detail, self.record, self.where)

@@ -218,6 +218,7 @@ class _Distillation(RunParts):
             device=self.device,
             teacher_clock=stage.teacher_clock,
             sample=self._sampler(key, stage, backbone, steps),
+            data=report if first == 0 and not self.folder.state.stages else None,
         )
         optimizer = settings.optimizer
         backbone.set_gradient_checkpointing(settings.gradient_checkpointing)

@@ -30,6 +30,7 @@ from vlsi_cli.engine.verbalizing import (
     decoder_layers_like,
     head_fingerprint,
     load_verbalizers,
+    read_manifest,
     save_verbalizers,
 )
 from vlsi_cli.errors import CheckpointError, CompatibilityError, ConfigError
@@ -197,12 +198,23 @@ def store_verbalizers(
     )
 
 
-def stored_verbalizers(path: Path, backbone: Backbone, targets: tuple[int, ...]) -> Verbalizers:
-    """Read a set back for its base, or refuse it; ``path`` may also be a run or a hub id with sets in it."""
+def stored_verbalizers(
+    path: Path, backbone: Backbone, targets: tuple[int, ...], *, any_head: bool = False
+) -> Verbalizers:
+    """Read a set back for its base, or refuse it.
+
+    Args:
+        path: the set; or a run, or a hub id, with the set of a large model in it.
+        backbone: the base.
+        targets: layers that the set must have.
+        any_head: take a set that was trained through another head than the base's.
+    """
+    folder = resolve_verbalizers(path)
+    head = read_manifest(folder).head_sha256 if any_head else head_fingerprint(backbone.head.weight)
     verbalizers, _ = load_verbalizers(
-        resolve_verbalizers(path),
+        folder,
         base_id=backbone.id,
-        head_sha256=head_fingerprint(backbone.head.weight),
+        head_sha256=head,
         hidden_size=backbone.hidden_size,
         layers=targets,
         norm=backbone.final_norm,

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
+from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.gauges import DeviceClock, forget_peak, memory_in_use, peak_memory
 from vlsi_cli.engine.runs.folder import RunFolder
 from vlsi_cli.engine.trackers.reporting import mean_matched
 from vlsi_cli.engine.training import Progress
-from vlsi_cli.events import CheckpointSaved, Events, StageEnded, StageReport, StageStarted, StepDone
+from vlsi_cli.events import CheckpointSaved, Events, StageEnded, StageReport, StageStarted, StepDone, Warn
 
 #: Keys of a line in ``metrics.jsonl`` that depend on the machine and the moment: two equal runs differ in them.
 VOLATILE = frozenset({"seconds", "teacher_seconds", "memory_bytes", "peak_memory_bytes"})
@@ -29,6 +30,8 @@ class StageWatch:
         device: whose memory is told.
         teacher_clock: time spent on the large model; None where none is asked.
         sample: called after each step with its number, to take sample answers when they are due.
+        data: what became of the records so far; those left out of the first step are told at once, since a wrong
+            folder of images is better known before the stage has run.
     """
 
     def __init__(
@@ -44,10 +47,12 @@ class StageWatch:
         device: torch.device,
         teacher_clock: DeviceClock | None = None,
         sample: Callable[[int], None] = lambda step: None,
+        data: DataReport | None = None,
     ) -> None:
         self._folder, self._events = folder, events
         self._key, self._stage, self._side, self._total, self._first = key, stage, side, total, first
         self._device, self._clock, self._sample = device, teacher_clock, sample
+        self._data = data
         self._started = time.perf_counter()
         self._tokens = 0
         forget_peak(device)
@@ -78,6 +83,11 @@ class StageWatch:
             memory_bytes=memory_in_use(self._device),
             peak_memory_bytes=peak_memory(self._device),
         )
+        if self._data is not None and self._data.skipped:
+            last = self._data.last
+            more = f"; {last.hint}" if last is not None and last.hint else ""
+            self._events(Warn(f"data of the first step: {self._data.summary()}; the last: {last}{more}"))
+        self._data = None
         self._note(event)
         self._events(event)
         self._sample(progress.step)
