@@ -28,6 +28,24 @@ TITLES = {
     "matrix+recompute": "matrix, then a drawn pair a layer with gradient, recomputed",
     "matrix+drawn": "matrix and drawn pairs",
 }
+WAYS = {
+    "sft": "SFT, no large model",
+    "last": "last-layer distillation",
+    "trl": "off-policy distillation as TRL's GKD trainer computes it",
+    "vlsi": "VLsI, live large model",
+    "vlsi-8bit": "VLsI, large model in 8 bits",
+    "vlsi-cached": "VLsI, cached large model",
+    "vlsi-cached-vision": "the same, with vision features kept (`student.vision_memory`)",
+}
+DEVICES = ("cpu", "cuda")
+STEP = """\
+## A training step
+
+Forward, backward, clipping and AdamW of one micro-batch with random weights; the median of some steps. SFT and TRL's
+way train the whole language model, the others its decoder layers (VLsI: and the verbalizers). Shares are of the step:
+the large model's pass with its verbalizers, or the reading of its states; verbalizers of both sides going forward; the
+small model's vision tower. Memory is the peak of everything, models included.
+"""
 HEAD = """\
 # Performance
 
@@ -81,22 +99,33 @@ Their figures, from their own settings, not repeated here:
 
 def page() -> str:
     """The whole page as Markdown."""
-    parts = [HEAD, _pair(), _matrix(), _scaling(), _blocks(), _quantized(), TAIL]
+    losses = [part(device) for part in (_pair, _matrix, _scaling, _blocks) for device in DEVICES]
+    steps = [_step(path) for path in sorted(RESULTS.glob("step-*.json"))]
+    if any(steps):
+        steps.insert(0, STEP)
+    parts = [HEAD, *losses, *(_cancellation(device) for device in DEVICES), *steps, _quantized(), TAIL]
     return "\n".join(part for part in parts if part)
 
 
-def _load(what: str) -> dict[str, Any] | None:
-    path = RESULTS / f"losses-{what}-cpu.json"
+def _load(what: str, device: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{what}-{device}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _command(what: str) -> str:
-    return f"```bash\npython benchmarks/losses.py {what}\n```\n"
+def _on(found: dict[str, Any]) -> str:
+    """What a title says of the device: nothing where it is a CPU."""
+    return "" if found["device"] == "cpu" else f", on one {found['device']}"
 
 
-def _shape(shape: dict[str, Any]) -> str:
+def _command(program: str, device: str, *arguments: str) -> str:
+    words = [f"python benchmarks/{program}", *arguments, *(["--device cuda"] if device == "cuda" else [])]
+    return f"```bash\n{' '.join(words)}\n```\n"
+
+
+def _shape(shape: dict[str, Any], found: dict[str, Any]) -> str:
     small, large = shape["hidden"]
-    return f"{shape['tokens']} tokens, {small} and {large} hidden, {shape['vocabulary']:,} words, fp32, frozen head"
+    dtype = {"float32": "fp32", "bfloat16": "bf16"}[found.get("dtype", "float32")]
+    return f"{small} and {large} hidden, {shape['vocabulary']:,} words, {dtype}, frozen head"
 
 
 def _mib(row: dict[str, Any]) -> str:
@@ -105,49 +134,74 @@ def _mib(row: dict[str, Any]) -> str:
     return f"{row['peak'] / 2**20:,.0f} MiB"
 
 
-def _pair() -> str:
-    if (found := _load("pair")) is None:
-        return ""
-    rows = sorted(found["rows"], key=lambda row: row.get("peak", float("inf")))
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    lines = ["## One pair of layers\n", f"{_shape(rows[0]['shape'])}; {versions}.\n", _command("pair")]
-    lines += [
-        "| technique | time, × bare products | memory beyond inputs | error of the gradient against fp64 |"
-    ]
-    lines += ["|---|---|---|---|"]
-    for row in rows:
-        title = TITLES[row["name"]]
-        if "why_not" in row:
-            lines.append(f"| {title} | not run: {row['why_not']} | | |")
-            continue
-        error = f"{row['error']:.1e}" if row.get("error") is not None else "not the same loss"
-        lines.append(f"| {title} | {row['ratio']:.2f} | {_mib(row)} | {error} |")
-    return "\n".join([*lines, ""])
+def _versions(found: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in found["versions"].items())
 
 
-def _matrix() -> str:
-    if (found := _load("matrix")) is None:
+def _pair(device: str) -> str:
+    if (found := _load("losses-pair", device)) is None:
         return ""
-    small, large = found["rows"][0]["shape"]["layers"]
+    counts = sorted({row["shape"]["tokens"] for row in found["rows"]})
     lines = [
-        f"## All pairs of {small} small and {large} large layers\n",
-        f"{_shape(found['rows'][0]['shape'])}; in multiples of the {small + large} projections.\n",
-        _command("matrix"),
+        f"## One pair of layers{_on(found)}\n",
+        f"{_shape(found['rows'][0]['shape'], found)}; {_versions(found)}. One dense tensor of logits would take",
+        ", ".join(
+            f"{count * found['rows'][0]['shape']['vocabulary'] * 4 / 2**20:,.0f} MiB" for count in counts
+        )
+        + f" in fp32 at {', '.join(map(str, counts))} tokens.\n",
+        _command("losses.py", device, "pair", f"--tokens {','.join(map(str, counts))}"),
+    ]
+    for count in counts:
+        rows = [row for row in found["rows"] if row["shape"]["tokens"] == count]
+        rows.sort(key=lambda row: row.get("peak", float("inf")))
+        lines += [
+            f"| {count} tokens | time, × bare products | memory beyond inputs | error of the gradient against fp64 |",
+            "|---|---|---|---|",
+        ]
+        for row in rows:
+            title = TITLES[row["name"]]
+            if "ratio" not in row:
+                lines.append(f"| {title} | not run: {row.get('why_not', 'it failed')} | | |")
+                continue
+            error = f"{row['error']:.1e}" if row.get("error") is not None else "not the same loss"
+            lines.append(f"| {title} | {row['ratio']:.2f} | {_mib(row)} | {error} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _matrix(device: str) -> str:
+    if (found := _load("losses-matrix", device)) is None:
+        return ""
+    shape = found["rows"][0]["shape"]
+    small, large = shape["layers"]
+    lines = [
+        f"## All pairs of {small} small and {large} large layers{_on(found)}\n",
+        f"{shape['tokens']} tokens, {_shape(shape, found)}; in multiples of the {small + large} projections.\n",
+        _command("losses.py", device, "matrix"),
         "| technique | time, × projections | memory beyond inputs |",
         "|---|---|---|",
     ]
-    lines += [f"| {TITLES[row['name']]} | {row['ratio']:.2f} | {_mib(row)} |" for row in found["rows"]]
+    lines += [
+        f"| {TITLES[row['name']]} | {row['ratio']:.2f} | {_mib(row)} |"
+        for row in found["rows"]
+        if "ratio" in row
+    ]
+    lines += [
+        f"| {TITLES[row['name']]} | not run: {row['why_not']} | |"
+        for row in found["rows"]
+        if "why_not" in row
+    ]
     return "\n".join([*lines, ""])
 
 
-def _scaling() -> str:
-    if (found := _load("scaling")) is None:
+def _scaling(device: str) -> str:
+    if (found := _load("losses-scaling", device)) is None:
         return ""
     lines = [
-        "## Against target layers, candidates and tokens\n",
+        f"## Against target layers, candidates and tokens{_on(found)}\n",
         "The matrix and a drawn pair a small layer with its gradient, in multiples of the projections of all layers;",
-        f"{_shape(found['rows'][0]['shape']).split(', ', 1)[1]}.\n",
-        _command("scaling"),
+        f"{_shape(found['rows'][0]['shape'], found)}.\n",
+        _command("losses.py", device, "scaling"),
         "| small layers | large layers | tokens | time, × projections | memory beyond inputs |",
         "|---|---|---|---|---|",
     ]
@@ -157,14 +211,13 @@ def _scaling() -> str:
     return "\n".join([*lines, ""])
 
 
-def _blocks() -> str:
-    if (found := _load("blocks")) is None:
+def _blocks(device: str) -> str:
+    if (found := _load("losses-blocks", device)) is None:
         return ""
     lines = [
-        "## Memory against tokens\n",
-        f"One pair, {_shape(found['rows'][0]['shape']).split(', ', 1)[1]}. Dense logits of one model would "
-        "take the last column.\n",
-        _command("blocks"),
+        f"## Memory against tokens{_on(found)}\n",
+        f"One pair, {_shape(found['rows'][0]['shape'], found)}. Dense logits would take the last column.\n",
+        _command("losses.py", device, "blocks"),
         "| tokens | memory beyond inputs | one tensor of logits |",
         "|---|---|---|",
     ]
@@ -172,6 +225,59 @@ def _blocks() -> str:
         dense = row["shape"]["tokens"] * row["shape"]["vocabulary"] * 4 / 2**20
         lines.append(f"| {row['shape']['tokens']} | {_mib(row)} | {dense:,.0f} MiB |")
     return "\n".join([*lines, ""])
+
+
+def _cancellation(device: str) -> str:
+    if (found := _load("cancellation", device)) is None:
+        return ""
+    lines = [
+        f"## As the small model nears the large one{_on(found)}\n",
+        f"Relative error of the forward KL's gradient against fp64; {found['tokens']} tokens, {found['hidden']}",
+        f"hidden, {found['vocabulary']:,} words. The large model's states are the small one's plus noise. `online`",
+        "subtracts two sums of rows of the head, which cancel; the other plans subtract probabilities first.\n",
+        _command("cancellation.py", device),
+        "| head and states | noise | KL, nats | `online` | `kept` | `recomputed` |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        dtype = {"float32": "fp32", "bfloat16": "bf16"}[row["dtype"]]
+        errors = " | ".join(f"{row[plan]:.1e}" for plan in ("online", "kept", "recomputed"))
+        lines.append(f"| {dtype} | {row['noise']:g} | {row['kl']:.1e} | {errors} |")
+    return "\n".join([*lines, ""])
+
+
+def _step(path: Path) -> str:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    device = path.stem.rpartition("-")[2]
+    plan = (
+        " planned / measured |" if device == "cuda" else ""
+    )  # resident bytes of a process are no fair measure
+    lines = [
+        f"### {found['small']} from {found['large']}{_on(found)}\n",
+        f"{found['records']} records of {found['length']} tokens, half of them a picture's, a tenth response;",
+        f"{found['precision']}; {_versions(found)}.\n",
+        _command("step.py", device, *_unless(f"--shapes {found['small']},{found['large']}", "small,large")),
+        f"| way | time, × last-layer step | tokens/s | peak memory |{plan} large model | verbalizers | vision |",
+        "|---|---|---|---|---|---|---|" + ("---|" if plan else ""),
+    ]
+    base = next(row["seconds"] for row in found["rows"] if row["name"] == "last")
+    for row in found["rows"]:
+        title = WAYS[row["name"]]
+        if "why_not" in row:
+            lines.append(f"| {title} | not run: {row['why_not']} | | | | | |" + (" |" if plan else ""))
+            continue
+        planned = f" {row['planned'] / row['peak']:.2f} |" if row["planned"] else " |"
+        shares = (row["shares"].get(part) for part in ("large model", "verbalizers", "vision"))
+        cells = " | ".join("" if share is None else f"{share:.1%}" for share in shares)
+        lines.append(
+            f"| {title} | {row['seconds'] / base:.2f} | {row['tokens_per_second']:,.0f} | "
+            f"{row['peak'] / 2**20:,.0f} MiB |{planned if plan else ''} {cells} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _unless(text: str, usual: str) -> list[str]:
+    return [] if text.endswith(usual) else [text]
 
 
 def _quantized() -> str:

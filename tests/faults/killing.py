@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tests.faults import forks
-from tests.faults.subjects import Broken, Subject, require
+from tests.faults.subjects import Broken, Subject, require, require_same
 
 
 @dataclass
@@ -50,7 +50,9 @@ def torment(
         require(ended.code == 0, f"{subject.name} fails even unbroken: {ended.said[-2000:]}")
     reference = subject.work / "whole"
     wanted = subject.final(reference)
-    require(subject.final(subject.work / "again") == wanted, f"two unbroken lives of {subject.name} differ")
+    require_same(
+        subject.final(subject.work / "again"), wanted, f"two unbroken lives of {subject.name} differ"
+    )
     life = whole[1]
     lives = max(1, round(kills / 1.4))
     parts = [(number + draw.random()) / lives for number in range(lives)]
@@ -82,7 +84,7 @@ def torment(
                     continue
                 require(ended.code == 0, f"it ended with exit code {ended.code}: {ended.said[-1500:]}")
                 subject.check_ended(ended, place)
-                require(subject.final(place) == wanted, "what it left is not what an unbroken one leaves")
+                require_same(subject.final(place), wanted, "what it left is not what an unbroken one leaves")
             except Exception as error:
                 raise Broken(
                     f"{subject.name}, seed {seed}, killed at {', then '.join(aims)}: {error}"

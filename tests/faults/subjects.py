@@ -25,6 +25,20 @@ def require(kept: bool, what: str) -> None:
         raise Broken(what)
 
 
+def require_same(found: Any, wanted: Any, what: str) -> None:
+    """Raise the first place where two values differ."""
+    if found != wanted:
+        raise Broken(f"{what}: {_difference(found, wanted)}")
+
+
+def _difference(found: Any, wanted: Any, place: str = "") -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in [*wanted, *found]:
+            if found.get(key) != wanted.get(key):
+                return _difference(found.get(key), wanted.get(key), f"{place}/{key}")
+    return f"{place} is {str(found)[:300]}, not {str(wanted)[:300]}"
+
+
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file by its place."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())

@@ -62,7 +62,9 @@ def ends_well(done: Result, *codes: int) -> str:
     assert done.exit_code in (codes or {0, *CODES}), f"exit code {done.exit_code}: {done.output}"
     if done.exit_code == 0:
         return ""
-    if done.exit_code == 2 and "Usage:" in done.stderr:  # what Typer itself refuses
+    if done.exit_code == 2 and (
+        "Usage:" in done.stderr or "─ Error ─" in done.stderr
+    ):  # what Typer itself refuses
         return done.stderr
     found = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(found) == 1, done.stderr

@@ -175,6 +175,16 @@ def test_a_wish_to_stop_leaves_a_checkpoint_and_the_command(
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # handlers are put back
 
 
+def test_a_second_wish_to_stop_is_heard_at_once(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    def twice(event: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="stopped at once") as stopped:
+        run(short(pair), output=tmp_path / "run", events=twice)
+    assert stopped.value.resume == f"vlsi distill --resume {tmp_path / 'run'}"
+
+
 def test_a_complete_run_resumes_to_its_report(whole: Path) -> None:
     before = (whole / "student" / "model.safetensors").read_bytes()
     report = run(load_saved(whole), output=whole, events=events.ignore, resume=True)

@@ -90,6 +90,8 @@ def error(problem: VlsiError) -> None:
     if _state.verbose:
         console.print("".join(traceback.format_exception(problem)), markup=False)
     label = "stopped: " if isinstance(problem, Interrupted) else "error: "
+    if label == "stopped: " and problem.message.startswith("stopped "):
+        label = ""  # it says so itself
     if _state.silent:
         label = f"process {launching.rank()}: {label}"
     console.print(Text.assemble((label, "bold red"), problem.message))

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from vlsi_cli.config import catalog, recipes
+from vlsi_cli.config import catalog, recipes, yamls
 from vlsi_cli.config.complaints import complain
 from vlsi_cli.config.run import DistillConfig
 from vlsi_cli.errors import CheckpointError, ConfigError, OutputError
@@ -152,7 +152,7 @@ def load_saved(folder: Path) -> Resolved:
         saved = json.loads((folder / ORIGINS_FILE).read_text(encoding="utf-8"))
         origins = {key: str(saved["origins"].get(key, "run folder")) for key in resolved.origins}
         return Resolved(resolved.config, origins, saved["recipe"])
-    except (ConfigError, OSError, ValueError, KeyError, AttributeError) as error:
+    except (ConfigError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"the configuration of the run {folder} is damaged: {error}") from error
 
 
@@ -177,7 +177,7 @@ def parse_set(text: str) -> tuple[tuple[str, ...], Any]:
     if not equals or not all(path):
         raise ConfigError(f"--set {text}: expected key=value", hint="for example --set interaction.steps=100")
     try:
-        return path, yaml.safe_load(value)
+        return path, yamls.load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: the value is not valid YAML") from error
 

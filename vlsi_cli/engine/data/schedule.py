@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -59,6 +59,16 @@ class RecordSource(Protocol):
             BadRecord: this record cannot be used.
             EndOfSource: a source of unknown length has ended before the index.
         """
+
+
+class StreamedSource(RecordSource, Protocol):
+    """A source that can go on where it was stopped, without reading everything before again."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """From where it has to be read to read on, as plain JSON values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Read on from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +146,7 @@ class Schedule:
             "cursor": self.cursor,
             "places": [list(place) for place in self._places],
             "drawn": list(self._drawn),
+            "streams": [source.state_dict() for source in self._streamed],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -143,6 +154,12 @@ class Schedule:
         self.cursor = int(state["cursor"])
         self._places = [list(place) for place in state["places"]]
         self._drawn = list(state["drawn"])
+        for source, place in zip(self._streamed, state["streams"], strict=True):
+            source.load_state_dict(place)
+
+    @property
+    def _streamed(self) -> list[StreamedSource]:
+        return [cast("StreamedSource", source) for source in self.sources if source.streamed]
 
     def made_of(self) -> dict[str, Any]:
         """What decides the order, as plain JSON values."""
