@@ -85,7 +85,8 @@ RECIPES: dict[str, tuple[bytes | str, str | None]] = {
     "targets: from 0": (GOOD.replace("demo/small}", "demo/small, targets: {layers: [0]}}"), "layers"),
     "precision: fp8": (f"{GOOD}precision: fp8\n", "precision"),
     "name: a path": (f"{GOOD}name: ../../etc/cron.d/x\n", None),
-    "name: signs": (f'{GOOD}name: "\\u0000\\u202e\\ud800"\n', None),
+    "name: signs": (f'{GOOD}name: "\\u0000\\u202e"\n', None),
+    "name: half a surrogate pair": (f'{GOOD}name: "\\ud800"\n', "no text"),
 }  # fmt: skip
 
 #: Command lines, each to be refused with 2 (or, where they name what is not there, 3, 4, 6 or 7).
