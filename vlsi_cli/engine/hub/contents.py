@@ -65,13 +65,23 @@ def model_items(folder: Path, shown: str) -> list[Item]:
             f"'{shown}' is neither a run nor a model: it has no config.yaml of a run and no config.json of a model",
             hint="give the folder that `vlsi distill` wrote, its student/, or another checkpoint's folder",
         )
+    if (folder / EXPORT_REPORT).is_file():
+        raise ModelError(
+            f"'{shown}' holds exported graphs, not the checkpoint that they were made from",
+            hint=f"push that, and these along with it: --with-onnx {shown}",
+        )
+    weights = {path.name for path in folder.glob("*.safetensors")}
+    if not weights:
+        raise ModelError(
+            f"'{shown}' has no weights: no *.safetensors in it",
+            hint="give the folder that `vlsi distill` wrote, or save the model with save_pretrained",
+        )
     # without one, transformers makes up an empty tokenizer
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise ModelError(
             f"'{shown}' has no tokenizer: none of {', '.join(_TOKENIZERS)}",
             hint="copy the tokenizer's files of its base into the folder",
         )
-    weights = {path.name for path in folder.glob("*.safetensors")}
     extra = sorted(weights - _named_weights(folder, shown))
     if extra:
         raise ModelError(
