@@ -206,10 +206,13 @@ def _below(folder: Path, place: str) -> list[Item]:
 
 
 def _cleaned(file: Path, place: str) -> Item:
+    """A JSON file without paths of this machine; one that has none goes as it is."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
+    if portable(value) == value:
+        return Item(place, file)
     return Item(place, (json.dumps(portable(value), indent=2) + "\n").encode())
 
 
