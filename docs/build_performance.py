@@ -35,6 +35,7 @@ WAYS = {
     "vlsi": "VLsI, live large model",
     "vlsi-8bit": "VLsI, large model in 8 bits",
     "vlsi-cached": "VLsI, cached large model",
+    "vlsi-cached-vision": "the same, with vision features kept (`student.vision_memory`)",
 }
 DEVICES = ("cpu", "cuda")
 STEP = """\

@@ -15,9 +15,9 @@ import math
 import shlex
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -25,12 +25,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlsi_cli.config.loading import CONFIG_FILE
+from vlsi_cli.engine import processes
 from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.files import file_sha256, new_folder
 from vlsi_cli.engine.runs.folder import RunFolder, environment
+from vlsi_cli.engine.sharding import is_sharded, whole_values
 from vlsi_cli.engine.training import Failure, Stage
 from vlsi_cli.errors import CheckpointError, VlsiError
 from vlsi_cli.events import Events, Warn
+
+Value = TypeVar("Value")
 
 FOLDER, FACTS = "failures", "failure.json"
 FORMAT_VERSION = 1
@@ -66,45 +70,66 @@ class Bundle:
 def keep_failure(folder: RunFolder, events: Events, key: str, stage: Stage, failure: Failure) -> str | None:
     """Write the bundle; a failure to do so must not hide the step's own, so it is a warning.
 
+    All processes call it together. The bundle holds the micro-batches of all of them, one after another, and is run
+    again by one process: the same sums, and the same gradient if the matches are.
+
     Returns:
         The line that says how to run the step again; None when nothing was kept.
     """
     target = folder.path / FOLDER / f"{key}-{failure.step:08d}"
     try:
-        batches = failure.draw()
-        with new_folder(target) as partial:
-            _save(partial / "batches.safetensors", _flat(batches))
-            _save(partial / "trained.safetensors", dict(stage.trained()))
-            _save(partial / "random.safetensors", failure.random)
-            shutil.copyfile(folder.path / CONFIG_FILE, partial / CONFIG_FILE)
-            facts = {
-                "format_version": FORMAT_VERSION,
-                "stage": key,
-                "step": failure.step,
-                "total": failure.total,
-                "message": failure.message,
-                "learning_rate": failure.learning_rate,
-                "terms": _words(failure.terms),
-                "grad_norm": _word(failure.grad_norm),
-                "last_checkpoint": failure.last_checkpoint,
-                "scaler": failure.scaler,
-                "micro_batches": [
-                    {
-                        "records": list(batch.records),
-                        "digests": [digest.hex() for digest in batch.digests],
-                        "response_tokens": batch.num_tokens,
-                        "sums": _words(sums),
-                    }
-                    for batch, sums in zip(batches, failure.micro_batches or [{}] * len(batches), strict=True)
-                ],
-                "environment": environment(),
-                "sha256": {name: file_sha256(partial / f"{name}.safetensors") for name in _TENSORS},
-            }
-            (partial / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        batches = _of_all(failure.draw())
+        failure = replace(failure, micro_batches=_of_all(failure.micro_batches))
+        trained = whole_values(stage.trained()) if is_sharded(stage) else dict(stage.trained())
+        processes.on_first(lambda: _write(target, folder, key, failure, batches, trained))
     except VlsiError as error:
         events(Warn(f"what reproduces this step could not be kept: {error}"))
         return None
     return f"run exactly that step again with: vlsi distill --reproduce {shlex.quote(str(target))}"
+
+
+def _of_all(values: list[Value]) -> list[Value]:
+    """The values of all processes, the first one's of each before the second ones'."""
+    return [value for row in zip(*processes.gather(values), strict=True) for value in row]
+
+
+def _write(
+    target: Path,
+    folder: RunFolder,
+    key: str,
+    failure: Failure,
+    batches: list[Batch],
+    trained: Mapping[str, Tensor],
+) -> None:
+    with new_folder(target) as partial:
+        _save(partial / "batches.safetensors", _flat(batches))
+        _save(partial / "trained.safetensors", trained)
+        _save(partial / "random.safetensors", failure.random)
+        shutil.copyfile(folder.path / CONFIG_FILE, partial / CONFIG_FILE)
+        facts = {
+            "format_version": FORMAT_VERSION,
+            "stage": key,
+            "step": failure.step,
+            "total": failure.total,
+            "message": failure.message,
+            "learning_rate": failure.learning_rate,
+            "terms": _words(failure.terms),
+            "grad_norm": _word(failure.grad_norm),
+            "last_checkpoint": failure.last_checkpoint,
+            "scaler": failure.scaler,
+            "micro_batches": [
+                {
+                    "records": list(batch.records),
+                    "digests": [digest.hex() for digest in batch.digests],
+                    "response_tokens": batch.num_tokens,
+                    "sums": _words(sums),
+                }
+                for batch, sums in zip(batches, failure.micro_batches or [{}] * len(batches), strict=True)
+            ],
+            "environment": environment(),
+            "sha256": {name: file_sha256(partial / f"{name}.safetensors") for name in _TENSORS},
+        }
+        (partial / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def read_failure(path: Path) -> Bundle:

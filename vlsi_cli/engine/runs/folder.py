@@ -23,7 +23,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +32,7 @@ from typing import Any
 from vlsi_cli import __version__
 from vlsi_cli.config.folders import holds_something
 from vlsi_cli.config.loading import CONFIG_FILE, Resolved
+from vlsi_cli.engine import processes
 from vlsi_cli.engine.files import LOCK_FILE, new_file, only_process, sweep, write_json, writing
 from vlsi_cli.errors import CheckpointError, OutputError
 from vlsi_cli.events import Score, StageReport
@@ -41,15 +42,16 @@ _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers",
 
 @dataclass
 class State:
-    """What of a run is complete: stages by key, scores by who answered."""
+    """What of a run is complete: stages by key, scores by who answered; and how many processes began it."""
 
     stages: dict[str, StageReport] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
     student: bool = False
+    processes: int = 1
 
 
 class RunFolder:
-    """Paths, progress and logs of one run.
+    """Paths, progress and logs of one run. Of several processes the first alone writes.
 
     Args:
         path: the folder; made by :meth:`create`, found by :meth:`open`.
@@ -73,6 +75,7 @@ class RunFolder:
                 it cannot be written.
         """
         folder = cls(path)
+        folder.state.processes = processes.size()
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             is_run = (path / CONFIG_FILE).is_file()
@@ -100,6 +103,7 @@ class RunFolder:
                 stages={key: StageReport(**value) for key, value in saved["stages"].items()},
                 scores={key: Score(**value) for key, value in saved["scores"].items()},
                 student=bool(saved["student"]),
+                processes=int(saved.get("processes", 1)),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"the progress of the run {path} cannot be read: {error}") from error
@@ -112,9 +116,14 @@ class RunFolder:
         Raises:
             OutputError: another process is working on this run.
         """
-        with writing(self.path), only_process(self.path, f"the run {self.path}"):
-            sweep(self.path)
+        with ExitStack() as stack:
+            stack.enter_context(writing(self.path))
+            processes.on_first(lambda: self._take(stack))
             yield
+
+    def _take(self, stack: ExitStack) -> None:
+        stack.enter_context(only_process(self.path, f"the run {self.path}"))
+        sweep(self.path)
 
     def verbalizers(self, side: str) -> Path:
         """Where the set of ``large`` or ``small`` lives."""
@@ -131,11 +140,15 @@ class RunFolder:
             "stages": {key: asdict(report) for key, report in self.state.stages.items()},
             "scores": {key: asdict(score) for key, score in self.state.scores.items()},
             "student": self.state.student,
+            "processes": self.state.processes,
         }
-        write_json(self.path / "progress.json", value)
+        if processes.is_first():
+            write_json(self.path / "progress.json", value)
 
     def write(self, name: str, value: Any) -> None:
         """Write a JSON file of the folder."""
+        if not processes.is_first():
+            return
         target = self.path / name
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -143,6 +156,8 @@ class RunFolder:
 
     def note_data(self, stage: str, report: dict[str, Any]) -> None:
         """Put what became of a stage's records into ``data.json``."""
+        if not processes.is_first():
+            return
         file = self.path / "data.json"
         known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         write_json(file, known | {stage: report})
@@ -156,6 +171,8 @@ class RunFolder:
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
         """Add a line to a JSON Lines file."""
+        if not processes.is_first():
+            return
         with writing(self.path / name), (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -166,6 +183,8 @@ class RunFolder:
         names: Iterable[str] = ("metrics.jsonl", "matches.jsonl", "samples.jsonl"),
     ) -> None:
         """Drop the lines of a stage past ``step``: steps that a killed run logged and a resumed one repeats."""
+        if not processes.is_first():
+            return
         for name in names:
             file = self.path / name
             if not file.is_file():

@@ -34,6 +34,7 @@ from vlsi_cli.engine.runs.match_reports import (
 )
 from vlsi_cli.engine.runs.measure import encoder_for
 from vlsi_cli.engine.runs.readers import AFTER_STEP_2
+from vlsi_cli.engine.runs.student import restore_layers
 from vlsi_cli.engine.teachers import LayerDivergences, LiveTeacher, layer_divergences
 from vlsi_cli.engine.verbalizing import head_fingerprint, read_manifest
 from vlsi_cli.errors import CheckpointError, ConfigError, TrainingError
@@ -153,7 +154,7 @@ class _Pair:
             model, self.config, self.dtype, self.device, trained=False, chat_template=template
         )
         if side == "small" and self.run is not None and self.at == "end":
-            models.restore_layers(RunFolder(self.run).interaction, backbone)
+            restore_layers(RunFolder(self.run).interaction, backbone)
         path, targets = self.sets[side], self.targets[side]
         trained_on = side == "small" and self.trained_on
         words = None

@@ -10,11 +10,14 @@ import torch
 from vlsi_cli.config.run import DistillConfig, ModelConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.runs import models
+from vlsi_cli.engine.runs import student as student_files
 from vlsi_cli.engine.runs.folder import RunFolder
 from vlsi_cli.engine.runs.identity import needs_teacher
 from vlsi_cli.engine.runs.stages import interaction_stage, reinforcement_stage
+from vlsi_cli.engine.sharding import shard
 from vlsi_cli.engine.stages import InteractionStage, ReinforcementStage, VerbalizationStage
 from vlsi_cli.engine.teachers import CachedTeacher, LiveTeacher, Teacher
+from vlsi_cli.engine.training.parallel import agreed
 from vlsi_cli.engine.training.signals import Wish
 from vlsi_cli.engine.verbalizing import Verbalizers
 from vlsi_cli.errors import Interrupted
@@ -32,6 +35,7 @@ class RunParts:
     def __init__(self, config: DistillConfig, folder: RunFolder, wish: Wish) -> None:
         self.config, self.folder, self.wish = config, folder, wish
         self.device, self.dtype = models.place(config)
+        self.sharding = models.resolve_sharding(config.sharding)
         self._student: Backbone | None = None
         self._teacher: Backbone | None = None
         self._cached: CachedTeacher | None = None
@@ -42,6 +46,12 @@ class RunParts:
         return key in self.folder.state.stages
 
     def _stop_if_asked(self) -> None:
+        """All processes ask together."""
+        self.wish.signal = agreed(self.wish.signal or 0) or None
+        self._stop_if_told()
+
+    def _stop_if_told(self) -> None:
+        """This process asks alone, in a block that ends in all of them if it ends in one."""
         if self.wish.signal is not None:
             raise Interrupted("stopped between two steps; nothing is lost", exit_code=self.wish.exit_code)
 
@@ -51,14 +61,18 @@ class RunParts:
     def student(self) -> Backbone:
         """The small model as far as the complete stages have brought it."""
         if self._student is None:
-            config, done = self.config, self.folder.state.student
-            model = ModelConfig(id=str(self.folder.student)) if done else config.student
-            trained = not done and models.trains_weights(config)
-            self._student = models.load_model(model, config, self.dtype, self.device, trained=trained)
-            if not done and self._complete("interaction"):
-                models.restore_layers(self.folder.interaction, self._student)
+            self._student = self._load_student(after_interaction=self._complete("interaction"))
             self._stop_if_asked()
         return self._student
+
+    def _load_student(self, *, after_interaction: bool) -> Backbone:
+        config, done = self.config, self.folder.state.student
+        model = ModelConfig(id=str(self.folder.student)) if done else config.student
+        trained = not done and models.trains_weights(config)
+        student = models.load_model(model, config, self.dtype, self.device, trained=trained)
+        if not done and after_interaction:
+            student_files.restore_layers(self.folder.interaction, student)
+        return student
 
     @property
     def teacher(self) -> Backbone:
@@ -72,9 +86,15 @@ class RunParts:
                 self.device,
                 trained=False,
                 chat_template=self.student.processor.chat_template,
+                divided=self.sharding == "both",
             )
             self._stop_if_asked()
         return self._teacher
+
+    def _forget_student(self) -> None:
+        """Give the memory of a divided small model back; it is loaded again, whole, when needed."""
+        self._student = self._small_verbalizers = None
+        self._clear()
 
     def use_cache(self, cache: CachedTeacher) -> None:
         """Take the large model's answers from a cache."""
@@ -83,6 +103,9 @@ class RunParts:
     def forget_teacher(self) -> None:
         """Give the large model's memory back before the last step."""
         self._teacher = self._cached = self._large_verbalizers = self._small_verbalizers = None
+        self._clear()
+
+    def _clear(self) -> None:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -94,7 +117,10 @@ class RunParts:
             return held
         backbone, model = self._side(side)
         path = model.verbalizers or self.folder.verbalizers(side)
-        return models.stored_verbalizers(path, backbone, models.target_layers(model, backbone))
+        stored = models.stored_verbalizers(path, backbone, models.target_layers(model, backbone))
+        if side == "large" and self.sharding == "both":
+            shard(stored.requires_grad_(False), stored.blocks())
+        return stored
 
     def _side(self, side: str) -> tuple[Backbone, Any]:
         if side == "large":

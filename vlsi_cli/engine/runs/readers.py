@@ -13,6 +13,7 @@ from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.folders import is_hub_id, resolve_verbalizer_sets
 from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.runs import models
+from vlsi_cli.engine.runs.student import restore_layers
 from vlsi_cli.engine.verbalizing import (
     Verbalizers,
     decoder_layers_like,
@@ -166,7 +167,7 @@ def _load(origin: Origin, device: torch.device, dtype: torch.dtype) -> Backbone:
     if config is not None and origin.interaction:
         backbone = models.load_model(config.student, config, dtype, device, trained=False)
         assert origin.run is not None
-        models.restore_layers(origin.run / "stages" / "interaction", backbone)
+        restore_layers(origin.run / "stages" / "interaction", backbone)
         return backbone
     pixels = config.data if config is not None else None
     return load_backbone(

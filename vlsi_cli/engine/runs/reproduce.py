@@ -18,7 +18,7 @@ from vlsi_cli.engine.runs.parts import RunParts
 from vlsi_cli.engine.runs.teachers import open_cache
 from vlsi_cli.engine.training import Stage
 from vlsi_cli.engine.training.checkpoint import set_random_states
-from vlsi_cli.engine.training.loop import accumulate_gradients
+from vlsi_cli.engine.training.parallel import accumulate_gradients
 from vlsi_cli.engine.training.signals import Wish
 from vlsi_cli.errors import CheckpointError, ConfigError, TrainingError
 from vlsi_cli.events import Events, Note

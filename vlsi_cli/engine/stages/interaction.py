@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.gauges import DeviceClock
@@ -26,6 +27,7 @@ from vlsi_cli.engine.teachers.teacher import Teacher, TeacherStates
 from vlsi_cli.engine.training.stage import Stage, StageOutput, add_terms
 from vlsi_cli.engine.verbalizing.reading import Taps, read_layers, verbalize
 from vlsi_cli.engine.verbalizing.verbalizer import Verbalizers
+from vlsi_cli.errors import TrainingError
 
 LayerLoss = Literal["kld", "l2", "ce", "none"]
 #: From a divergence matrix to the matches; draws come from the stage's generator.
@@ -80,11 +82,12 @@ class InteractionStage(Stage):
     ) -> None:
         super().__init__()
         self._backbone, self._teacher = (backbone,), (teacher,)
-        self._trained = backbone.set_trainable(parts)
+        self._names = [name for name, _ in backbone.set_trainable(parts)]
         self.model = backbone.model
         self.targets = tuple(targets) if intermediate != "none" else ()
         self.verbalizers = verbalizers.requires_grad_(True) if verbalizers is not None else None
         self.intermediate, self.last, self.features = intermediate, last, features
+        self.some_idle = last == "none"  # the layers behind the last target layer
         self._matcher, self._vocabulary = matcher, vocabulary
         self.generator = torch.Generator().manual_seed(seed)
         self._needed = needed
@@ -101,11 +104,17 @@ class InteractionStage(Stage):
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """The small model's trained parts, then its verbalizers, then the projectors of features."""
-        own = [(f"model.{name}", parameter) for name, parameter in self._trained]
+        held = dict(self.model.named_parameters())
+        own = [(f"model.{name}", held[name]) for name in self._names]
         for prefix, module in (("verbalizers", self.verbalizers), ("projectors", self.projectors)):
             if module is not None:
                 own += [(f"{prefix}.{name}", parameter) for name, parameter in module.named_parameters()]
         return own
+
+    def units(self) -> list[nn.Module]:
+        """The decoder layers and every block of the verbalizers."""
+        said = self.verbalizers.blocks() if self.verbalizers is not None else []
+        return [*self._backbone[0].layers, *said]
 
     def set_train_mode(self) -> None:
         """Train mode for the small model's trained parts and the verbalizers only."""
@@ -185,7 +194,7 @@ class InteractionStage(Stage):
                 mask=self._needed,
                 rule_s=self._backbone[0].logit_rule,
             )
-            return self._matcher(matrix / max(tokens, 1), self.generator), None
+            return self._drawn(matrix, tokens), None
         theirs = [states.layers[layer] for layer in teacher.targets]
         pairs = None
         if self.features:
@@ -203,8 +212,24 @@ class InteractionStage(Stage):
                     rule_t=states.rule,
                 )
             matrix = pairs.matrix
-        matches = self._matcher(matrix / max(tokens, 1), self.generator)
+        matches = self._drawn(matrix, tokens)
         return matches, pairs if self.intermediate == "kld" else None
+
+    def _drawn(self, matrix: Tensor, tokens: int) -> list[Match]:
+        """Matches by the mean over the response tokens of this micro-batch on all processes.
+
+        Their generators are in the same state, so that all of them draw the same.
+        """
+        assert self.generator is not None
+        if processes.size() > 1:
+            sums = torch.cat([matrix.flatten().double(), matrix.new_tensor([tokens], dtype=torch.float64)])
+            *cells, tokens = processes.add_up(sums).tolist()
+            matrix = torch.tensor(cells, dtype=torch.float64).reshape(matrix.shape).to(matrix.dtype)
+        try:
+            return self._matcher(matrix / max(tokens, 1), self.generator)
+        except TrainingError as error:
+            error.shared = processes.size() > 1
+            raise
 
     def _pair(
         self, x: Tensor, teacher: Teacher, states: TeacherStates, large: int | None, kind: LayerLoss

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vlsi_cli.engine import processes, sharding
 from vlsi_cli.engine.files import file_sha256, new_folder
 from vlsi_cli.errors import CheckpointError
 
@@ -151,13 +152,33 @@ def pack(
     generator: torch.Generator | None,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Parameters, moments and random states under flat names."""
+    """Parameters, moments and random states under flat names: whole tensors, however they are divided.
+
+    All processes call it together. The states of torch's own generators are those of every process, numbered from
+    the second on: ``random/torch.1``. What was gathered from pieces is in the first process's host memory, and empty on
+    the others.
+    """
     tensors: dict[str, Tensor] = {}
     for name, parameter in trained:
-        tensors[f"trained/{name}"] = parameter
+        tensors[f"trained/{name}"] = _gathered(parameter)
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer/{key}/{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
-    return tensors | random_states(generator, device)
+            moment = _gathered(value) if isinstance(value, Tensor) else torch.tensor(value)
+            tensors[f"optimizer/{key}/{name}"] = moment
+    for number, states in enumerate(processes.gather(random_states(generator, device))):
+        tensors |= {_numbered(name, number): state for name, state in states.items()}
+    return tensors
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    if not sharding.is_piece(tensor):
+        return tensor
+    whole = sharding.whole(tensor.detach())
+    return whole.cpu() if processes.is_first() else whole.new_empty(0)
+
+
+def _numbered(name: str, number: int) -> str:
+    """The states of torch's own generators are each process's; the stage's is everybody's."""
+    return name if number == 0 or name == "random/stage" else f"{name}.{number}"
 
 
 @torch.no_grad()
@@ -167,8 +188,14 @@ def unpack(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator | None,
     device: torch.device,
+    *,
+    seed: int = 0,
 ) -> None:
-    """Put everything of :func:`pack` back.
+    """Put everything of :func:`pack` back, in this process's pieces if the parameters are divided.
+
+    Args:
+        seed: of torch's own random state where the checkpoint was written by another number of processes, so that
+            their states have no owner now; a pure function of it, the step and this process's number.
 
     Raises:
         CheckpointError: the checkpoint belongs to a stage that trains other parameters.
@@ -188,17 +215,39 @@ def unpack(
             _, key, parameter_name = name.split("/", 2)
             moments.setdefault(parameter_name, {})[key] = tensor
     for name, parameter in trained:
-        parameter.copy_(tensors[f"trained/{name}"])
+        parameter.copy_(sharding.like(tensors[f"trained/{name}"], parameter))
         if name in moments:
             # AdamW keeps its step count on the host, its moments beside the parameter.
             optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(device) for key, value in moments[name].items()
+                key: value if key == "step" else sharding.like(value, parameter)
+                for key, value in moments[name].items()
             }
-    set_random_states(tensors, generator, device)
+    own = processes.rank()
+    states = {name: tensors[full] for name in _RANDOM if (full := _numbered(name, own)) in tensors}
+    if written_by(checkpoint) != processes.size():
+        states = {name: state for name, state in states.items() if name == "random/stage"}
+        torch.manual_seed(mixed_seed(seed, checkpoint.step, own))
+    set_random_states(states, generator, device)
+
+
+def written_by(checkpoint: Checkpoint) -> int:
+    """How many processes wrote it."""
+    return int(checkpoint.values.get("processes", 1))
+
+
+def mixed_seed(seed: int, step: int, number: int) -> int:
+    """Another seed for every process and step; at step 0 the first process's is ``seed`` itself."""
+    if step == number == 0:
+        return seed
+    digest = hashlib.sha256(f"{seed}/{step}/{number}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+_RANDOM = ("random/torch", "random/cuda", "random/stage")
 
 
 def random_states(generator: torch.Generator | None, device: torch.device) -> dict[str, Tensor]:
-    """The states of every generator that a step can draw from."""
+    """The states of every generator that a step of this process can draw from."""
     states = {"random/torch": torch.get_rng_state()}
     if device.type == "cuda":
         states["random/cuda"] = torch.cuda.get_rng_state(device)
@@ -210,8 +259,9 @@ def random_states(generator: torch.Generator | None, device: torch.device) -> di
 def set_random_states(
     states: Mapping[str, Tensor], generator: torch.Generator | None, device: torch.device
 ) -> None:
-    """Put the states of :func:`random_states` back."""
-    torch.set_rng_state(states["random/torch"])
+    """Put the states of :func:`random_states` back, as far as they are there."""
+    if "random/torch" in states:
+        torch.set_rng_state(states["random/torch"])
     if device.type == "cuda" and "random/cuda" in states:
         torch.cuda.set_rng_state(states["random/cuda"], device)
     if generator is not None:
