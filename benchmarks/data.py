@@ -9,16 +9,21 @@ what else the machine does matters little.
 Workers: steps of 8 records are taken from streams with 0, 1 and 2 workers in turn. "Alone" nothing else is done;
 "beside a device" each step is followed by a second of sleep, which is what a step looks like to the host when a GPU
 computes it. Seconds are those of the clock, and the median of the rounds.
+
+Threads or processes: a loop of small tensor operations, as a model's kernels are launched, beside a thread and beside a
+process that encodes records all the time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -162,6 +167,60 @@ def workers(backbone: Backbone, sources: dict[str, DataConfig], rounds: int) -> 
     return table
 
 
+def neighbours(configs: dict[str, DataConfig], backbone: Backbone, rounds: int) -> Table:
+    """How a loop of small tensor operations fares beside a thread, or a process, that encodes records."""
+    table = Table("records", "beside", "operations", "records/s", box=None)
+    for name, config in configs.items():
+        encoder = encoder_for(backbone, config)
+        stream = training_stream(config, encoder, seed=0)
+        made = multiprocessing.get_context("fork").Value("q", 0)
+        stop = threading.Event()
+
+        def encode(stream: object = stream, made: object = made, stop: threading.Event = stop) -> None:
+            for _ in stream.one_pass(10**6):
+                made.value += 1
+                if stop.is_set():
+                    return
+
+        found: dict[str, list[tuple[float, float]]] = {"nothing": [], "a thread": [], "a process": []}
+        for _ in range(rounds):
+            found["nothing"].append((operations(), 0.0))
+            stop.clear()
+            thread = threading.Thread(target=encode)
+            thread.start()
+            found["a thread"].append(watched(made))
+            stop.set()
+            thread.join()
+            process = multiprocessing.get_context("fork").Process(target=encode, daemon=True)
+            process.start()
+            found["a process"].append(watched(made))
+            process.kill()
+            process.join()
+        base = statistics.median(taken for taken, _ in found["nothing"])
+        for beside, values in found.items():
+            taken = statistics.median(taken for taken, _ in values) / base
+            speed = statistics.median(speed for _, speed in values)
+            table.add_row(name, beside, f"{taken:.2f}x", f"{speed:,.1f}" if speed else "")
+    return table
+
+
+def operations() -> float:
+    """Seconds that a loop of small tensor operations takes, as a model's kernels are launched."""
+    square = torch.randn(64, 64)
+    started = time.perf_counter()
+    for _ in range(30_000):
+        square = torch.tanh(square @ square * 0.01)
+    return time.perf_counter() - started
+
+
+def watched(made: object) -> tuple[float, float]:
+    """Seconds of the loop, and records a second that are encoded meanwhile."""
+    time.sleep(0.5)
+    before = made.value
+    taken = operations()
+    return taken, (made.value - before) / taken
+
+
 def seconds(work: Callable[[], list[Batch]]) -> float:
     """How long something takes by the clock."""
     started = time.perf_counter()
@@ -197,6 +256,8 @@ def main() -> None:
         sources = {"photographs": budget.data, "puzzles": data({"kind": "patterns"})}
         console.print(f"\n{os.cpu_count()} processors")
         console.print(workers(large, sources, options.rounds))
+        console.print()
+        console.print(neighbours(sources, large, options.rounds))
 
 
 if __name__ == "__main__":
