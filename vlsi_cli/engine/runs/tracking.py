@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,7 +17,7 @@ from vlsi_cli.engine.hub.screening import is_secret
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.folder import RunFolder
 from vlsi_cli.engine.trackers import open_trackers
-from vlsi_cli.errors import CheckpointError
+from vlsi_cli.errors import CheckpointError, ConfigError
 from vlsi_cli.events import Events
 
 FILE = "trackers.json"
@@ -42,9 +43,8 @@ def tracked(resolved: Resolved, folder: RunFolder, events: Events, *, resumed: b
     watch = resolved.config.watch
     with ExitStack() as stack:
         told = events
-        if (
-            watch.report_to
-        ):  # accelerate's trackers log through accelerate, which wants to know its device first
+        # accelerate's trackers log through accelerate, which first wants to know its device
+        if watch.report_to:
             models.new_accelerator(*models.place(resolved.config))
         with processes.together():
             require_trackers(watch.report_to)
@@ -63,7 +63,12 @@ def tracked(resolved: Resolved, folder: RunFolder, events: Events, *, resumed: b
                     done=sum(report.steps for report in folder.state.stages.values()),
                     configuration=shown_configuration(resolved),
                 )
-                told = stack.enter_context(opened)
+                try:
+                    told = stack.enter_context(opened)
+                except ConfigError as error:  # the run folder is there by now
+                    again = f"vlsi distill --resume {shlex.quote(str(folder.path))}"
+                    error.hint = f"{error.hint}\nthen go on with: {again}"
+                    raise
         yield told
 
 
