@@ -66,7 +66,11 @@ def parts(device: str, tiny: bool, memory: float) -> list[Part]:
         Part("step", ("step.py", *where, "--shapes", pair, *step), 120),
         Part("matrix", (*losses, "matrix", "--tokens", str(tokens[0]), "--repeats", "3"), 60),
         Part("cancellation", ("cancellation.py", *where, *small), 40),
-        Part("step-72b", ("step.py", *where, "--shapes", cut, *step, "--only", "last,vlsi,vlsi-cached"), 120),
+        Part(
+            "step-72b",
+            ("step.py", *where, "--shapes", cut, *step, "--only", "last,vlsi,vlsi-cached,vlsi-cached-vision"),
+            120,
+        ),
         Part("scaling", (*losses, "scaling", "--repeats", "3"), 45),
         Part("blocks", (*losses, "blocks", "--repeats", "1"), 45),
         Part("quantized", ("quantized.py", *where, "--records", "8" if tiny else "100"), 60),

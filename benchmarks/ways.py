@@ -26,13 +26,13 @@ from vlsi_cli.engine.runs.stages import interaction_stage, reinforcement_stage
 from vlsi_cli.engine.stages import ReinforcementStage
 from vlsi_cli.engine.teachers import CachedTeacher, LiveTeacher, Teacher
 from vlsi_cli.engine.teachers.cached import write_head
-from vlsi_cli.engine.teachers.manifest import SHARDS, CacheIdentity, CacheManifest
+from vlsi_cli.engine.teachers.manifest import MANIFEST_FILE, SHARDS, CacheIdentity, CacheManifest
 from vlsi_cli.engine.teachers.shards import ShardBuffer
 from vlsi_cli.engine.training.optimizer import make_optimizer
 from vlsi_cli.engine.training.stage import Stage, StageOutput
 
 #: In the order in which they run: first without a large model, at last without it again.
-NAMES = ("sft", "last", "trl", "vlsi", "vlsi-8bit", "vlsi-cached")
+NAMES = ("sft", "last", "trl", "vlsi", "vlsi-8bit", "vlsi-cached", "vlsi-cached-vision")
 #: What `vlsi plan` is asked for each way.
 _PLANNED = {
     "sft": ("reinforcement", []),
@@ -40,6 +40,7 @@ _PLANNED = {
     "vlsi": ("interaction", []),
     "vlsi-8bit": ("interaction", ["teacher.quantization=8bit"]),
     "vlsi-cached": ("interaction", ["teacher.cache=somewhere"]),
+    "vlsi-cached-vision": ("interaction", ["teacher.cache=somewhere"]),
 }
 
 
@@ -106,8 +107,9 @@ class Room:
         teacher: Teacher | None = None
         if name == "sft":
             self._teacher = None
-        elif name == "vlsi-cached":
-            self._write_cache()
+        elif name.startswith("vlsi-cached"):
+            if not (self._folder / MANIFEST_FILE).is_file():
+                self._write_cache()
             self._teacher = None
             gc.collect()
             teacher = CachedTeacher(self._folder, self.setting.device)
@@ -118,6 +120,8 @@ class Room:
             teacher = LiveTeacher(teacher.backbone, teacher.verbalizers, teacher.targets, self.setting.dtype)
         student = shapes.build(self.setting.small, torch.float32, self.setting.device)
         self._facts["small"] = shapes.facts(self.setting.small, student)
+        if name.endswith("-vision"):
+            student.remember_vision(2**32)
         stage = self._stage(name, student, teacher)
         if teacher is not None:
             teacher.states = watch.around("large model", teacher.states)

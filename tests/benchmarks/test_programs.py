@@ -18,7 +18,7 @@ def test_the_benchmark_of_a_step_runs(
 ) -> None:
     from benchmarks import step
 
-    names = ["sft", "last", "vlsi", "vlsi-cached"]
+    names = ["sft", "last", "vlsi", "vlsi-cached", "vlsi-cached-vision"]
     program = [
         "step.py",
         "--shapes",
@@ -36,6 +36,8 @@ def test_the_benchmark_of_a_step_runs(
     assert [row["name"] for row in rows if row["seconds"] > 0 and row["planned"] > 0] == names
     shares = {row["name"]: row["shares"] for row in rows}
     assert "large model" not in shares["sft"]
+    assert "vision" in shares["vlsi-cached"]
+    assert "vision" not in shares["vlsi-cached-vision"]  # the tower ran in the steps before
     assert 0 < shares["vlsi"]["verbalizers"] < 1
     assert shares["vlsi"]["large model"] > shares["vlsi-cached"]["large model"]
     assert "vlsi-cached" in capsys.readouterr().out

@@ -228,14 +228,16 @@ def test_other_weights_under_the_same_name_are_asked_again(after: Path, tmp_path
     assert json.loads(vlsi(*words).stdout)["results"][0]["generated"] == 3
 
 
-def test_fill_ins_are_counted(tasks: Path, tmp_path: Path) -> None:
+def test_fill_ins_are_counted(tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By tasks from a folder that is named from where one is."""
+    monkeypatch.chdir(tasks.parent)
     words = (
         "--model",
         "demo/small",
         "--bench",
         "chance",
         "--tasks-dir",
-        tasks,
+        tasks.name,
         "-o",
         tmp_path / "out",
         "--json",

@@ -81,6 +81,9 @@ class ModelConfig(Config):
     quantization: Literal["none", "8bit", "4bit"] = "none"
     """Bits a weight of the decoder layers (teacher only): as loaded, LLM.int8() or NF4. Needs the extra `quant`, and
     changes what the large model says, a little."""
+    vision_memory: float = Field(default=0.0, ge=0)
+    """GiB of host memory for what the model's frozen vision tower says about pictures, which is then computed once and
+    not in every step of every stage; 0: not kept."""
     targets: LayersConfig = LayersConfig()
     """Layers that get a verbalizer."""
     verbalizers: Path | None = None

@@ -57,7 +57,7 @@ def test_metadata() -> None:
     assert data.model_name == "thing"
     accuracy, loss = data.eval_results
     assert (accuracy.metric_type, accuracy.metric_value, loss.metric_value) == ("accuracy", 0.25, 0.5)
-    assert accuracy.dataset_name == "patterns"
+    assert accuracy.dataset_name == "patterns, the built-in picture puzzles"
     # sqrt(0.25 * 0.75 / 100), by hand
     assert accuracy.metric_args == {"questions": 101, "standard_error": 0.043301}
 

@@ -5,7 +5,6 @@ Only imported where lmms-eval is installed (:mod:`vlsi_cli.engine.evaluation.har
 
 from __future__ import annotations
 
-import gc
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -78,7 +77,6 @@ class Adapter(lmms):
         Raises:
             Answered: in every process but the first.
         """
-        gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if not self._sharing.scores:

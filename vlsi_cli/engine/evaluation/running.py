@@ -92,7 +92,12 @@ def run_benchmark(
     answers, sharing = open_journal(folder)
     with answers, Journal(folder / "verdicts.jsonl") as verdicts:
         session = Session(
-            benchmark.title, _judge_for(benchmark, judge), benchmark.verdict, verdicts, samples=total
+            benchmark.title,
+            _judge_for(benchmark, judge),
+            benchmark.verdict,
+            verdicts,
+            samples=total,
+            known=benchmark.known,
         )
         adapter = Adapter(
             answerer,

@@ -20,6 +20,8 @@ from vlsi_cli.errors import ModelError
 
 PAPER = "https://arxiv.org/abs/2412.01822"
 _TEMPLATE = Path(__file__).parent / "card.md.jinja"
+#: What the metadata call questions that have no id on the hub.
+_HELD_OUT = {"vlsi-patterns": "patterns, the built-in picture puzzles", "held-out": "held-out questions"}
 _TAGS = ["vlsi", "knowledge-distillation", "vision-language-model"]
 
 
@@ -218,13 +220,16 @@ def _results(facts: Facts) -> list[Any]:
     for score in facts.scores:
         if score.who != "small after":
             continue
-        place = {"dataset_type": facts.held_out_id, "dataset_name": facts.held_out.replace("`", "")}
+        place = {
+            "dataset_type": facts.held_out_id,
+            "dataset_name": _HELD_OUT.get(facts.held_out_id, facts.held_out_id),
+        }
         if score.accuracy is not None:
             error = score.standard_error
             args = {"questions": score.n} | ({} if error is None else {"standard_error": round(error, 6)})
             found.append(
                 EvalResult(
-                    **task, **place, metric_type="accuracy", metric_name="Exact answers",
+                    **task, **place, metric_type="accuracy", metric_name="Exact answers, of 1",
                     metric_value=round(score.accuracy, 6), metric_args=args,
                 )
             )  # fmt: skip

@@ -210,7 +210,7 @@ class _Distillation(RunResults):
             rank=processes.rank(),
             world_size=processes.size(),
             exchange=processes.gather,
-            digests=key == "interaction" and self._cached is not None,
+            digests=self._looks_records_up(key),
         )
         steps = optimizer_steps(settings, stream.records_per_epoch, stage.name, begun)
         batch_size, accumulation = cut_step(settings, begun, processes.size())
@@ -311,6 +311,12 @@ class _Distillation(RunResults):
             dtype=self.dtype,
             asked_to_stop=lambda: self.wish.signal is not None,
         ).after
+
+    def _looks_records_up(self, key: str) -> bool:
+        """Whether a stage finds what it knows of records by their digests."""
+        models_here = (self._student, self._teacher)
+        remembers = any(each is not None and each.vision_memory is not None for each in models_here)
+        return remembers or (key == "interaction" and self._cached is not None)
 
     def _mark(self, key: str) -> None:
         """A stage and what it leaves are on disk; only now is it complete, and its checkpoints go."""

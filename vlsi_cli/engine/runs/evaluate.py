@@ -165,7 +165,8 @@ def _run(
     identities: dict[str, Any] = {}
     for asked in plan.models:
         identities[asked.id], found = _model(asked, config, plan, loaded, events, device, dtype, judge, log)
-        gc.collect()
+        if asked != plan.models[-1]:
+            gc.collect()  # the model is gone before the next one comes
         for evaluated in found:
             results.append(evaluated.result)
             samples[asked.id, evaluated.result.benchmark] = evaluated.samples
@@ -222,7 +223,11 @@ def _model(
                 judge=judge,
                 limit=limit,
                 longest=config.max_new_tokens,
-                code=[where for where in (place.tasks_folder(), config.tasks_dir) if where is not None],
+                code=[
+                    where.absolute()
+                    for where in (place.tasks_folder(), config.tasks_dir)
+                    if where is not None
+                ],
                 events=events,
             )
         if evaluated is not None:

@@ -163,6 +163,8 @@ def load_model(
         divide(backbone)
     if chat_template is not None:
         backbone.processor.chat_template = chat_template
+    if model.vision_memory:
+        backbone.remember_vision(int(model.vision_memory * 2**30))
     return backbone
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,7 +17,7 @@ from vlsi_cli.engine.hub.screening import is_secret
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.folder import RunFolder
 from vlsi_cli.engine.trackers import open_trackers
-from vlsi_cli.errors import CheckpointError
+from vlsi_cli.errors import CheckpointError, ConfigError
 from vlsi_cli.events import Events
 
 FILE = "trackers.json"
@@ -42,15 +43,15 @@ def tracked(resolved: Resolved, folder: RunFolder, events: Events, *, resumed: b
     watch = resolved.config.watch
     with ExitStack() as stack:
         told = events
-        if (
-            watch.report_to
-        ):  # accelerate's trackers log through accelerate, which wants to know its device first
+        # accelerate's trackers log through accelerate, which first wants to know its device
+        if watch.report_to:
             models.new_accelerator(*models.place(resolved.config))
         with processes.together():
             require_trackers(watch.report_to)
             if watch.report_to and processes.is_first():
                 known = _known(folder) if resumed else None
-                name = known or f"{_plain(resolved.config.name)}-{uuid.uuid4().hex[:8]}"
+                shown = shown_configuration(resolved)
+                name = known or f"{_plain(shown['name'])}-{uuid.uuid4().hex[:8]}"
                 if known is None:
                     folder.write(FILE, {"run": name})
                 opened = open_trackers(
@@ -61,9 +62,14 @@ def tracked(resolved: Resolved, folder: RunFolder, events: Events, *, resumed: b
                     run=name,
                     resumed=known is not None,
                     done=sum(report.steps for report in folder.state.stages.values()),
-                    configuration=shown_configuration(resolved),
+                    configuration=shown,
                 )
-                told = stack.enter_context(opened)
+                try:
+                    told = stack.enter_context(opened)
+                except ConfigError as error:  # the run folder is there by now
+                    again = f"vlsi distill --resume {shlex.quote(str(folder.path))}"
+                    error.hint = f"{error.hint}\nthen go on with: {again}"
+                    raise
         yield told
 
 

@@ -53,7 +53,7 @@ class ReinforcementStage(Stage):
     def forward(self, batch: Batch) -> StageOutput:
         """Cross-entropy through the model's own head at the response positions."""
         backbone = self._backbone[0]
-        states = backbone.forward_base(batch.inputs)[batch.rows, batch.cols]
+        states = backbone.forward_batch(batch)[batch.rows, batch.cols]
         losses = cross_entropy(
             states,
             backbone.head.weight,

@@ -148,7 +148,7 @@ class WandB(Tracker):
             dir=str(self._folder),
             resume="allow",
             # Its copy of the terminal would hold the progress display a thousand times over.
-            settings={"console": "off", "silent": True},
+            settings={"console": "off"},
         )
         started.start()
         return started
