@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.proof.claims import Claims
 from benchmarks.proof.grid import PARTS, SEEDS, final_runs, tuned_rates, tuning_runs
-from benchmarks.proof.report import DOCUMENT, write_report
+from benchmarks.proof.report import DOCUMENT, Results, write_report
 from benchmarks.proof.results import GRID, Store, fingerprint
 from benchmarks.proof.settings import Run, Settings
 
+#: Seconds between two looks at what other processes have done.
+PATIENCE = 2.0
 #: One run of the student: in the benchmark ``Laboratory.run``, in its tests a stand-in.
 Runner = Callable[[Run], dict[str, Any]]
 
@@ -34,12 +37,23 @@ class Grid:
     seeds: int = len(SEEDS)
 
     def left(self) -> Iterator[Run]:
-        """What is not stored yet, in order; asked again after every run, since another process may work too."""
+        """What is not stored yet, in order, each claimed until the next is asked for.
+
+        Other processes may work too: what one of them is at is left to it, and waited for at the end, since more may
+        follow from it.
+        """
+        claims = Claims(self.store.file.with_suffix(".lock"))
         while True:
-            run = next((run for run in self.runs() if run not in self.store.load()), None)
-            if run is None:
+            missing = [run for run in self.runs() if run not in self.store.load()]
+            ours = next((run for run in missing if claims.take(run)), None)
+            if ours is not None:
+                if ours not in self.store.load():  # it may have been stored just before it was ours
+                    yield ours
+                claims.release(ours)
+            elif missing:
+                time.sleep(PATIENCE)
+            else:
                 return
-            yield run
 
     def runs(self) -> list[Run]:
         """Every run, as far as it is known: tuning decides the learning rates of the others."""
@@ -116,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         laboratory = Laboratory(settings)
         until = None if given.minutes is None else time.monotonic() + 60 * given.minutes
         grid.work(laboratory.run, lambda line: print(line, file=sys.stderr, flush=True), until)
-    write_report(given.results)
+    write_report(Results(grid=given.results))
 
 
 if __name__ == "__main__":

@@ -21,11 +21,10 @@ def pilot_sections(trials: Sequence[Line], grid: Sequence[Line]) -> Iterator[str
 
     Args:
         trials: their stored lines.
-        grid: the grid's lines; its tuning runs of SFT stand beside the trials.
+        grid: lines of grids; their tuning runs of SFT stand beside the trials.
     """
     if not trials:
         return
-    yield "## What else was tried"
     yield (
         "Trials on the validation split, made to find out what the comparison should look like, and then why it came "
         "out as it did. Every one is shown. Settings that are not named are those above; weights are named by the "
@@ -90,10 +89,12 @@ def _changes(line: Line) -> str:
     """What a trial does differently from the settings of the grid and from its arm, and with which weights."""
     settings = Settings()
     usual, arm = settings.to_json(), ARMS[line["arm"]](settings).to_json()
-    told = [f"{k} {_plain(v)}" for k, v in line["settings"].items() if usual.get(k) != v]
+    told = [f"{k} {_plain(k, v)}" for k, v in line["settings"].items() if usual.get(k) != v]
     told += [f"{k} {v}" for k, v in line["run"].items() if k not in _SHOWN and arm[k] != v]
     return "; ".join([*told, f"large {line['pair']['large'][:6]}"])
 
 
-def _plain(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else "all" if value is None else str(value)
+def _plain(name: str, value: Any) -> str:
+    if value is None:
+        return "no limit" if name == "records" else "all"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

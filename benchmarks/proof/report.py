@@ -2,159 +2,93 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.proof.arms import ARMS, untrained
-from benchmarks.proof.estimates import Interval, binomial_error, paired, spearman, t_interval
+from benchmarks.proof.earlier import earlier_sections
+from benchmarks.proof.estimates import binomial_error
+from benchmarks.proof.field import field_section
 from benchmarks.proof.grid import (
-    RATES,
-    SEEDS,
-    TUNING_SEEDS,
-    Row,
-    Table,
-    seeded,
+    TUNING,
     tables,
     tuned_rates,
     tuning_runs,
 )
 from benchmarks.proof.pilots import pilot_sections
-from benchmarks.proof.results import GRID, PILOTS, Store, read
-from benchmarks.proof.settings import Run, Settings
-from benchmarks.proof.text import HEAD, LIMITS, METHOD, table_lines
+from benchmarks.proof.results import DIAGNOSIS, EARLIER, GRID, PILOTS, Store, read
+from benchmarks.proof.seen import seen_sections
+from benchmarks.proof.settings import Settings
+from benchmarks.proof.tables import Done, rows_of, table_text, verdicts
+from benchmarks.proof.text import HEAD, LIMITS, METHOD, WHY, table_lines
 
 DOCUMENT = "docs/proof.md"
-PAPER = json.loads((Path(__file__).parent / "paper.json").read_text("utf-8"))
 _ROOT = Path(__file__).parents[2]
-Results = Mapping[Run, Mapping[str, Any]]
+Line = Mapping[str, Any]
 
 
-def write_report(grid: Path = GRID, pilots: Path = PILOTS, target: Path = _ROOT / DOCUMENT) -> None:
+@dataclass(frozen=True)
+class Results:
+    """The files that the document is made from.
+
+    Attributes:
+        grid: the comparison.
+        pilots: trials on the validation split.
+        earlier: the comparison on endless puzzles.
+        diagnosis: looks inside the interaction step.
+    """
+
+    grid: Path = GRID
+    pilots: Path = PILOTS
+    earlier: Path = EARLIER
+    diagnosis: Path = DIAGNOSIS
+
+
+RESULTS = Results()
+
+
+def write_report(results: Results = RESULTS, target: Path = _ROOT / DOCUMENT) -> None:
     """Write the document, whole."""
     from vlsi_cli.engine.files import new_file
 
-    text = report(grid, pilots)
+    text = report(results)
     with new_file(target) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def report(grid: Path = GRID, pilots: Path = PILOTS) -> str:
+def report(results: Results = RESULTS) -> str:
     """The document: of the settings as they are now and of the pair that was measured last."""
     settings = Settings()
-    ours = [line for line in read(grid) if line["settings"] == settings.to_json()]
+    ours = [line for line in read(results.grid) if line["settings"] == settings.to_json()]
     pair = ours[-1]["pair"] if ours else {}
-    done = Store(grid, settings, pair).load()
-    known = read(pilots)
-    parts = [HEAD, *_main(settings, done), METHOD]
-    parts += [*_conditions(settings, pair, done, known)]
+    done = Store(results.grid, settings, pair).load()
+    trials, earlier, looks = read(results.pilots), read(results.earlier), read(results.diagnosis)
+    parts = [HEAD, *field_section(trials), *_main(settings, done), METHOD]
+    parts += [WHY, *seen_sections(looks)] if looks else []
+    parts += [*_conditions(settings, pair, done), *_cost(done, earlier, trials)]
     parts += [*_tuning(settings, done), *_ablations(settings, done), LIMITS]
-    parts += pilot_sections(known, ours)
+    if earlier or trials:
+        parts += ["## What else was tried", *earlier_sections(earlier)]
+        parts += pilot_sections(trials, [*ours, *earlier])
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
-
-
-# ---------------------------------------------------------------- tables
-
-
-def _rows(
-    table: Table, done: Results, rates: Mapping[str, float] | None
-) -> dict[str, dict[int, Mapping[str, Any]]]:
-    """Label -> seed -> result, of what is done. An untrained model's one result counts for every seed."""
-    if rates is None:
-        return {row.label: {} for row in table.rows}
-    return {row.label: _of_row(row, done, rates) for row in table.rows}
-
-
-def _of_row(row: Row, done: Results, rates: Mapping[str, float]) -> dict[int, Mapping[str, Any]]:
-    runs = {seed: seeded(row, rates, seed) for seed in SEEDS}
-    return {seed: done[run] for seed, run in runs.items() if run in done}
-
-
-def _scores(results: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
-    return {seed: 100 * result["accuracy"] for seed, result in results.items()}
-
-
-def _table(table: Table, done: Results, rates: Mapping[str, float] | None) -> list[str]:
-    """One table beside the paper's numbers, and how the two orders agree."""
-    found = _rows(table, done, rates)
-    paper = PAPER["tables"][table.key]
-    printed = {label: sum(scores) / len(scores) for label, scores in paper["rows"].items()}
-    against = _scores(found[table.against])
-    lines, ours, theirs = [], [], []
-    for row in table.rows:
-        results = found[row.label]
-        if not results:
-            lines.append([row.label, "not run yet", "", "0", "", f"{printed[row.label]:.1f}"])
-            continue
-        scores = _scores(results)
-        difference = None if row.label == table.against else paired(scores, against)
-        seeds = "any" if row.run.untrained else str(len(scores))
-        mean = t_interval(list(scores.values())).mean
-        cells = [f"{mean:.1f}", _signed(difference), seeds, f"{_seconds(results):.0f}"]
-        lines.append([row.label, *cells, f"{printed[row.label]:.1f}"])
-        if row.label == table.against or difference is not None:
-            ours.append(difference.mean if difference is not None else 0.0)
-            theirs.append(printed[row.label])
-    head = ["", "accuracy, %", f"minus {table.against}", "seeds", "seconds", "paper"]
-    text = [table_lines(head, lines)]
-    text.append(f"paper: mean of what {PAPER['source'].split(',')[0]} prints in its {paper['printed']}.")
-    agreement = spearman(ours, theirs) if len(ours) > 2 else None
-    if agreement is not None:
-        many = "all" if len(ours) == len(table.rows) else f"the {len(ours)} done of"
-        text[-1] += (
-            f" Rank correlation with it (Spearman, {many} {len(table.rows)} rows): {agreement + 0.0:+.2f}."
-        )
-    return text
-
-
-def _signed(difference: Interval | None) -> str:
-    if difference is None:
-        return ""
-    mean = f"{round(difference.mean, 1) + 0.0:+.1f}"  # no minus before a zero
-    return mean if difference.half is None else f"{mean} ± {difference.half:.1f}"
-
-
-def _seconds(results: Mapping[int, Mapping[str, Any]]) -> float:
-    """Mean processor seconds that the student's training took, the large model's part included."""
-    counted = ("interaction", "large", "reinforcement")
-    each = [sum(result["seconds"].get(name, 0.0) for name in counted) for result in results.values()]
-    return sum(each) / len(each)
 
 
 # ---------------------------------------------------------------- sections
 
 
-def _main(settings: Settings, done: Results) -> Iterator[str]:
+def _main(settings: Settings, done: Done) -> Iterator[str]:
     table, rates = tables(settings)[0], tuned_rates(settings, done)
     yield "## The comparison"
-    yield from _table(table, done, rates)
-    found = _rows(table, done, rates)
+    yield from table_text(table, done, rates)
+    found = rows_of(table, done, rates)
     for model, words in (("small", "The small model before any training"), ("large", "The large model")):
         if untrained(model) in done:
             yield f"{words}: {100 * done[untrained(model)]['accuracy']:.1f} %."
     if any(found.values()):
-        yield "\n".join(_verdicts(found))
+        yield "\n".join(verdicts(found))
         yield _kinds(found)
-
-
-def _verdicts(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Iterator[str]:
-    """Who is ahead of whom, in words that the intervals allow."""
-    ours = _scores(found["VLsI"])
-    for label in ARMS:
-        difference = paired(ours, _scores(found[label])) if label != "VLsI" else None
-        if difference is None:
-            continue
-        if difference.low > 0:
-            word = "VLsI is ahead"
-        elif difference.high < 0:
-            word = "VLsI is behind"
-        else:
-            word = "undecided: the interval holds zero"
-        half = (
-            f"[{difference.low:+.1f}, {difference.high:+.1f}]" if difference.half is not None else "one seed"
-        )
-        yield f"- VLsI minus {label}: {difference.mean:+.1f} points, 95 % interval {half} - **{word}**."
 
 
 def _kinds(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
@@ -171,9 +105,7 @@ def _kinds(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
     )
 
 
-def _conditions(
-    settings: Settings, pair: Mapping[str, str], done: Results, pilots: Sequence[Mapping[str, Any]]
-) -> Iterator[str]:
+def _conditions(settings: Settings, pair: Mapping[str, str], done: Done) -> Iterator[str]:
     yield "## Under which conditions"
     fixed = settings.to_json()
     shown = [[f"`{name}`", _plain(value)] for name, value in fixed.items()]
@@ -192,9 +124,12 @@ def _conditions(
             + "; ".join(each)
             + "."
         )
+
+
+def _cost(done: Done, earlier: Sequence[Line], trials: Sequence[Line]) -> Iterator[str]:
     if done:
         hours = sum(result["elapsed"] for result in done.values()) / 3600
-        trials = sum(line["result"].get("elapsed", 0.0) for line in pilots) / 3600
+        before = sum(line["result"].get("elapsed", 0.0) for line in (*earlier, *trials)) / 3600
         errors = [
             100 * binomial_error(r["accuracy"], r["n"]) for run, r in done.items() if run.split == "test"
         ]
@@ -205,7 +140,7 @@ def _conditions(
         )
         yield (
             f"{len(done)} runs are stored, {hours:.1f} hours of one core of a shared machine by the clock; "
-            f"the trials at the end of this page took {trials:.1f} hours more.{spread}"
+            f"what else was tried, at the end of this page, took {before:.1f} hours more.{spread}"
         )
 
 
@@ -216,7 +151,7 @@ def _plain(value: Any) -> str:
     return "no limit" if value is None else str(value)
 
 
-def _tuning(settings: Settings, done: Results) -> Iterator[str]:
+def _tuning(settings: Settings, done: Done) -> Iterator[str]:
     yield "## Learning rates"
     runs = tuning_runs(settings)
     finished = sum(run in done for _, run in runs)
@@ -224,7 +159,7 @@ def _tuning(settings: Settings, done: Results) -> Iterator[str]:
     lines = []
     for arm in ARMS:
         cells = []
-        for rate in RATES:
+        for rate in TUNING.rates:
             scores = [
                 100 * done[run]["accuracy"]
                 for a, run in runs
@@ -235,13 +170,13 @@ def _tuning(settings: Settings, done: Results) -> Iterator[str]:
             cells.append(f"**{text}**" if best else text)
         lines.append([arm, *cells])
     yield (
-        f"The budget is the same for every arm: {len(RATES)} rates, each on training seed "
-        f"{' and '.join(map(str, TUNING_SEEDS))} (used for nothing else), "
+        f"The budget is the same for every arm: {len(TUNING.rates)} rates, each on training seeds "
+        f"{' and '.join(map(str, TUNING.seeds))} (used for nothing else), "
         f"measured on {settings.asked} puzzles of the **validation** split; {finished} of {len(runs)} runs are done. "
         "Mean accuracy in %; the chosen rate is bold."
     )
-    yield table_lines(["", *(f"{rate:g}" for rate in RATES)], lines)
-    edge = [arm for arm in ARMS if rates is not None and rates[arm] in (RATES[0], RATES[-1])]
+    yield table_lines(["", *(f"{rate:g}" for rate in TUNING.rates)], lines)
+    edge = [arm for arm in ARMS if rates is not None and rates[arm] in (TUNING.rates[0], TUNING.rates[-1])]
     if edge:
         yield f"Chosen at the edge of the grid, so that another rate might have been better still: {', '.join(edge)}."
     yield (
@@ -251,9 +186,9 @@ def _tuning(settings: Settings, done: Results) -> Iterator[str]:
     )
 
 
-def _ablations(settings: Settings, done: Results) -> Iterator[str]:
+def _ablations(settings: Settings, done: Done) -> Iterator[str]:
     yield "## The paper's ablations, in small"
     rates = tuned_rates(settings, done)
     for table in tables(settings)[1:]:
         yield f"### {table.title}"
-        yield from _table(table, done, rates)
+        yield from table_text(table, done, rates)

@@ -19,7 +19,9 @@ from vlsi_cli.engine.files import file_sha256
 
 FOLDER = Path(__file__).parent / "results"
 GRID = FOLDER / "grid.jsonl"
+EARLIER = FOLDER / "endless.jsonl"
 PILOTS = FOLDER / "pilots.jsonl"
+DIAGNOSIS = FOLDER / "diagnosis.jsonl"
 
 
 def fingerprint(settings: Settings) -> dict[str, str]:

@@ -18,12 +18,31 @@ and which of its parts matter here. Wins and losses are shown alike.
 ```bash
 python -m benchmarks.proof            # goes on with what is not done yet, then writes this page
 python -m benchmarks.proof --list     # what is done, what is left, how long it would take
-python -m benchmarks.proof --only e   # one part alone: main, e, d, b, c or f; two processes can share the work so
+python -m benchmarks.proof --only e   # one part alone: main, e, d, b, c or f
 ```
 
-Run it in a clone of the repository with the package installed. It can be stopped at any time: every run is stored
-when it ends, and a run belongs to its settings and to the weights of the pair, so that results of other weights are
-never mixed in."""
+Run it in a clone of the repository with the package installed; started more than once, the processes share the runs.
+It can be stopped at any time: every run is stored when it ends, and a run belongs to its settings and to the weights of
+the pair, so that results of other weights are never mixed in."""
+
+FIELD = """\
+## On which puzzles
+
+The comparison was first made on endless puzzles, where none comes twice, and VLsI was behind SFT there (the results are
+at the end of this page). But nobody's data are endless, so it was made again where they are few and come many times.
+How few was fixed before any other arm had seen a finite set, by a rule that knows the scores of SFT alone: of 64, 128,
+256 and 512 puzzles the largest number at which SFT, at the better of two learning rates, ends at least five points
+below SFT on endless puzzles. No score of VLsI entered the choice; that there is a second field at all is because VLsI
+lost on the first.
+
+Every seed has other training puzzles. Its verbalizers, the large model's too, learn from these same puzzles, so that no
+arm reads more data than another. The test puzzles are new (`test_seed`); 36 of their 500 pictures, not always
+with the same question, were also among those of the earlier comparison."""
+
+WHY = """\
+## Why it came out so
+
+TODO WHY"""
 
 METHOD = """\
 Accuracy is the share of exact greedy answers to held-out puzzles of the test split, one question each, and the mean
@@ -39,8 +58,8 @@ these tables and in no other.
 - `VLsI`: the whole method.
 
 Seconds are processor seconds of one thread for the student's training, the large model's answers included: what the
-clock would show on a quiet core. Verbalizers are trained once for each model and architecture and reused by every run
-and seed, as the paper reuses the large model's; no weight of the student trains then."""
+clock would show on a quiet core. The training of the verbalizers, once for each model, architecture and seed, is not
+counted, as the paper reuses the large model's; no weight of the student trains then."""
 
 LIMITS = """\
 ## What it does not tell

@@ -13,19 +13,19 @@ import pytest
 
 from benchmarks.proof import __main__ as command
 from benchmarks.proof.grid import (
+    ABLATION_SEEDS,
     PARTS,
-    RATES,
     SEEDS,
-    TUNING_SEEDS,
+    TUNING,
     final_runs,
     seeded,
     tables,
     tuned_rates,
     tuning_runs,
 )
-from benchmarks.proof.report import PAPER
 from benchmarks.proof.results import Store, append, read
 from benchmarks.proof.settings import Run, Settings
+from benchmarks.proof.tables import PAPER
 
 ROOT = Path(__file__).parents[2]
 SETTINGS, PAIR = Settings(), {"large": "aaaa", "small": "bbbb"}
@@ -35,7 +35,7 @@ ONE_RATE = dict.fromkeys(("SFT", "last-layer KLD", "feature L2", "VLsI"), 1e-3)
 def stand_in(run: Run) -> dict[str, Any]:
     """A result that depends on the run: the second rate is the best one, for every arm."""
     return {
-        "accuracy": 0.5 if run.rate == RATES[1] else 0.4,
+        "accuracy": 0.5 if run.rate == TUNING.rates[1] else 0.4,
         "loss": 1.0,
         "by_kind": {},
         "n": 10,
@@ -49,14 +49,15 @@ def test_every_arm_gets_the_same_steps_and_the_same_trials() -> None:
     assert steps == {SETTINGS.interaction_steps + SETTINGS.reinforcement_steps}
     trials = {arm: sorted((r.rate, r.seed) for a, r in runs if a == arm) for arm in ONE_RATE}
     assert all(
-        each == sorted((rate, seed) for rate in RATES for seed in TUNING_SEEDS) for each in trials.values()
+        each == sorted((rate, seed) for rate in TUNING.rates for seed in TUNING.seeds)
+        for each in trials.values()
     )
 
 
 def test_tuning_never_sees_the_test_split_nor_a_seed_of_the_tables() -> None:
     assert {run.split for _, run in tuning_runs(SETTINGS)} == {"validation"}
     assert {run.split for run in final_runs(SETTINGS, ONE_RATE)} == {"test"}
-    assert not set(TUNING_SEEDS) & set(SEEDS)
+    assert not set(TUNING.seeds) & set(SEEDS)
 
 
 def test_every_row_stands_beside_a_row_of_the_paper() -> None:
@@ -93,11 +94,18 @@ def test_the_main_table_comes_first_seed_by_seed() -> None:
     assert {run.seed for run in final_runs(SETTINGS, ONE_RATE, ["main"], seeds=2)} == {0, *SEEDS[:2]}
 
 
+def test_every_ablation_has_a_seed_before_any_has_the_next() -> None:
+    for parts in (["e", "d", "b", "c"], ["f"]):
+        seeds = [run.seed for run in final_runs(SETTINGS, ONE_RATE, parts) if not run.untrained]
+        assert seeds == sorted(seeds)
+        assert set(seeds) == set(ABLATION_SEEDS)
+
+
 def test_the_best_rate_on_validation_is_taken_and_the_smaller_of_equals() -> None:
     done = {run: stand_in(run) for _, run in tuning_runs(SETTINGS)}
-    assert tuned_rates(SETTINGS, done) == dict.fromkeys(ONE_RATE, RATES[1])
+    assert tuned_rates(SETTINGS, done) == dict.fromkeys(ONE_RATE, TUNING.rates[1])
     assert tuned_rates(SETTINGS, {run: {"accuracy": 0.5} for run in done}) == dict.fromkeys(
-        ONE_RATE, RATES[0]
+        ONE_RATE, TUNING.rates[0]
     )
     del done[next(iter(done))]
     assert tuned_rates(SETTINGS, done) is None
@@ -133,7 +141,7 @@ def test_a_stopped_grid_goes_on_with_the_rest_and_repeats_nothing(tmp_path: Path
     grid.work(until(10_000), lambda line: None)
     assert len(made) == len(set(made)) == len(tuning_runs(SETTINGS)) + 2 + 2 * 4
     assert set(made) == set(grid.runs()) == set(store.load())
-    assert {run.rate for run in made[len(tuning_runs(SETTINGS)) + 2 :]} == {RATES[1]}
+    assert {run.rate for run in made[len(tuning_runs(SETTINGS)) + 2 :]} == {TUNING.rates[1]}
     assert grid.work(until(10_000), lambda line: None) == 0
 
 
@@ -166,6 +174,36 @@ def test_a_killed_process_leaves_whole_lines_and_the_next_does_the_rest(tmp_path
     assert len(list(command.Grid(store).runs())) == len(tuning_runs(SETTINGS))
     left = next(command.Grid(store).left())
     assert left == tuning_runs(SETTINGS)[3][1]
+
+
+def test_processes_share_a_grid_and_none_waits_for_a_dead_one(tmp_path: Path) -> None:
+    store = Store(tmp_path / "grid.jsonl", SETTINGS, PAIR)
+    first, second = (run for _, run in tuning_runs(SETTINGS)[:2])
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from benchmarks.proof.claims import Claims\n"
+        "from benchmarks.proof.grid import tuning_runs\n"
+        "from benchmarks.proof.settings import Settings\n"
+        "claims = Claims(Path(sys.argv[1]))\n"
+        "print(claims.take(tuning_runs(Settings())[0][1]), flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "grid.lock")],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        assert next(command.Grid(store).left()) == second
+    finally:
+        other.kill()
+        other.communicate()
+    assert next(command.Grid(store).left()) == first
 
 
 def test_no_runs_begin_after_the_time_is_up(tmp_path: Path) -> None:
