@@ -19,7 +19,7 @@ class Tuning:
         seeds: of the training data; none of them is a seed of the tables.
     """
 
-    rates: tuple[float, ...] = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
+    rates: tuple[float, ...] = (2.5e-4, 5e-4, 1e-3, 2e-3)
     seeds: tuple[int, ...] = (901, 904)
 
 

@@ -120,7 +120,7 @@ def _conditions(settings: Settings, pair: Mapping[str, str], done: Done) -> Iter
             for side, trained in said.items()
         )
         yield (
-            "Loss of each target layer at the end of step 1, first to last (nats a token): "
+            "Loss of each target layer at the last step of step 1, first to last, in one run (nats a token): "
             + "; ".join(each)
             + "."
         )

@@ -64,8 +64,8 @@ counted, as the paper reuses the large model's; no weight of the student trains 
 LIMITS = """\
 ## What it does not tell
 
-- One pair, one start of the student, one set of verbalizers: the intervals hold the spread over training puzzles, their
-  order and the draws of the matching, and nothing else.
+- One pair, and one start of the student: the intervals hold the spread over training puzzles, their order, the
+  verbalizers learnt from them and the draws of the matching, and nothing else.
 - The interaction step trains the decoder layers alone and SFT the whole language model, as the method has it; equal
   steps are not equal processor time (see the seconds), nor is the training of the verbalizers counted.
 - One learning rate serves both steps of an arm, so that every arm has the same trials; two rates might suit better.
