@@ -19,11 +19,10 @@ class Tuning:
         seeds: of the training data; none of them is a seed of the tables.
     """
 
-    rates: tuple[float, ...] = (2.5e-4, 5e-4, 1e-3, 2e-3)
-    seeds: tuple[int, ...] = (901, 904)
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
 
 
-TUNING = Tuning()
 SEEDS = (1, 2, 3, 4, 5)
 """Seeds of the main table."""
 ABLATION_SEEDS = SEEDS[:3]
@@ -180,7 +179,7 @@ def tables(settings: Settings) -> list[Table]:
 PARTS = ("main", "e", "d", "b", "c", "f")
 
 
-def tuning_runs(settings: Settings, tuning: Tuning = TUNING) -> list[tuple[str, Run]]:
+def tuning_runs(settings: Settings, tuning: Tuning) -> list[tuple[str, Run]]:
     """Arm and run of every tuning run: the same rates and seeds for all arms, on the validation split."""
     return [
         (arm, replace(make(settings), rate=rate, seed=seed, split="validation"))
@@ -190,7 +189,7 @@ def tuning_runs(settings: Settings, tuning: Tuning = TUNING) -> list[tuple[str, 
     ]
 
 
-def tuned_rates(settings: Settings, done: Done, tuning: Tuning = TUNING) -> dict[str, float] | None:
+def tuned_rates(settings: Settings, done: Done, tuning: Tuning) -> dict[str, float] | None:
     """The rate of the best mean validation accuracy of each arm; None before every tuning run is done.
 
     Of rates that are equally good the smaller one.

@@ -25,11 +25,12 @@ def pilot_sections(trials: Sequence[Line], grid: Sequence[Line]) -> Iterator[str
     """
     if not trials:
         return
+    yield "## What else was tried"
     yield (
         "Trials on the validation split, made to find out what the comparison should look like, and then why it came "
-        "out as it did. Every one is shown. Settings that are not named are those above; weights are named by the "
-        "first digits of the large model's. Beside each trial stands SFT as it did with the same weights, training "
-        "seed and number of optimizer steps, at the best rate tried there."
+        "out as it did. Every one is shown. Settings that are not named are those of the endless puzzles; weights are "
+        "named by the first digits of the large model's. Beside each trial stands SFT as it did with the same weights, "
+        "training seed and number of optimizer steps, at the best rate tried there."
     )
     known = [*trials, *(line | {"arm": "SFT"} for line in grid if _is_fine_tuning(line))]
     for question in dict.fromkeys(line["question"] for line in trials):

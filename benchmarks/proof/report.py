@@ -8,21 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.proof.arms import ARMS, untrained
-from benchmarks.proof.earlier import earlier_sections
 from benchmarks.proof.estimates import binomial_error
-from benchmarks.proof.field import field_section
-from benchmarks.proof.grid import (
-    TUNING,
-    tables,
-    tuned_rates,
-    tuning_runs,
-)
+from benchmarks.proof.fields import FIELDS, Field, scores_by_size
+from benchmarks.proof.grid import tables, tuned_rates, tuning_runs
 from benchmarks.proof.pilots import pilot_sections
-from benchmarks.proof.results import DIAGNOSIS, EARLIER, GRID, PILOTS, Store, read
+from benchmarks.proof.results import DIAGNOSIS, GRID, PILOTS, Store, read
 from benchmarks.proof.seen import seen_sections
 from benchmarks.proof.settings import Settings
 from benchmarks.proof.tables import Done, rows_of, table_text, verdicts
-from benchmarks.proof.text import HEAD, LIMITS, METHOD, WHY, table_lines
+from benchmarks.proof.text import ABLATIONS, FIELD, HEAD, LIMITS, METHOD, TUNED, WHY, table_lines
 
 DOCUMENT = "docs/proof.md"
 _ROOT = Path(__file__).parents[2]
@@ -36,17 +30,30 @@ class Results:
     Attributes:
         grid: the comparison.
         pilots: trials on the validation split.
-        earlier: the comparison on endless puzzles.
         diagnosis: looks inside the interaction step.
     """
 
     grid: Path = GRID
     pilots: Path = PILOTS
-    earlier: Path = EARLIER
     diagnosis: Path = DIAGNOSIS
 
 
 RESULTS = Results()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is stored of one field.
+
+    Attributes:
+        field: which.
+        done: run -> what came out.
+        rates: arm -> tuned learning rate; None before all tuning runs are done.
+    """
+
+    field: Field
+    done: Done
+    rates: Mapping[str, float] | None
 
 
 def write_report(results: Results = RESULTS, target: Path = _ROOT / DOCUMENT) -> None:
@@ -59,36 +66,58 @@ def write_report(results: Results = RESULTS, target: Path = _ROOT / DOCUMENT) ->
 
 
 def report(results: Results = RESULTS) -> str:
-    """The document: of the settings as they are now and of the pair that was measured last."""
-    settings = Settings()
-    ours = [line for line in read(results.grid) if line["settings"] == settings.to_json()]
+    """The document: of the fields as they are now and of the pair that was measured last."""
+    lines, trials, looks = read(results.grid), read(results.pilots), read(results.diagnosis)
+    fields = [field.settings for field in FIELDS.values()]
+    ours = [line for line in lines if Settings.from_json(line["settings"]) in fields]
     pair = ours[-1]["pair"] if ours else {}
-    done = Store(results.grid, settings, pair).load()
-    trials, earlier, looks = read(results.pilots), read(results.earlier), read(results.diagnosis)
-    parts = [HEAD, *field_section(trials), *_main(settings, done), METHOD]
+    found = [_found(field, results.grid, pair) for field in FIELDS.values()]
+    parts = [HEAD, "## The comparison", *_choice(trials)]
+    for each in found:
+        parts += _main(each)
+    parts.append(METHOD)
     parts += [WHY, *seen_sections(looks)] if looks else []
-    parts += [*_conditions(settings, pair, done), *_cost(done, earlier, trials)]
-    parts += [*_tuning(settings, done), *_ablations(settings, done), LIMITS]
-    if earlier or trials:
-        parts += ["## What else was tried", *earlier_sections(earlier)]
-        parts += pilot_sections(trials, [*ours, *earlier])
+    parts += [*_conditions(found, pair), *_cost(found, trials)]
+    parts += [*_tuning(found), *_ablations(found), LIMITS, *pilot_sections(trials, ours)]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+
+
+def _found(field: Field, grid: Path, pair: dict[str, str]) -> Found:
+    done = Store(grid, field.settings, pair).load()
+    return Found(field, done, tuned_rates(field.settings, done, field.tuning))
 
 
 # ---------------------------------------------------------------- sections
 
 
-def _main(settings: Settings, done: Done) -> Iterator[str]:
-    table, rates = tables(settings)[0], tuned_rates(settings, done)
-    yield "## The comparison"
+def _choice(trials: Sequence[Line]) -> Iterator[str]:
+    """How the fields were chosen, with the scores that chose the finite one."""
+    yield FIELD
+    scores = scores_by_size(trials)
+    if not scores:
+        return
+    rates = sorted({rate for each in scores.values() for rate in each})
+    lines = [
+        [
+            "no end" if size is None else str(size),
+            *(f"{each[rate]:.1f}" if rate in each else "" for rate in rates),
+        ]
+        for size, each in scores.items()
+    ]
+    yield table_lines(["training puzzles", *(f"{rate:g}" for rate in rates)], lines)
+
+
+def _main(found: Found) -> Iterator[str]:
+    table, done, rates = tables(found.field.settings)[0], found.done, found.rates
+    yield f"### {found.field.title}"
     yield from table_text(table, done, rates)
-    found = rows_of(table, done, rates)
+    rows = rows_of(table, done, rates)
     for model, words in (("small", "The small model before any training"), ("large", "The large model")):
         if untrained(model) in done:
             yield f"{words}: {100 * done[untrained(model)]['accuracy']:.1f} %."
-    if any(found.values()):
-        yield "\n".join(verdicts(found))
-        yield _kinds(found)
+    if any(rows.values()):
+        yield "\n".join(verdicts(rows))
+        yield _kinds(rows)
 
 
 def _kinds(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
@@ -105,43 +134,39 @@ def _kinds(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
     )
 
 
-def _conditions(settings: Settings, pair: Mapping[str, str], done: Done) -> Iterator[str]:
+def _conditions(found: Sequence[Found], pair: Mapping[str, str]) -> Iterator[str]:
     yield "## Under which conditions"
-    fixed = settings.to_json()
-    shown = [[f"`{name}`", _plain(value)] for name, value in fixed.items()]
-    yield table_lines(["setting", "value"], shown)
+    fixed = [each.field.settings.to_json() for each in found]
+    shown = [[f"`{name}`", *(_plain(values[name]) for values in fixed)] for name in fixed[0]]
+    yield table_lines(["setting", *(each.field.title for each in found)], shown)
     if pair:
         digits = f"large `{pair['large']}`, small `{pair['small']}`"
         yield f"Weights: {digits} (SHA-256, first digits)."
-    said = next((r["verbalizers"] for r in done.values() if len(r["verbalizers"]) == 2), None)
-    if said is not None:
-        each = (
-            f"{side} " + ", ".join(f"{loss:.2f}" for loss in trained["losses"].values())
-            for side, trained in said.items()
-        )
-        yield (
-            "Loss of each target layer at the last step of step 1, first to last, in one run (nats a token): "
-            + "; ".join(each)
-            + "."
-        )
+    told = []
+    for each in found:
+        said = next((r["verbalizers"] for r in each.done.values() if len(r["verbalizers"]) == 2), {})
+        for side, trained in said.items():
+            losses = [f"{loss:.2f}" for loss in trained["losses"].values()]
+            told.append(f"- {each.field.title}, {side} model: {', '.join(losses)}")
+    if told:
+        yield "Loss of each target layer at the last step of step 1, first to last, in one run (nats a token):"
+        yield "\n".join(told)
 
 
-def _cost(done: Done, earlier: Sequence[Line], trials: Sequence[Line]) -> Iterator[str]:
-    if done:
-        hours = sum(result["elapsed"] for result in done.values()) / 3600
-        before = sum(line["result"].get("elapsed", 0.0) for line in (*earlier, *trials)) / 3600
-        errors = [
-            100 * binomial_error(r["accuracy"], r["n"]) for run, r in done.items() if run.split == "test"
-        ]
-        spread = (
-            f" The binomial error of one run's accuracy is at most {max(errors):.1f} points."
-            if errors
-            else ""
-        )
-        yield (
-            f"{len(done)} runs are stored, {hours:.1f} hours of one core of a shared machine by the clock; "
-            f"what else was tried, at the end of this page, took {before:.1f} hours more.{spread}"
-        )
+def _cost(found: Sequence[Found], trials: Sequence[Line]) -> Iterator[str]:
+    done = [(run, result) for each in found for run, result in each.done.items()]
+    if not done:
+        return
+    hours = sum(result["elapsed"] for _, result in done) / 3600
+    before = sum(line["result"].get("elapsed", 0.0) for line in trials) / 3600
+    errors = [100 * binomial_error(r["accuracy"], r["n"]) for run, r in done if run.split == "test"]
+    spread = (
+        f" The binomial error of one run's accuracy is at most {max(errors):.1f} points." if errors else ""
+    )
+    yield (
+        f"{len(done)} runs are stored, {hours:.1f} hours by the clock of processes that shared two busy cores with "
+        f"others; the trials at the end of this page took {before:.1f} hours more.{spread}"
+    )
 
 
 def _plain(value: Any) -> str:
@@ -151,44 +176,38 @@ def _plain(value: Any) -> str:
     return "no limit" if value is None else str(value)
 
 
-def _tuning(settings: Settings, done: Done) -> Iterator[str]:
+def _tuning(found: Sequence[Found]) -> Iterator[str]:
     yield "## Learning rates"
-    runs = tuning_runs(settings)
-    finished = sum(run in done for _, run in runs)
-    rates = tuned_rates(settings, done)
-    lines = []
-    for arm in ARMS:
-        cells = []
-        for rate in TUNING.rates:
-            scores = [
-                100 * done[run]["accuracy"]
-                for a, run in runs
-                if a == arm and run.rate == rate and run in done
-            ]
-            best = rates is not None and rates[arm] == rate
-            text = f"{sum(scores) / len(scores):.1f}" if scores else "not run yet"
-            cells.append(f"**{text}**" if best else text)
-        lines.append([arm, *cells])
-    yield (
-        f"The budget is the same for every arm: {len(TUNING.rates)} rates, each on training seeds "
-        f"{' and '.join(map(str, TUNING.seeds))} (used for nothing else), "
-        f"measured on {settings.asked} puzzles of the **validation** split; {finished} of {len(runs)} runs are done. "
-        "Mean accuracy in %; the chosen rate is bold."
-    )
-    yield table_lines(["", *(f"{rate:g}" for rate in TUNING.rates)], lines)
-    edge = [arm for arm in ARMS if rates is not None and rates[arm] in (TUNING.rates[0], TUNING.rates[-1])]
-    if edge:
-        yield f"Chosen at the edge of the grid, so that another rate might have been better still: {', '.join(edge)}."
-    yield (
-        "Rows of the ablations take the rate of the arm that they change: VLsI's; `feature L2`'s where features are "
-        "compared; `SFT`'s where nothing is distilled. They are not tuned one by one, which may cost a row some "
-        "points against the row that the rate was tuned for."
-    )
+    yield TUNED
+    for each in found:
+        tuning, done, rates = each.field.tuning, each.done, each.rates
+        runs = tuning_runs(each.field.settings, tuning)
+        lines = []
+        for arm in ARMS:
+            cells = []
+            for rate in tuning.rates:
+                ours = [run for a, run in runs if a == arm and run.rate == rate and run in done]
+                scores = [100 * done[run]["accuracy"] for run in ours]
+                text = f"{sum(scores) / len(scores):.1f}" if scores else "not run yet"
+                cells.append(f"**{text}**" if rates is not None and rates[arm] == rate else text)
+            lines.append([arm, *cells])
+        seeds = " and ".join(map(str, tuning.seeds))
+        finished = sum(run in done for _, run in runs)
+        yield f"{each.field.title}, training seed {seeds}; {finished} of {len(runs)} runs are done:"
+        yield table_lines(["", *(f"{rate:g}" for rate in tuning.rates)], lines)
+        ends = tuning.rates[0], tuning.rates[-1]
+        edge = [arm for arm in ARMS if rates is not None and rates[arm] in ends]
+        if edge:
+            yield (
+                "Chosen at the edge of the grid, so that another rate might have been better still: "
+                f"{', '.join(edge)}."
+            )
 
 
-def _ablations(settings: Settings, done: Done) -> Iterator[str]:
-    yield "## The paper's ablations, in small"
-    rates = tuned_rates(settings, done)
-    for table in tables(settings)[1:]:
-        yield f"### {table.title}"
-        yield from table_text(table, done, rates)
+def _ablations(found: Sequence[Found]) -> Iterator[str]:
+    yield ABLATIONS
+    for each in found:
+        for table in tables(each.field.settings):
+            if table.part != "main" and table.part in each.field.parts:
+                yield f"### {table.title}"
+                yield from table_text(table, each.done, each.rates)

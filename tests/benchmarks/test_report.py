@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.proof.arms import ARMS, vlsi
-from benchmarks.proof.earlier import TUNING as earlier_tuning
-from benchmarks.proof.field import chosen_size, scores_by_size
-from benchmarks.proof.grid import TUNING, final_runs, tuned_rates, tuning_runs
+from benchmarks.proof.fields import ENDLESS, FEW, chosen_size, scores_by_size
+from benchmarks.proof.grid import final_runs, tuned_rates, tuning_runs
 from benchmarks.proof.report import DOCUMENT, Results, report
 from benchmarks.proof.results import PILOTS, Store, append, read
-from benchmarks.proof.settings import Run, Settings
+from benchmarks.proof.settings import Run
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = Settings()
+SETTINGS, TUNING = ENDLESS.settings, ENDLESS.tuning
 PAIR = {"large": "0123456789ab", "small": "ba9876543210"}
 
 
@@ -35,11 +34,11 @@ def test_without_results_every_row_is_said_to_be_missing(tmp_path: Path) -> None
 def alone(grid: Path) -> Results:
     """A grid's results and no others."""
     nothing = grid.with_name("nothing.jsonl")
-    return Results(grid, nothing, nothing, nothing)
+    return Results(grid, nothing, nothing)
 
 
-def test_the_puzzles_are_those_that_their_rule_picks() -> None:
-    assert Settings().records == chosen_size(scores_by_size(read(PILOTS)))
+def test_the_few_puzzles_are_as_many_as_their_rule_picks() -> None:
+    assert FEW.settings.records == chosen_size(scores_by_size(read(PILOTS)))
 
 
 def test_the_rule_takes_the_largest_set_on_which_sft_lags() -> None:
@@ -49,31 +48,29 @@ def test_the_rule_takes_the_largest_set_on_which_sft_lags() -> None:
     assert chosen_size({64: {1e-3: 1.0}}) is None
 
 
-def test_the_earlier_comparison_is_kept_with_its_own_tuning(tmp_path: Path) -> None:
-    earlier = tmp_path / "endless.jsonl"
-    settings = replace(SETTINGS, records=None, test_seed=0)
-    store = Store(earlier, settings, PAIR)
-    for _, run in tuning_runs(settings, earlier_tuning):
-        store.add(run, _result(run, 0.3 + run.rate))
-    rates = tuned_rates(settings, store.load(), earlier_tuning)
-    assert rates is not None
-    for run in final_runs(settings, rates, ["main"], seeds=2):
+def test_fields_are_told_apart(grid: Path) -> None:
+    store = Store(grid, FEW.settings, PAIR)
+    for _, run in tuning_runs(FEW.settings, FEW.tuning):
+        store.add(run, _result(run, 0.3))
+    rates = tuned_rates(FEW.settings, store.load(), FEW.tuning)
+    assert rates == dict.fromkeys(ARMS, FEW.tuning.rates[0])
+    for run in final_runs(FEW.settings, rates, ["main"], seeds=2):
         store.add(run, _result(run, 0.4 if run.interacts else 0.5))
-    text = report(replace(alone(tmp_path / "none.jsonl"), earlier=earlier))
-    found = text[text.index("## What else was tried") :]
-    assert "| VLsI | 40.0 | -10.0 ± 0.0 | 2 | 20 | 72.5 |" in found
-    assert "**VLsI is behind**" in found
-    assert "Matching" not in found
-    assert "| VLsI | not run yet |" in text
+    text = report(alone(grid))
+    endless, few = text[: text.index(FEW.title)], text[text.index(FEW.title) :]
+    assert "| VLsI | 61.0 | +11.0 ± 12.7 | 2 | 20 | 72.5 |" in endless
+    assert "| VLsI | 40.0 | -10.0 ± 0.0 | 2 | 20 | 72.5 |" in few
+    assert "**VLsI is behind**" in few
+    assert text.count("### Matching") == 1
 
 
 @pytest.fixture
 def grid(tmp_path: Path) -> Path:
     """A whole tuning and two seeds of the main table, with scores that are easy to check."""
     store = Store(tmp_path / "grid.jsonl", SETTINGS, PAIR)
-    for _, run in tuning_runs(SETTINGS):
+    for _, run in tuning_runs(SETTINGS, TUNING):
         store.add(run, _result(run, 0.3 + run.rate))
-    rates = tuned_rates(SETTINGS, store.load())
+    rates = tuned_rates(SETTINGS, store.load(), TUNING)
     assert rates == dict.fromkeys(ARMS, TUNING.rates[-1])
     shares = {"SFT": 0.50, "last-layer KLD": 0.56, "feature L2": 0.48, "VLsI": 0.60}
     for run in final_runs(SETTINGS, rates, ["main"], seeds=2):

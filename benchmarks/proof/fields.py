@@ -1,21 +1,53 @@
-"""On which puzzles the comparison is made: chosen by plain fine-tuning alone, on the validation split."""
+"""On which puzzles the comparison is made: endless ones, and few ones that come many times.
+
+How few was decided by plain fine-tuning alone, on the validation split, before any other arm had seen a finite set.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks.proof.text import FIELD, table_lines
+from benchmarks.proof.grid import PARTS, Tuning
+from benchmarks.proof.settings import Settings
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of comparison.
+
+    Attributes:
+        title: heading in the report.
+        settings: the fixed half of its runs.
+        tuning: the budget that every arm gets for its learning rate there.
+        parts: of the grid that are run there.
+    """
+
+    title: str
+    settings: Settings
+    tuning: Tuning
+    parts: tuple[str, ...]
+
+
+ENDLESS = Field("Endless puzzles", Settings(), Tuning(rates=(5e-4, 1e-3, 2e-3, 4e-3), seeds=(901,)), PARTS)
+FEW = Field(
+    "64 puzzles, again and again",
+    replace(Settings(), records=64, test_seed=1),
+    Tuning(rates=(2.5e-4, 5e-4, 1e-3, 2e-3), seeds=(901, 904)),
+    ("main",),
+)
+FIELDS = {"endless": ENDLESS, "few": FEW}
 
 Line = Mapping[str, Any]
-#: The trials that the choice is made from, by the question they were made for.
+Scores = dict[int | None, dict[float, float]]
+#: The trials that the number of puzzles was chosen from, by the question they were made for.
 QUESTION = (
     "Finite data, to be chosen by SFT alone: the largest size at which SFT at its best rate ends at least 5 points "
     "below SFT on endless puzzles"
 )
 #: Points that SFT must fall behind SFT on endless puzzles.
 CLEARLY = 5.0
-Scores = dict[int | None, dict[float, float]]
 
 
 def scores_by_size(trials: Sequence[Line]) -> Scores:
@@ -38,22 +70,3 @@ def chosen_size(scores: Scores) -> int | None:
     endless = max(scores[None].values())
     sizes = [s for s, each in scores.items() if s is not None and max(each.values()) <= endless - CLEARLY]
     return max(sizes, default=None)
-
-
-def field_section(trials: Sequence[Line]) -> Iterator[str]:
-    """How the puzzles were chosen, with the scores that chose them."""
-    scores = scores_by_size(trials)
-    if not scores:
-        return
-    yield FIELD
-    rates = sorted({rate for each in scores.values() for rate in each})
-    lines = [
-        [
-            "no end" if size is None else str(size),
-            *(f"{each[rate]:.1f}" if rate in each else "" for rate in rates),
-        ]
-        for size, each in scores.items()
-    ]
-    yield "SFT on the validation split, mean of two training seeds, accuracy in %, by learning rate:"
-    yield table_lines(["training puzzles", *(f"{rate:g}" for rate in rates)], lines)
-    yield f"So the comparison is made with {chosen_size(scores)} training puzzles, other ones for every seed."
