@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
-
-import yaml
 
 Split = Literal["validation", "test"]
 
@@ -66,11 +65,14 @@ class Settings:
 
 
 def changed(settings: Settings, items: Sequence[str]) -> tuple[Settings, dict[str, Any]]:
-    """``NAME=VALUE`` (YAML values) into settings; fields that are not theirs are handed back for the run."""
+    """``NAME=VALUE`` (JSON values, or bare words) into settings; what is not theirs is handed back for the run."""
     changes: dict[str, Any] = {}
     for item in items:
         name, _, value = item.partition("=")
-        read = yaml.safe_load(value)
+        try:
+            read = json.loads(value)
+        except json.JSONDecodeError:
+            read = value
         changes[name] = tuple(read) if isinstance(read, list) else read
     ours = {field.name for field in fields(Settings)}
     of_settings = {name: value for name, value in changes.items() if name in ours}

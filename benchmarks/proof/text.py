@@ -36,7 +36,29 @@ accuracy in %, mean of two training seeds, by learning rate:"""
 WHY = """\
 ## Why it came out so
 
-TODO WHY"""
+What was seen, in the tables below and in the trials at the end of this page:
+
+- **At its last layer the large model says nothing but the right answer.** It is always right and nearly always sure, so
+  the divergence from it is the cross-entropy on the right answers: the gradients of the two have one length and one
+  direction. There is no knowledge in its doubts to pass on. Last-layer KLD is then SFT in two parts, the first of
+  which trains less of the model.
+- **That division costs points by itself.** With cross-entropy on the right answers at the last layer in place of all
+  distillation, the two steps still end behind SFT ("Is it the loss, or what trains?"), with one seed by about half of
+  what VLsI lacks there: the decoder layers alone train at first, and a short training is cut into two schedules, each
+  with its warm-up and decay. With more steps the arms come close to each other.
+- **The intermediate layers ask for too much too early.** All target layers of the large model but the first say nearly
+  what its last one says (their losses after step 1 stand below), so whichever is drawn, the small model's first layers
+  are asked for the final answer. The gradient of these terms is longer than that of the last layer, and points less
+  well to what helps on held-out puzzles; after the student has begun to learn, the last layer's is the better guide.
+- **The matching has little to choose from.** Within a window the divergences differ by tenths of a nat, and then the
+  adaptive temperature, 2 / (largest - smallest), makes every draw nearly even: the strategies of Table 4e are almost
+  one strategy here. The paper's losses start at several nats, where the same formula makes sharp draws.
+- **Few data do not turn it round.** On 64 puzzles the arms end near each other and near the start: what so few puzzles
+  teach is little, by whatever loss.
+
+So the pair lacks what distillation lives on: a large model that is unsure where the answer is unsure, and layers that
+know less than the last one. Whether VLsI helps where both are given, with real models, is not answered here. A less
+certain large model was not tried; one would have to be trained for it."""
 
 METHOD = """\
 Accuracy is the share of exact greedy answers to held-out puzzles of the test split, one question each, and the mean

@@ -25,7 +25,7 @@ from benchmarks.proof.grid import (
     tuning_runs,
 )
 from benchmarks.proof.results import Store, append, read
-from benchmarks.proof.settings import Run, Settings
+from benchmarks.proof.settings import Run, Settings, changed
 from benchmarks.proof.tables import PAPER
 
 ROOT = Path(__file__).parents[2]
@@ -219,6 +219,15 @@ def test_processes_share_a_grid_and_none_waits_for_a_dead_one(tmp_path: Path) ->
 def test_no_runs_begin_after_the_time_is_up(tmp_path: Path) -> None:
     store = Store(tmp_path / "grid.jsonl", SETTINGS, PAIR)
     assert command.Grid(store, TUNING).work(stand_in, lambda line: None, until=0.0) == 0
+
+
+def test_values_on_the_command_line_are_numbers_words_and_lists() -> None:
+    given = ["records=64", "verbalization_rate=2e-3", "large=demo/other", 'kinds=["what"]', "last=ce"]
+    settings, of_run = changed(SETTINGS, [*given, "reinforcement_rate=2e-3"])
+    assert (settings.records, settings.verbalization_rate, settings.large) == (64, 2e-3, "demo/other")
+    assert settings.kinds == ("what",)
+    assert of_run == {"last": "ce", "reinforcement_rate": 2e-3}
+    assert changed(settings, ["records=null"])[0].records is None
 
 
 def test_results_of_other_weights_or_settings_are_not_taken(tmp_path: Path) -> None:
