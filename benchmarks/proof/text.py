@@ -39,20 +39,23 @@ WHY = """\
 What was seen, in the tables below and in the trials at the end of this page:
 
 - **At its last layer the large model says nothing but the right answer.** It is always right and nearly always sure, so
-  the divergence from it is the cross-entropy on the right answers: the gradients of the two have one length and one
-  direction. There is no knowledge in its doubts to pass on. Last-layer KLD is then SFT in two parts, the first of
-  which trains less of the model.
+  the divergence from it is the cross-entropy on the right answers: the two agree to two or three digits in value, in
+  the length of their gradients and in where these point. It has no doubts that could teach anything. Last-layer KLD
+  is then SFT in two parts, the first of which trains less of the model.
 - **That division costs points by itself.** With cross-entropy on the right answers at the last layer in place of all
   distillation, the two steps still end behind SFT ("Is it the loss, or what trains?"), with one seed by about half of
   what VLsI lacks there: the decoder layers alone train at first, and a short training is cut into two schedules, each
   with its warm-up and decay. With more steps the arms come close to each other.
 - **The intermediate layers ask for too much too early.** All target layers of the large model but the first say nearly
   what its last one says (their losses after step 1 stand below), so whichever is drawn, the small model's first layers
-  are asked for the final answer. The gradient of these terms is longer than that of the last layer, and points less
-  well to what helps on held-out puzzles; after the student has begun to learn, the last layer's is the better guide.
-- **The matching has little to choose from.** Within a window the divergences differ by tenths of a nat, and then the
-  adaptive temperature, 2 / (largest - smallest), makes every draw nearly even: the strategies of Table 4e are almost
-  one strategy here. The paper's losses start at several nats, where the same formula makes sharp draws.
+  are asked for the final answer. The gradient of these terms is longer than the last layer's throughout. On endless
+  puzzles it points less well to what helps on held-out ones, once the student has begun to learn. On few puzzles that
+  turns at the end, when the right answers are learnt by heart: there the intermediate terms are the better guide, which
+  shows in no score beyond the noise.
+- **The matching has little to choose from.** With a temperature of 2 over the spread r of a window, the nearest layer
+  is exp(r^2 / 2) times as likely as the farthest. Here r is at most about one nat, mostly hundredths, and every draw is
+  nearly even: the strategies of Table 4e are almost one strategy. The paper's losses start at several nats, where the
+  same formula makes sharp draws.
 - **Few data do not turn it round.** On 64 puzzles the arms end near each other and near the start: what so few puzzles
   teach is little, by whatever loss.
 
@@ -88,7 +91,8 @@ ABLATIONS = """\
 
 On endless puzzles. Rows take the rate of the arm that they change: VLsI's; `feature L2`'s where features are compared;
 `SFT`'s where nothing is distilled. They are not tuned one by one, which may cost a row some points against the row that
-the rate was tuned for. TODO VERSIONS"""
+the rate was tuned for. Some rows were run before the losses summed in one walk, others after; runs of both
+versions give the same scores (see the trial at the end), but their seconds do not compare."""
 
 LIMITS = """\
 ## What it does not tell
