@@ -26,7 +26,7 @@ class Tuning:
 SEEDS = (1, 2, 3, 4, 5)
 """Seeds of the main table."""
 ABLATION_SEEDS = SEEDS[:3]
-"""Seeds of the rows that only an ablation has; what the main table shares with one keeps all of its seeds."""
+"""Seeds of the ablations."""
 
 Done = Mapping[Run, Mapping[str, Any]]
 

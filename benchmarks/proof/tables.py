@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.proof.arms import ARMS
 from benchmarks.proof.estimates import Interval, paired, spearman, t_interval
-from benchmarks.proof.grid import SEEDS, Row, Table, seeded
+from benchmarks.proof.grid import ABLATION_SEEDS, SEEDS, Row, Table, seeded
 from benchmarks.proof.settings import Run
 from benchmarks.proof.text import table_lines
 
@@ -21,14 +21,20 @@ Done = Mapping[Run, Mapping[str, Any]]
 def rows_of(
     table: Table, done: Done, rates: Mapping[str, float] | None
 ) -> dict[str, dict[int, Mapping[str, Any]]]:
-    """Label -> seed -> result, of what is done. An untrained model's one result counts for every seed."""
+    """Label -> seed -> result, of what is done. An untrained model's one result counts for every seed.
+
+    An ablation shows its own seeds even of rows that the main table has more of, so that all its means compare.
+    """
     if rates is None:
         return {row.label: {} for row in table.rows}
-    return {row.label: _of_row(row, done, rates) for row in table.rows}
+    seeds = SEEDS if table.part == "main" else ABLATION_SEEDS
+    return {row.label: _of_row(row, done, rates, seeds) for row in table.rows}
 
 
-def _of_row(row: Row, done: Done, rates: Mapping[str, float]) -> dict[int, Mapping[str, Any]]:
-    runs = {seed: seeded(row, rates, seed) for seed in SEEDS}
+def _of_row(
+    row: Row, done: Done, rates: Mapping[str, float], seeds: Sequence[int]
+) -> dict[int, Mapping[str, Any]]:
+    runs = {seed: seeded(row, rates, seed) for seed in seeds}
     return {seed: done[run] for seed, run in runs.items() if run in done}
 
 
@@ -44,6 +50,7 @@ def table_text(table: Table, done: Done, rates: Mapping[str, float] | None) -> l
     printed = {label: sum(scores) / len(scores) for label, scores in paper["rows"].items()}
     against = scores_of(found[table.against])
     lines, ours, theirs = [], [], []
+    apart: dict[str, Interval] = {}
     for row in table.rows:
         results = found[row.label]
         if not results:
@@ -55,6 +62,8 @@ def table_text(table: Table, done: Done, rates: Mapping[str, float] | None) -> l
         mean = t_interval(list(scores.values())).mean
         cells = [f"{mean:.1f}", _signed(difference), seeds, f"{_seconds(results):.0f}"]
         lines.append([row.label, *cells, f"{printed[row.label]:.1f}"])
+        if difference is not None:
+            apart[row.label] = difference
         if row.label == table.against or difference is not None:
             ours.append(difference.mean if difference is not None else 0.0)
             theirs.append(printed[row.label])
@@ -67,7 +76,21 @@ def table_text(table: Table, done: Done, rates: Mapping[str, float] | None) -> l
         text[-1] += (
             f" Rank correlation with it (Spearman, {many} {len(table.rows)} rows): {agreement + 0.0:+.2f}."
         )
+    if table.part != "main" and apart:
+        text.append(_apart(apart, table.against))
     return text
+
+
+def _apart(differences: Mapping[str, Interval], against: str) -> str:
+    """Which rows the intervals set apart, in words."""
+    ahead = [label for label, each in differences.items() if each.low > 0]
+    behind = [label for label, each in differences.items() if each.high < 0]
+    if not ahead and not behind:
+        return f"No row differs from {against} beyond its interval."
+    words = [
+        f"{word}: {', '.join(labels)}" for word, labels in (("ahead", ahead), ("behind", behind)) if labels
+    ]
+    return f"Beyond their intervals {' and '.join(words)}; no other row differs so from {against}."
 
 
 def _signed(difference: Interval | None) -> str:

@@ -89,10 +89,10 @@ of the tables has, measured on the **validation** split. Mean accuracy in %; the
 ABLATIONS = """\
 ## The paper's ablations, in small
 
-On endless puzzles. Rows take the rate of the arm that they change: VLsI's; `feature L2`'s where features are compared;
-`SFT`'s where nothing is distilled. They are not tuned one by one, which may cost a row some points against the row that
-the rate was tuned for. Some rows were run before the losses summed in one walk, others after; runs of both
-versions give the same scores (see the trial at the end), but their seconds do not compare."""
+On endless puzzles, the first three seeds. Rows take the rate of the arm that they change: VLsI's; `feature L2`'s where
+features are compared; `SFT`'s where nothing is distilled. They are not tuned one by one, which may cost a row some
+points against the row that the rate was tuned for. Some rows were run before the losses summed in one walk, others
+after; runs of both versions give the same scores (see the trial at the end), but their seconds do not compare."""
 
 LIMITS = """\
 ## What it does not tell
@@ -104,7 +104,7 @@ LIMITS = """\
 - One learning rate serves both steps of an arm, so that every arm has the same trials; two rates might suit better.
 - The learning rate of the verbalizers' own training is fixed, and the ablations' rows are not tuned one by one.
 - A run repeats to the bit only with the same version of this program and its libraries on the same kind of machine:
-  sums in another order move single runs by some puzzles, within the spread between seeds.
+  sums in another order may move single runs by some puzzles, within the spread between seeds.
 - The paper's row with beam search in Table 4b is left out: answers are greedy.
 - A rank correlation over three to eight rows can be high or low by luck, the more so where the intervals overlap."""
 
