@@ -6,22 +6,20 @@
     python benchmarks/losses.py blocks    peak memory against tokens
 
 All of one table runs in one process: techniques take turns, each between two runs of the bare products (or of the
-projections), and its processor seconds are divided by theirs; the median ratio is kept, so that a busy machine changes
-little. Memory is the peak of resident bytes during a run over those before it. A technique that cannot run here gets a
-row that says why. Peers are in benchmarks/requirements.txt.
+projections), and its seconds are divided by theirs; the median ratio is kept, so that a busy machine changes little.
+Seconds are the processor's on a CPU and the device's on a GPU (`--device cuda`). Memory is the peak of resident (on a
+GPU: allocated) bytes during a run over those before it. A technique that cannot run here gets a row that says why.
+Peers are in benchmarks/requirements.txt.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +40,8 @@ SCALING = [
         (256, [7, 20]),
     ]
 ]
-BLOCKS = [
-    {"tokens": tokens, "hidden": [64, 96], "rows": [18_992, 18_992], "vocabulary": 18_992}
-    for tokens in (512, 2048, 8192)
-]
+#: Narrow states, as memory is asked for and not time: rectangles and kept rows do not know the width.
+BLOCKS = [{**PAIR, "tokens": tokens, "hidden": [64, 96]} for tokens in (512, 2048, 8192)]
 #: For a quick look whether everything runs.
 TINY = {"tokens": 16, "hidden": [8, 12], "rows": [600, 640], "vocabulary": 590}
 NAMES = {
@@ -69,24 +65,47 @@ NAMES = {
 # ---------------------------------------------------------------- in a process of its own
 
 
-def measure(what: str, names: list[str], repeats: int, tiny: bool) -> dict[str, Any]:
+def measure(
+    what: str, names: list[str], repeats: int, tiny: bool, tokens: list[int], device: str, dtype: str
+) -> dict[str, Any]:
     """Every row of one table; called in a process of its own, whose allocator gives large blocks back at once."""
     import torch
 
+    from benchmarks.meters import device_name
+
     torch.set_num_threads(1)
-    shapes = {"pair": [PAIR], "matrix": [MATRIX], "scaling": SCALING, "blocks": BLOCKS}[what]
     rows = []
-    for shape in shapes:
+    for shape in shapes_of(what, tokens, tiny, device):
         torch.manual_seed(0)
-        rows += measure_shape({**shape, **TINY} if tiny else shape, names, repeats)
-    return {"what": what, "versions": versions(), "device": "cpu", "threads": 1, "rows": rows}
+        rows += measure_shape(shape, names, repeats, device, dtype)
+    about = {"device": device_name(device), "threads": 1, "dtype": dtype}
+    return {"what": what, "versions": versions(), **about, "rows": rows}
 
 
-def measure_shape(shape: dict[str, Any], names: list[str], repeats: int) -> list[dict[str, Any]]:
+def shapes_of(what: str, tokens: list[int], tiny: bool, device: str) -> list[dict[str, Any]]:
+    """The shapes of a table; a GPU takes the matrix at its whole vocabulary."""
+    whole = {**PAIR, "layers": MATRIX["layers"]}
+    matrix = MATRIX if device == "cpu" else whole
+    shapes = {"pair": [PAIR], "matrix": [matrix], "scaling": SCALING, "blocks": BLOCKS}[what]
+    if tokens:
+        shapes = [{**shape, "tokens": count} for shape in shapes[:1] for count in tokens]
+    if not tiny:
+        return list(shapes)
+    return [
+        {**shape, **TINY, "tokens": tokens[place] if tokens else TINY["tokens"]}
+        for place, shape in enumerate(shapes)
+    ]
+
+
+def measure_shape(
+    shape: dict[str, Any], names: list[str], repeats: int, device: str = "cpu", dtype: str = "float32"
+) -> list[dict[str, Any]]:
     """The rows of one shape."""
     from benchmarks import techniques
+    from benchmarks.meters import meter_for
 
-    problem = techniques.Problem.draw(**shape)
+    meter = meter_for(device)
+    problem = techniques.Problem.draw(**shape, device=device, dtype=dtype)
     bare = problem.bare_layers if "layers" in shape else problem.bare_pair
     rows: dict[str, dict[str, Any]] = {name: {"name": name, "shape": shape} for name in names}
     runs = {}
@@ -100,48 +119,25 @@ def measure_shape(shape: dict[str, Any], names: list[str], repeats: int) -> list
     bare(8)
     ratios: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats):
-        first = seconds(lambda: bare(None))
+        first = meter.seconds(lambda: bare(None))
         for name, run in runs.items():
             grads: list[Any] = []
-            before = reset_peak()
-            took = seconds(lambda run=run, grads=grads: grads.append(run(warm=False)))
-            rows[name]["peak"] = max(rows[name].get("peak", 0), peak_bytes() - before)
+            before = meter.reset_peak()
+            took = meter.seconds(lambda run=run, grads=grads: grads.append(run(warm=False)))
+            rows[name]["peak"] = max(rows[name].get("peak", 0), meter.peak_bytes() - before)
             if repeat == 0 and "layers" not in shape and name in NAMES["pair"]:
                 rows[name]["error"] = problem.gradient_error(grads[0], same_loss=name != "top-64")
             grads.clear()
-            second = seconds(lambda: bare(None))
+            second = meter.seconds(lambda: bare(None))
             ratios[name].append(round(2 * took / (first + second), 3))
+            rows[name].setdefault("seconds", []).append(round(took, 6))
             first = second
             print(f"{repeat + 1}/{repeats} {name}: {ratios[name][-1]}", file=sys.stderr, flush=True)
     for name, found in ratios.items():
+        if not found:  # it failed in a measured run
+            continue
         rows[name] |= {"ratio": round(statistics.median(found), 3), "ratios": found}
     return list(rows.values())
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """Processor seconds of a call."""
-    start = time.process_time()
-    function()
-    return time.process_time() - start
-
-
-def reset_peak() -> int:
-    """Give back what the allocator keeps in case, forget the peak so far; resident bytes now."""
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def peak_bytes() -> int:
-    """Most resident bytes since :func:`reset_peak`."""
-    return _status("VmHWM")
-
-
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}: this measurement needs Linux")
 
 
 # ---------------------------------------------------------------- around it
@@ -195,6 +191,13 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=list(NAMES), default="pair")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each technique (default 3)")
     parser.add_argument("--only", help="techniques, with commas; other rows stay")
+    parser.add_argument(
+        "--tokens", default="", help="of the first shape, several with commas (default: the table's own)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="of states and heads (default by device)"
+    )
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: does everything run?")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -203,12 +206,17 @@ def main() -> None:
         print(json.dumps(measure(*json.loads(chosen.child))))
         return
     names = chosen.only.split(",") if chosen.only else NAMES[chosen.what]
-    results = in_a_process(chosen.what, names, chosen.repeats, chosen.tiny)
+    tokens = [int(count) for count in chosen.tokens.split(",") if count]
+    dtype = chosen.dtype or ("float32" if chosen.device == "cpu" else "bfloat16")
+    results = in_a_process(chosen.what, names, chosen.repeats, chosen.tiny, tokens, chosen.device, dtype)
     chosen.output.mkdir(parents=True, exist_ok=True)
-    path = chosen.output / f"losses-{chosen.what}-cpu.json"
-    if chosen.only and path.is_file():
+    path = chosen.output / f"losses-{chosen.what}-{chosen.device.split(':')[0]}.json"
+    if (chosen.only or tokens) and path.is_file():
+        now = {(row["name"], row["shape"]["tokens"]) for row in results["rows"]}
         others = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        results["rows"] += [row for row in others if row["name"] not in names]
+        results["rows"] = [r for r in others if (r["name"], r["shape"]["tokens"]) not in now] + results[
+            "rows"
+        ]
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(table(results))
 

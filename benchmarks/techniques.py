@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +13,9 @@ from torch.nn import functional as F
 
 from vlsi_cli.engine.losses import AllPairs, divergence, divergence_matrix
 
-#: Rectangle of the bare products: what the products alone are fastest at, among 512 x 512 .. 512 x 2048.
-BARE_TOKENS, BARE_WORDS = 512, 2048
+#: Rectangle (tokens, words) of the bare products: what the products alone are fastest at. On a CPU that is measured,
+#: among 512 x 512 .. 512 x 2048; on a GPU it is the whole problem as far as 2.5 GB of bf16 hold it.
+BARE = {"cpu": (512, 2048), "cuda": (8192, 151_936)}
 #: Tokens whose gradient is checked against fp64.
 CHECKED = 4
 
@@ -24,7 +26,7 @@ class CannotRun(Exception):
 
 @dataclass
 class Problem:
-    """States and heads of a small and a large model, fp32, heads frozen."""
+    """States and heads of a small and a large model, of one dtype, heads frozen."""
 
     x_s: list[Tensor]
     x_t: list[Tensor]
@@ -34,13 +36,22 @@ class Problem:
 
     @classmethod
     def draw(
-        cls, tokens: int, hidden: list[int], rows: list[int], vocabulary: int, layers: list[int] | None = None
+        cls,
+        tokens: int,
+        hidden: list[int],
+        rows: list[int],
+        vocabulary: int,
+        layers: list[int] | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
     ) -> Problem:
         """Random states; logits of standard deviation 2, so that the distributions have some few likely words."""
+        kind = {"device": device, "dtype": getattr(torch, dtype)}
         states = [
-            [torch.randn(tokens, h) for _ in range(n)] for n, h in zip(layers or [1, 1], hidden, strict=True)
+            [torch.randn(tokens, h, **kind) for _ in range(n)]
+            for n, h in zip(layers or [1, 1], hidden, strict=True)
         ]
-        heads = [head(count, h) for count, h in zip(rows, hidden, strict=True)]
+        heads = [head(count, h, **kind) for count, h in zip(rows, hidden, strict=True)]
         for x in states[0]:
             x.requires_grad_()
         return cls(states[0], states[1], heads[0], heads[1], vocabulary)
@@ -54,13 +65,14 @@ class Problem:
         self._products([x.detach()[:tokens] for x in self.x_s], [x[:tokens] for x in self.x_t], back=False)
 
     def _products(self, xs: list[Tensor], xt: list[Tensor], back: bool) -> None:
-        store = torch.empty(BARE_TOKENS * BARE_WORDS)
+        tokens, words = BARE[self.w_s.device.type]
+        store = self.w_s.new_empty(tokens * words)
         grad = torch.zeros_like(xs[0])
-        for first in range(0, self.vocabulary, BARE_WORDS):
-            rows_s = self.w_s[first : min(first + BARE_WORDS, self.vocabulary)]
-            rows_t = self.w_t[first : min(first + BARE_WORDS, self.vocabulary)]
-            for start in range(0, len(xs[0]), BARE_TOKENS):
-                part = slice(start, start + BARE_TOKENS)
+        for first in range(0, self.vocabulary, words):
+            rows_s = self.w_s[first : min(first + words, self.vocabulary)]
+            rows_t = self.w_t[first : min(first + words, self.vocabulary)]
+            for start in range(0, len(xs[0]), tokens):
+                part = slice(start, start + tokens)
                 out = store[: len(xs[0][part]) * len(rows_s)].view(-1, len(rows_s))
                 for x in xt:
                     torch.mm(x[part], rows_t.t(), out=out)
@@ -86,10 +98,10 @@ class Problem:
         return float((grad[:CHECKED].double() - exact).norm() / exact.norm())
 
 
-def head(rows: int, hidden: int) -> Tensor:
+def head(rows: int, hidden: int, **kind: Any) -> Tensor:
     """``[rows, hidden]`` normal numbers; one drawn block, turned, so that hundreds of millions are made quickly."""
-    block = torch.randn(2048, hidden) * (2 / math.sqrt(hidden))
-    weight = torch.empty(rows, hidden)
+    block = torch.randn(2048, hidden, **kind) * (2 / math.sqrt(hidden))
+    weight = torch.empty(rows, hidden, **kind)
     for place, first in enumerate(range(0, rows, 2048)):
         part = weight[first : first + 2048]
         part.copy_(block.roll(place, dims=1)[: len(part)])
@@ -154,11 +166,23 @@ def pair_loss(name: str, problem: Problem) -> Callable[[Tensor, Tensor], Tensor]
             compiled=False,
             chunk_size=max(1, len(problem.x_s[0]) // 2),
         )
-        labels = torch.zeros(len(problem.x_s[0]), dtype=torch.long)
+        labels = torch.zeros(len(problem.x_s[0]), dtype=torch.long, device=w_s.device)
         return lambda x, x_t: liger(x, w_s, x_t, w_t, labels[: len(x)]) * len(x)
     if name == "liger-triton":
-        raise CannotRun("LigerFusedLinearJSD is a Triton kernel and needs a GPU")
+        if w_s.device.type != "cuda":
+            raise CannotRun("LigerFusedLinearJSD is a Triton kernel and needs a GPU")
+        return liger_triton(w_s, w_t)
     raise CannotRun(f"there is no technique '{name}'")
+
+
+def liger_triton(w_s: Tensor, w_t: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Liger's Triton kernel; it normalises by the tokens, and here losses are sums."""
+    try:
+        from liger_kernel.transformers import LigerFusedLinearJSD
+    except ImportError as error:
+        raise CannotRun(f"liger-kernel is not installed ({error})") from error
+    fused = LigerFusedLinearJSD(jsd_beta=0.0)
+    return lambda x, x_t: fused(x, w_s, x_t, w_t) * len(x)
 
 
 def eager(w_s: Tensor, w_t: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

@@ -6,28 +6,12 @@ python docs/build_performance.py --check    exit 1 when the page is not what the
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
+
+import performance_parts as parts
 
 PAGE = Path(__file__).parent / "performance.md"
-RESULTS = Path(__file__).parents[1] / "benchmarks/results"
-TITLES = {
-    "ours": "this package, `online` (the default in fp32)",
-    "ours-kept": "this package, `kept` (two walks, logits of a block kept)",
-    "ours-recomputed": "this package, `recomputed` (two walks)",
-    "trl": "TRL, chunked divergence",
-    "liger": "Liger, chunked JSD loss with β = 0",
-    "liger-triton": "Liger, fused linear JSD (Triton)",
-    "compile": "`torch.compile` of the textbook form",
-    "eager": "textbook form, dense logits",
-    "top-64": "top-64 and a bucket for the rest (another loss)",
-    "matrix": "matrix of all pairs",
-    "matrix+sums": "matrix, then a drawn pair a layer with gradient, S − Q",
-    "matrix+recompute": "matrix, then a drawn pair a layer with gradient, recomputed",
-    "matrix+drawn": "matrix and drawn pairs",
-}
 HEAD = """\
 # Performance
 
@@ -36,7 +20,8 @@ HEAD = """\
 What a divergence through two language heads costs. Times are multiples of the products that no exact method can do
 without, measured in the same process around each technique (processor seconds of one thread, the median of runs that
 take turns); so they carry over to other machines better than seconds do. Memory is what a technique takes beyond its
-inputs. Figures of a GPU are not here yet.
+inputs. Figures of a GPU are not here yet: `python benchmarks/gpu.py` takes all of them in one command that ends within
+eight minutes, and this page shows them once they are stored.
 
 The peers are dependencies of the benchmark alone:
 
@@ -73,104 +58,55 @@ Their figures, from their own settings, not repeated here:
 
 ## What it cannot do yet
 
-- There is no fused kernel for CUDA: the rectangles run as torch operations there too. `Readout` in
-  `vlsi_cli/engine/losses/readout.py` is where one would go.
-- JSD, reverse KL and L2 have no one-walk form; they keep the logits of a block of tokens, or project twice.
+- There is no fused kernel for CUDA: the rectangles run as torch operations there too, uncompiled. A Triton kernel, or
+  rectangles through `torch.compile`, could not be tested where this was written, and nothing untested is offered.
+  `Readout` in `vlsi_cli/engine/losses/readout.py` is where one would go, with what is there as its oracle.
+- JSD (of any β), reverse KL and L2 have no one-walk form; they keep the logits of a block of tokens, or project twice.
 """
 
 
 def page() -> str:
     """The whole page as Markdown."""
-    parts = [HEAD, _pair(), _matrix(), _scaling(), _blocks(), TAIL]
-    return "\n".join(part for part in parts if part)
+    kinds = (parts.pair, parts.matrix, parts.scaling, parts.blocks, parts.cancellation)
+    losses = [kind(device) for kind in kinds for device in parts.DEVICES]
+    steps = [parts.step(path) for path in sorted(parts.RESULTS.glob("step-*.json"))]
+    if any(steps):
+        steps.insert(0, parts.STEP)
+    return "\n".join(part for part in [HEAD, _ladder(), *losses, *steps, parts.quantized(), TAIL] if part)
 
 
-def _load(what: str) -> dict[str, Any] | None:
-    path = RESULTS / f"losses-{what}-cpu.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _command(what: str) -> str:
-    return f"```bash\npython benchmarks/losses.py {what}\n```\n"
-
-
-def _shape(shape: dict[str, Any]) -> str:
-    small, large = shape["hidden"]
-    return f"{shape['tokens']} tokens, {small} and {large} hidden, {shape['vocabulary']:,} words, fp32, frozen head"
-
-
-def _mib(row: dict[str, Any]) -> str:
-    if row["peak"] < 2**20:  # it found room in what the allocator had not given back
-        return "within what earlier runs had left"
-    return f"{row['peak'] / 2**20:,.0f} MiB"
-
-
-def _pair() -> str:
-    if (found := _load("pair")) is None:
+def _ladder() -> str:
+    """One row a technique: what it changes, against what, by which program."""
+    pair, step = parts.load("losses-pair", "cpu"), parts.load("step-small-large", "cpu")
+    if pair is None or step is None:
         return ""
-    rows = sorted(found["rows"], key=lambda row: row.get("peak", float("inf")))
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    lines = ["## One pair of layers\n", f"{_shape(rows[0]['shape'])}; {versions}.\n", _command("pair")]
-    lines += [
-        "| technique | time, × bare products | memory beyond inputs | error of the gradient against fp64 |"
+    tokens = max(row["shape"]["tokens"] for row in pair["rows"])
+    one = {r["name"]: r for r in pair["rows"] if r["shape"]["tokens"] == tokens and "ratio" in r}
+    ways = {r["name"]: r for r in step["rows"] if "seconds" in r}
+    rungs = [
+        ("losses in rectangles, one walk", one, "ours", "eager", "dense logits", "losses.py pair"),
+        ("the same", one, "ours", "trl", "TRL's chunked divergence", "losses.py pair"),
+        ("the same", one, "ours", "liger", "Liger's chunked loss", "losses.py pair"),
+        ("all pairs from one pass (VLsI)", ways, "vlsi", "last", "last-layer distillation", "step.py"),
+        ("the same", ways, "vlsi", "trl", "off-policy distillation as TRL computes it", "step.py"),
+        ("large model in 8 bits", ways, "vlsi-8bit", "vlsi", "VLsI, live", "step.py"),
+        ("large model from a cache", ways, "vlsi-cached", "vlsi", "VLsI, live", "step.py"),
+        ("vision features kept", ways, "vlsi-cached-vision", "vlsi-cached", "VLsI, cached", "step.py"),
     ]
-    lines += ["|---|---|---|---|"]
-    for row in rows:
-        title = TITLES[row["name"]]
-        if "why_not" in row:
-            lines.append(f"| {title} | not run: {row['why_not']} | | |")
-            continue
-        error = f"{row['error']:.1e}" if row.get("error") is not None else "not the same loss"
-        lines.append(f"| {title} | {row['ratio']:.2f} | {_mib(row)} | {error} |")
-    return "\n".join([*lines, ""])
-
-
-def _matrix() -> str:
-    if (found := _load("matrix")) is None:
-        return ""
-    small, large = found["rows"][0]["shape"]["layers"]
     lines = [
-        f"## All pairs of {small} small and {large} large layers\n",
-        f"{_shape(found['rows'][0]['shape'])}; in multiples of the {small + large} projections.\n",
-        _command("matrix"),
-        "| technique | time, × projections | memory beyond inputs |",
-        "|---|---|---|",
-    ]
-    lines += [f"| {TITLES[row['name']]} | {row['ratio']:.2f} | {_mib(row)} |" for row in found["rows"]]
-    return "\n".join([*lines, ""])
-
-
-def _scaling() -> str:
-    if (found := _load("scaling")) is None:
-        return ""
-    lines = [
-        "## Against target layers, candidates and tokens\n",
-        "The matrix and a drawn pair a small layer with its gradient, in multiples of the projections of all layers;",
-        f"{_shape(found['rows'][0]['shape']).split(', ', 1)[1]}.\n",
-        _command("scaling"),
-        "| small layers | large layers | tokens | time, × projections | memory beyond inputs |",
+        "## The ladder\n",
+        f"On a CPU; the loss of one pair at {tokens} tokens, and a whole training step. Shapes are below.\n",
+        "| technique | against | time | memory | program |",
         "|---|---|---|---|---|",
     ]
-    for row in found["rows"]:
-        small, large = row["shape"]["layers"]
-        lines.append(f"| {small} | {large} | {row['shape']['tokens']} | {row['ratio']:.2f} | {_mib(row)} |")
-    return "\n".join([*lines, ""])
-
-
-def _blocks() -> str:
-    if (found := _load("blocks")) is None:
-        return ""
-    lines = [
-        "## Memory against tokens\n",
-        f"One pair, {_shape(found['rows'][0]['shape']).split(', ', 1)[1]}. Dense logits of one model would "
-        "take the last column.\n",
-        _command("blocks"),
-        "| tokens | memory beyond inputs | one tensor of logits |",
-        "|---|---|---|",
-    ]
-    for row in found["rows"]:
-        dense = row["shape"]["tokens"] * row["shape"]["vocabulary"] * 4 / 2**20
-        lines.append(f"| {row['shape']['tokens']} | {_mib(row)} | {dense:,.0f} MiB |")
+    for title, rows, ours, theirs, against, program in rungs:
+        if ours in rows and theirs in rows:
+            a, b = rows[ours], rows[theirs]
+            key = "ratio" if "ratio" in a else "seconds"
+            lines.append(
+                f"| {title} | {against} | × {a[key] / b[key]:.2f} | × {a['peak'] / b['peak']:.2f} | "
+                f"`benchmarks/{program}` |"
+            )
     return "\n".join([*lines, ""])
 
 

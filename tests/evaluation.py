@@ -39,6 +39,12 @@ def score(doc, results):
 def fail(doc, results):
     raise KeyError("no such field")
 
+def shuffled(data):
+    import random
+    order = list(range(len(data)))
+    random.shuffle(order)
+    return data.select(order)
+
 def fill(doc, results):
     import random
     return {"right": float(random.choice("AB") == "A")}
@@ -63,7 +69,8 @@ SHORT = "generation_kwargs: {max_new_tokens: 8}"
 
 def write_tasks(folder: Path, count: int = 12) -> Path:
     """A folder of tasks: `open` (an open answer), `choice` (a letter, generated), `likely` (a choice by likelihood),
-    `pair` (two pictures), `chance` (fills in at random), `broken` (its scoring fails), `rounds` and `empty`."""
+    `pair` (two pictures), `chance` (shuffles its rows when it is made, and fills in at random), `broken` (its scoring
+    fails), `rounds` and `empty`."""
     (folder / "code.py").write_text(CODE, encoding="utf-8")
     rows: list[dict[str, Any]] = []
     for index in range(count):
@@ -106,7 +113,7 @@ def write_tasks(folder: Path, count: int = 12) -> Path:
         "utf-8",
     )
     task("pair", f"{RIGHT.format('score')}\n{SHORT}", visual="both")
-    task("chance", f"{RIGHT.format('fill')}\n{SHORT}")
+    task("chance", f"{RIGHT.format('fill')}\n{SHORT}\nprocess_docs: !function code.shuffled")
     task("broken", f"{RIGHT.format('fail')}\n{SHORT}")
     task("empty", f"{RIGHT.format('score')}\n{SHORT}", data="none")
     task("rounds", RIGHT.format("score"), kind="generate_until_multi_round")

@@ -16,9 +16,15 @@ class VlsiError(Exception):
     Args:
         message: one sentence, starting in lower case, without a final stop or a traceback.
         hint: the next thing to do (often a command); printed on its own line.
+
+    Attributes:
+        shared: in a run of several processes: all of them raise this error, and the first tells it.
+        process: in such a run: the number of the one process that this error belongs to, which tells it.
     """
 
     exit_code: int = 1
+    shared: bool = False
+    process: int | None = None
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -85,12 +91,23 @@ class EvaluationError(VlsiError):
     exit_code = 11
 
 
+class ProcessError(VlsiError):
+    """The processes of a run cannot reach each other, or one of them has ended before its time.
+
+    Attributes:
+        told: the process that ended has said why, so that nothing is left to say.
+    """
+
+    exit_code = 12
+    told: bool = False
+
+
 class Interrupted(VlsiError):
     """The run was asked to stop and left a checkpoint.
 
     Args:
         resume: the command that continues the run, or None when there is nothing to continue.
-        exit_code: 130 after Ctrl-C (SIGINT), 143 after SIGTERM.
+        exit_code: 130 after Ctrl-C (SIGINT), 143 after SIGTERM, 138 after SIGUSR1.
     """
 
     exit_code = 130

@@ -63,6 +63,12 @@ class StepDone:
         grad_norm: norm of the gradient before clipping.
         tokens_per_second: input tokens per second since the stage began or resumed.
         eta_seconds: expected time to the end of this stage, None while unknown.
+        draws: one entry a micro-batch: small layer number -> large layer numbers; empty outside interaction.
+        response_tokens: tokens that the losses are means over; ``input_tokens`` all that are not padding.
+        seconds: wall-clock of the step.
+        teacher_seconds: of these, what the large model's answers took; None where no large model is asked.
+        memory_bytes: held after the step, ``peak_memory_bytes`` the most so far (see ``engine.gauges``); None
+            where the system does not tell.
     """
 
     stage: str
@@ -75,6 +81,37 @@ class StepDone:
     grad_norm: float
     tokens_per_second: float
     eta_seconds: float | None
+    draws: tuple[Mapping[int, tuple[int, ...]], ...] = ()
+    response_tokens: int = 0
+    input_tokens: int = 0
+    seconds: float = 0.0
+    teacher_seconds: float | None = None
+    memory_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class LayerSample:
+    """What each layer answers to one held-out question.
+
+    Attributes:
+        record: id of the question; ``question`` its text, ``reference`` the right answer.
+        answers: layer number, or ``last``, -> its own greedy answer.
+    """
+
+    record: str
+    question: str
+    reference: str
+    answers: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The small model's layers have answered some held-out questions after a step."""
+
+    stage: str
+    step: int
+    samples: tuple[LayerSample, ...]
 
 
 @dataclass(frozen=True)
@@ -224,6 +261,7 @@ Event = (
     | Warn
     | StageStarted
     | StepDone
+    | Sampled
     | CheckpointSaved
     | StageEnded
     | EvaluationStarted

@@ -36,10 +36,10 @@ class Replay:
     def __init__(self, supply: Supply, first: int) -> None:
         self._supply, self._next = supply, first
 
-    def next_batch(self, size: int) -> Batch:
-        """The next batch; ``size`` is the supply's own."""
-        self._next += 1
-        return self._supply.batch(self._next - 1)
+    def next_step(self, batch_size: int, accumulation: int) -> list[Batch]:
+        """The next batches; their size is the supply's own."""
+        first, self._next = self._next, self._next + accumulation
+        return [self._supply.batch(step) for step in range(first, self._next)]
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands."""

@@ -74,14 +74,14 @@ def test_every_arm_reads_the_same_puzzles_in_the_same_order(
     laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[tuple[str, ...]] = []
-    take = Replay.next_batch
+    take = Replay.next_step
 
-    def watched(self: Replay, size: int) -> Batch:
-        batch = take(self, size)
-        read.append(batch.records)
-        return batch
+    def watched(self: Replay, batch_size: int, accumulation: int) -> list[Batch]:
+        batches = take(self, batch_size, accumulation)
+        read.extend(batch.records for batch in batches)
+        return batches
 
-    monkeypatch.setattr(Replay, "next_batch", watched)
+    monkeypatch.setattr(Replay, "next_step", watched)
     seen = []
     for make in ARMS.values():
         read.clear()

@@ -107,6 +107,8 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
         ("distill --push thing", 2, "'thing' is not the name of a repository: it must be owner/name"),
         ("distill --resume none", 7, "none is not a run folder"),
         ("distill --resume none --seed 3", 2, "but --seed was given too"),
+        ("distill --skip-damaged", 2, "there is no --resume"),
+        ("distill --resume auto --overwrite", 2, "would go on with what --overwrite removes"),
         ("distill --precision fp8", 2, "fp8"),
         ("distill --colour", 2, "No such option"),
         ("distil", 2, "distill"),
@@ -167,8 +169,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A stand-in for the engine's entry; the entry tests in tests/runs drive the real one."""
     seen: dict[str, Any] = {}
 
-    def run(resolved: Any, *, output: Path, events: ev.Events, resume: bool, overwrite: bool) -> ev.Report:
-        seen.update(resolved=resolved, output=output, resume=resume, overwrite=overwrite)
+    def run(resolved: Any, *, output: Path, events: ev.Events, resume: bool, **more: Any) -> ev.Report:
+        seen.update(resolved=resolved, output=output, resume=resume, **more)
         if "raises" in seen:
             raise seen["raises"]
         return talk(events, output)
@@ -187,7 +189,7 @@ def test_a_run_speaks_on_stderr_and_reports_on_stdout(engine: dict[str, Any]) ->
     assert (engine["output"], engine["resume"], engine["overwrite"]) == (Path("runs/demo-1"), False, False)
     assert engine["resolved"].config.seed == 4
     line = "interaction 1/2, loss 3.2500, layers 2:1.500 6:1.250 last:0.500, matched 2>6 6>10, lr 1.00e-04, "
-    assert line + "1,234 tokens/s, left 1 min 01 s" in done.stderr
+    assert line + "grad 0.70, 1,234 tokens/s, left 1 min 01 s" in done.stderr
     assert "warning: 2 records skipped" in done.stderr
     assert re.search(r"small before +25\.0 % +2\.5000 +40 +50\.0 %", done.stdout)
     assert "student: runs/demo-1/student" in done.stdout
@@ -210,6 +212,19 @@ def test_resume_takes_the_runs_own_configuration(engine: dict[str, Any], tmp_pat
     done = vlsi("distill", "--resume", "run")
     assert done.exit_code == 0, done.output
     assert (engine["resume"], engine["output"], engine["resolved"].config.seed) == (True, Path("run"), 11)
+
+
+def test_resume_auto_goes_on_or_starts(engine: dict[str, Any]) -> None:
+    """Started, then gone on with, each time from one command; a run of another seed is another run."""
+    words = ("distill", "--resume", "auto", "--seed", "4")
+    for resumed in (False, True):
+        assert vlsi(*words).exit_code == 0
+        assert (engine["resume"], engine["output"]) == (resumed, Path("runs/demo-1"))
+        engine["resolved"].save(engine["output"])
+    assert vlsi(*words[:3]).exit_code == 0
+    assert (engine["resume"], engine["output"]) == (False, Path("runs/demo-2"))
+    assert vlsi("distill", "--resume", "runs/demo-1", "--skip-damaged").exit_code == 0
+    assert (engine["resume"], engine["skip_damaged"]) == (True, True)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,10 @@ def test_exit_codes_are_those_of_the_classes() -> None:
     classes = [
         kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.VlsiError)
     ]
-    assert documented == {(kind.__name__, kind.exit_code) for kind in classes} | {("Interrupted", 143)}
+    assert documented == {(kind.__name__, kind.exit_code) for kind in classes} | {
+        ("Interrupted", 138),
+        ("Interrupted", 143),
+    }
     codes = [kind.exit_code for kind in classes]
     assert len(codes) == len(set(codes)), "an exit code stands for one branch"
 
@@ -46,6 +49,15 @@ def test_navigation_names_every_page() -> None:
 
     listed = files(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
     assert listed == {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+
+
+def test_every_example_is_shown_whole() -> None:
+    """A snippet that a formatter took for code would be shown as it stands."""
+    lines = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    shown = re.findall(r"^--8<--(?: \"(.+)\"|\n(.+)\n--8<--)$", lines, flags=re.MULTILINE)
+    programs = {path for path in (ROOT / "docs/examples").iterdir() if path.suffix != ".json"}
+    assert {ROOT / (inline or block) for inline, block in shown} == programs
+    assert lines.count("--8") == sum(1 if inline else 2 for inline, _ in shown)
 
 
 def test_readme_has_the_two_commands() -> None:

@@ -21,7 +21,7 @@ from tests.invariants.tree import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Their versions are not pinned: they have to fit the torch of the machine, and no test runs them.
-UNPINNED_EXTRAS = {"eval", "quant", "track"}
+UNPINNED_EXTRAS = {"eval", "track"}
 
 
 def _requirements() -> list[Requirement]:

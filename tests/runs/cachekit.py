@@ -13,6 +13,7 @@ from tests.runs.conftest import lines, short
 from vlsi_cli import events
 from vlsi_cli.engine.runs import cache as caches
 from vlsi_cli.engine.runs.distill import run
+from vlsi_cli.engine.runs.watch import VOLATILE
 
 Pair = tuple[Path, Path]
 #: Twelve records, one at a time, none measured: every test here trains on these.
@@ -55,7 +56,7 @@ def same_weights(a: Path, b: Path) -> bool:
 def steps(folder: Path, stage: str = "interaction") -> list[dict[str, object]]:
     """The lines of a stage's steps, but for their time."""
     found = [line for line in lines(folder / "metrics.jsonl") if line["stage"] == stage]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+    return [{key: value for key, value in line.items() if key not in VOLATILE} for line in found]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -54,9 +54,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "manifest.json is missing",
     ),
     "of the future": (
-        lambda p: edit(p, lambda m: m.update(format_version=2)),  # type: ignore[call-overload]
-        "format version 2",
-        "format version 2",
+        lambda p: edit(p, lambda m: m.update(format_version=99)),  # type: ignore[call-overload]
+        "format version 99",
+        "format version 99",
     ),
 }
 
@@ -91,6 +91,11 @@ def test_a_shard_of_another_cache(pair: Pair, live: Path, copy: Path, tmp_path: 
     ("sets", "kind", "reason"),
     [
         (("teacher.targets.layers=[1,2,3]",), CheckpointError, "holds target layers 1, 2, 3, 4, 5"),
+        (
+            ("teacher.quantization=8bit",),
+            CheckpointError,
+            "built with teacher.quantization none, and this run has 8bit",
+        ),
         (("data.sources.0.seed=9",), CheckpointError, "data.sources.0 of this run .patterns. is not among"),
         (
             ("data.sources.0.size=13",),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
@@ -106,6 +107,21 @@ def test_scores_are_those_of_an_independent_count(
     assert (
         result(report, "demo/large", "patterns")["score"] > result(report, "demo/small", "patterns")["score"]
     )
+
+
+def test_scores_go_on_the_card_of_the_weights_they_are_of(
+    evaluated: tuple[dict[str, Any], Path], after: Path, tmp_path: Path
+) -> None:
+    report, output = evaluated
+    done = vlsi("push", after, "--repo", "me/thing", "--evaluation", output, "--dry-run", "--json")
+    assert done.exit_code == 0, done.output
+    found = ModelCard(json.loads(done.stdout)["card"]).data.eval_results
+    assert {r.dataset_name: r.metric_value for r in found} == {
+        result(report, str(after), bench)["title"]: pytest.approx(
+            result(report, str(after), bench)["score"], abs=1e-4
+        )
+        for bench in ("patterns", "open", "choice", "likely")
+    }
 
 
 def test_differences_are_paired(evaluated: tuple[dict[str, Any], Path], after: Path) -> None:
@@ -212,14 +228,16 @@ def test_other_weights_under_the_same_name_are_asked_again(after: Path, tmp_path
     assert json.loads(vlsi(*words).stdout)["results"][0]["generated"] == 3
 
 
-def test_fill_ins_are_counted(tasks: Path, tmp_path: Path) -> None:
+def test_fill_ins_are_counted(tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By tasks from a folder that is named from where one is."""
+    monkeypatch.chdir(tasks.parent)
     words = (
         "--model",
         "demo/small",
         "--bench",
         "chance",
         "--tasks-dir",
-        tasks,
+        tasks.name,
         "-o",
         tmp_path / "out",
         "--json",
@@ -260,6 +278,7 @@ def test_stored_runs_are_compared(
         ("--model none/here --bench patterns", 4, "none/here"),
         ("--model demo/small --paper VLSI-2C", 2, "the paper has no row 'VLSI-2C'\nhint: did you mean VLsI-2B?"),
         ("--batch-size none", 2, "--batch-size is 'none'"),
+        ("--processes many", 2, "--processes is 'many', and should be a whole number from 1, or auto"),
         ("--judge-url http://127.0.0.1:9", 2, "--judge-url is given without --judge-model"),
         ("--bench mmvet --judge-model m --judge-url http://127.0.0.1:9", 3, "lmms-lab-encoder/MMVet"),
         ("compare nowhere nothing", 3, "nowhere holds no evaluation"),
@@ -278,13 +297,6 @@ def test_bad_input_ends_in_one_sentence_and_its_code(
     assert done.stdout == ""
 
 
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    done = vlsi("eval", "-o", tmp_path / "out")
-    assert done.exit_code == 2
-    assert "one of 2 processes" in done.stderr
-
-
 def test_a_second_process_in_the_folder_is_refused(tmp_path: Path) -> None:
     fcntl = pytest.importorskip("fcntl")
     (tmp_path / "out").mkdir()
@@ -292,7 +304,7 @@ def test_a_second_process_in_the_folder_is_refused(tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = vlsi("eval", "-o", tmp_path / "out")
     assert done.exit_code == 6
-    assert "another process evaluates into" in done.stderr
+    assert "another process is working on the evaluation in" in done.stderr
 
 
 def test_the_harness_finds_the_model_by_its_name(tasks: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -221,3 +222,62 @@ def test_what_was_pushed_teaches_and_is_taught(
     assert not hub.requests
     ours, theirs = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("run", "run2"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.fixture
+def pushed(whole: Path, pair: tuple[Path, Path], hub: HubServer) -> HubServer:
+    """The pair on the hub: the large model, and the run's student with every set of verbalizers."""
+    assert vlsi("push", pair[0], "--repo", "me/large").exit_code == 0
+    assert vlsi("push", whole, "--repo", "me/small", "--with-verbalizers").exit_code == 0
+    return hub
+
+
+def test_layers_are_read_through_what_was_pushed(
+    whole: Path, pair: tuple[Path, Path], pushed: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*words: object) -> Any:
+        done = vlsi("verbalize", "--puzzle", 0, "--max-new-tokens", 4, "--json", *words)
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    words = ("--model", "me/small", "--compare", "me/large", "--verbalizers", "me/small")
+    report = read(*words)
+    sets = [model["verbalizers"] for model in report["models"]]
+    assert sets == ["me/small/verbalizers/small-after", "me/small/verbalizers/large"]
+    assert [model["later_head"] for model in report["models"]] == [True, False]
+    here = read("--model", whole, "--compare", pair[0])
+    assert report["pictures"][0]["answers"] == here["pictures"][0]["answers"]
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    pushed.requests.clear()
+    assert read(*words) == report, "without a network, from the cache"
+    assert not pushed.requests
+
+    refused = vlsi("verbalize", "--model", "demo/small", "--verbalizers", "me/small", "--max-new-tokens", 1)
+    assert refused.exit_code == 7
+    assert "the verbalizers in me/small were trained on" in refused.stderr
+
+
+def test_layers_are_matched_through_what_was_pushed(pushed: HubServer) -> None:
+    words = ["--recipe", "demo", "--teacher", "me/large", "--student", "me/small", "--samples", 4, "--json"]
+    sets = [word for side in ("teacher", "student") for word in (f"--{side}-verbalizers", "me/small")]
+    done = vlsi("match-layers", *words, *sets)
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["large"]["reading"] == report["small"]["reading"] == "verbalizers me/small"
+    assert (report["large"]["layers"], report["small"]["layers"]) == ([1, 2, 3, 4, 5], [1, 2, 3])
+    assert "step 3 has trained the small model's head on" in done.stderr
+    lens = json.loads(vlsi("match-layers", *words, *sets[:2], "--set", "student.targets.stride=1").stdout)
+    assert lens["survey"]["divergence"] != report["survey"]["divergence"]
+
+
+def test_verbalizers_that_were_not_pushed(pair: tuple[Path, Path], hub: HubServer) -> None:
+    assert vlsi("push", pair[0], "--repo", "me/large").exit_code == 0
+    for words in (
+        ("verbalize", "--model", "me/large", "--verbalizers", "me/large"),
+        ("match-layers", "--recipe", "demo", "--student-verbalizers", "me/large"),
+    ):
+        done = vlsi(*words)
+        assert done.exit_code == 4, done.output
+        assert "'me/large' was pushed without verbalizers" in done.stderr
+        assert done.stderr.count("error: ") == 1

@@ -46,6 +46,7 @@ def _lacking(*names: str) -> object:
         (_adapter, 4, "holds an adapter (adapter_config.json), not a model that loads by itself"),
         (_lacking("config.json"), 4, "is neither a run nor a model"),
         (_lacking("model.safetensors"), 4, "has no weights"),
+        (lambda model: (model / "export_report.json").touch(), 4, "holds exported graphs, not the checkpoint"),
         (_lacking("preprocessor_config.json"), 4, "the processor of"),
         (_lacking("tokenizer.json", "tokenizer_config.json"), 4, "has no tokenizer"),
         (_lacking("chat_template.jinja"), 4, "has no chat template"),
@@ -131,5 +132,5 @@ def test_stopped_by_hand(whole: Path, hub: HubServer, monkeypatch: pytest.Monkey
     monkeypatch.setattr("huggingface_hub.HfApi.create_commit", stop)
     done = vlsi("push", whole, "--repo", "me/thing")
     assert done.exit_code == 130
-    assert "stopped: stopped while sending; me/thing shows nothing of it" in done.stderr
+    assert "stopped while sending; me/thing shows nothing of it" in done.stderr
     assert f"hint: repeat it with: vlsi push {whole} --repo me/thing" in done.stderr

@@ -19,6 +19,7 @@ from vlsi_cli.config.loading import load_saved
 from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.runs.distill import run
 from vlsi_cli.engine.runs.folder import RunFolder
+from vlsi_cli.engine.runs.watch import VOLATILE
 from vlsi_cli.engine.stages import InteractionStage
 from vlsi_cli.engine.training import StageOutput
 from vlsi_cli.errors import CheckpointError, Interrupted, OutputError
@@ -56,20 +57,26 @@ def broken(
 
 
 @pytest.mark.parametrize(
-    ("stage", "side", "step"),
+    ("stage", "side", "step", "sets"),
     [
-        ("verbalization", "large", 3),
-        ("verbalization", "small", 1),
-        ("interaction", "small", 3),
-        ("reinforcement", "small", 5),
+        ("verbalization", "large", 3, ()),
+        ("verbalization", "small", 1, ()),
+        ("interaction", "small", 3, ("data.workers=1",)),  # the run that it is compared with has none
+        ("reinforcement", "small", 5, ()),
     ],
 )
 def test_killed_and_resumed_is_as_if_never_killed(
-    whole: Path, pair: tuple[Path, Path], tmp_path: Path, stage: str, side: str, step: int
+    whole: Path,
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    stage: str,
+    side: str,
+    step: int,
+    sets: tuple[str, ...],
 ) -> None:
     """SIGKILL after a step that has no checkpoint of its own; then every weight is equal, bit for bit."""
     output = tmp_path / "run"
-    assert broken(output, pair, stage, side, step, signal.SIGKILL) == -signal.SIGKILL
+    assert broken(output, pair, stage, side, step, signal.SIGKILL, *sets) == -signal.SIGKILL
     assert not (output / "student").exists()
     run(load_saved(output), output=output, events=events.ignore, resume=True)
     for name in (
@@ -81,10 +88,9 @@ def test_killed_and_resumed_is_as_if_never_killed(
         assert set(ours) == set(theirs)
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
     assert (output / "matches.jsonl").read_text() == (whole / "matches.jsonl").read_text()
-    volatile = {"seconds"}
     for a, b in zip(lines(output / "metrics.jsonl"), lines(whole / "metrics.jsonl"), strict=True):
-        assert {k: v for k, v in a.items() if k not in volatile} == {
-            k: v for k, v in b.items() if k not in volatile
+        assert {k: v for k, v in a.items() if k not in VOLATILE} == {
+            k: v for k, v in b.items() if k not in VOLATILE
         }
 
 
@@ -156,7 +162,7 @@ def test_two_processes_cannot_work_on_one_run(whole: Path) -> None:
         run(load_saved(whole), output=whole, events=events.ignore, resume=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_a_wish_to_stop_leaves_a_checkpoint_and_the_command(
     pair: tuple[Path, Path], tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -175,6 +181,16 @@ def test_a_wish_to_stop_leaves_a_checkpoint_and_the_command(
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # handlers are put back
 
 
+def test_a_second_wish_to_stop_is_heard_at_once(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    def twice(event: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="stopped at once") as stopped:
+        run(short(pair), output=tmp_path / "run", events=twice)
+    assert stopped.value.resume == f"vlsi distill --resume {tmp_path / 'run'}"
+
+
 def test_a_complete_run_resumes_to_its_report(whole: Path) -> None:
     before = (whole / "student" / "model.safetensors").read_bytes()
     report = run(load_saved(whole), output=whole, events=events.ignore, resume=True)
@@ -182,10 +198,22 @@ def test_a_complete_run_resumes_to_its_report(whole: Path) -> None:
     assert [score.who for score in report.scores] == ["small before", "small after", "large"]
 
 
-def test_a_damaged_checkpoint_is_named(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named_and_skipped_when_asked(
+    whole: Path, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
     output = tmp_path / "run"
     assert broken(output, pair, "reinforcement", "small", 3, signal.SIGKILL) == -signal.SIGKILL
     file = output / "checkpoints" / "reinforcement-00000002" / "state.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="reinforcement-00000002 is damaged"):
         run(load_saved(output), output=output, events=events.ignore, resume=True)
+    told: list[str] = []
+
+    def watch(event: object) -> None:
+        if isinstance(event, events.Warn):
+            told.append(event.text)
+
+    run(load_saved(output), output=output, events=watch, resume=True, skip_damaged=True)
+    assert "reinforcement-00000002 is damaged" in told[0]
+    ours, theirs = (load_file(folder / "student/model.safetensors") for folder in (output, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

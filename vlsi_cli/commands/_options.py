@@ -70,6 +70,12 @@ OutputOption = Annotated[
     typer.Option("--output", "-o", metavar="DIR", help="Run folder; default: runs/NAME-N, the first free N.",
                  show_default=False, rich_help_panel=_RUN),
 ]  # fmt: skip
+ReportToOption = Annotated[
+    list[str] | None,
+    typer.Option("--report-to", metavar="TRACKER",
+                 help="Tell every step to tensorboard, trackio or wandb too. Give it again for more.",
+                 show_default=False, rich_help_panel=_RUN),
+]  # fmt: skip
 PushOption = Annotated[
     str | None,
     typer.Option("--push", metavar="OWNER/NAME", help="Send the finished student to this repository of the hub.",

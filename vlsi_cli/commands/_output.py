@@ -1,4 +1,7 @@
-"""The only place that prints. Data go to standard output, speech goes to standard error."""
+"""The only place that prints. Data go to standard output, speech goes to standard error.
+
+Of several processes the first speaks; another one tells nothing but an error that is its own.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from vlsi_cli.errors import Interrupted, VlsiError
+from vlsi_cli.config import launching
+from vlsi_cli.errors import Interrupted, ProcessError, VlsiError
 
 
 @dataclass
@@ -22,6 +26,7 @@ class _State:
     verbose: bool = False
     quiet: bool = False
     json: bool = False
+    silent: bool = False
 
 
 _state = _State()
@@ -30,6 +35,7 @@ _state = _State()
 def begin(*, verbose: bool = False, quiet: bool = False) -> None:
     """Start a command with these manners."""
     _state.verbose, _state.quiet, _state.json = verbose, quiet, False
+    _state.silent = launching.rank() > 0
 
 
 def use_json(asked: bool) -> None:
@@ -39,11 +45,13 @@ def use_json(asked: bool) -> None:
 
 def speech() -> Console:
     """The console of standard error; made anew, since tests and redirections change what that is."""
-    return Console(file=sys.stderr, soft_wrap=not sys.stderr.isatty(), highlight=False)
+    return Console(file=sys.stderr, soft_wrap=not sys.stderr.isatty(), highlight=False, quiet=_state.silent)
 
 
 def data(value: RenderableType) -> None:
     """Print data for people. Without a terminal, tables are wide enough to be cut by no one."""
+    if _state.silent:
+        return
     console = Console(file=sys.stdout, highlight=False)
     if not console.is_terminal:
         console = Console(file=sys.stdout, highlight=False, width=200)
@@ -52,6 +60,8 @@ def data(value: RenderableType) -> None:
 
 def document(value: Any) -> None:
     """Print one JSON document."""
+    if _state.silent:
+        return
     sys.stdout.write(json.dumps(value, default=_plain, ensure_ascii=False, indent=1) + "\n")
     sys.stdout.flush()
 
@@ -68,15 +78,26 @@ def warn(text: str) -> None:
 
 
 def error(problem: VlsiError) -> None:
-    """Show the user's or the machine's error: one sentence and, on a line of its own, what to do next."""
-    console = speech()
+    """Show the user's or the machine's error: one sentence and, on a line of its own, what to do next.
+
+    A process other than the first shows what is its own, or what may be its machine's: an error from before the
+    processes were joined, of the first one on a machine.
+    """
+    own = problem.process is not None or (not problem.shared and launching.local_rank() == 0)
+    if (_state.silent and not own) or (isinstance(problem, ProcessError) and problem.told):
+        return
+    console = Console(file=sys.stderr, soft_wrap=not sys.stderr.isatty(), highlight=False)
     if _state.verbose:
         console.print("".join(traceback.format_exception(problem)), markup=False)
     label = "stopped: " if isinstance(problem, Interrupted) else "error: "
+    if label == "stopped: " and problem.message.startswith("stopped "):
+        label = ""  # it says so itself
+    if _state.silent:
+        label = f"process {launching.rank()}: {label}"
     console.print(Text.assemble((label, "bold red"), problem.message))
     for line in (problem.hint or "").splitlines():
         console.print(Text.assemble(("hint: ", "cyan"), line))
-    if _state.json:
+    if _state.json and not _state.silent:
         kind = type(problem).__name__
         fields = {
             "type": kind,

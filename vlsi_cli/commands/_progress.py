@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
@@ -16,6 +17,8 @@ from vlsi_cli import events as ev
 from vlsi_cli.commands import _output
 
 PLAIN_SECONDS = 10.0  # between plain lines of one stage
+LATER_SECONDS = 60.0  # the same once it has run for ten minutes: a log of a long run should stay readable
+LATER_AFTER = 600.0
 
 
 class RunView:
@@ -26,7 +29,7 @@ class RunView:
         self._live: Live | None = None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._last_line = 0.0
+        self._last_line = self._opened = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -51,6 +54,8 @@ class RunView:
                 self._open(event)
             case ev.StepDone():
                 self._step(event)
+            case ev.Sampled(_, step, samples):
+                self._print(f"sample answers of step {step}: {len(samples)} in samples.jsonl")
             case ev.CheckpointSaved(path, _, step):
                 self._print(f"checkpoint of step {step}: {path}")
             case ev.StageEnded(stage, seconds, loss, side):
@@ -71,7 +76,7 @@ class RunView:
 
     def _open(self, event: ev.StageStarted) -> None:
         self._close()
-        self._last_line = 0.0
+        self._last_line, self._opened = 0.0, time.monotonic()
         name = title(event.stage, event.side)
         resumed = f", continuing after step {event.first_step}" if event.first_step else ""
         if not self._console.is_terminal:
@@ -101,7 +106,8 @@ class RunView:
     def _is_time(self, *, last: bool) -> bool:
         """Whether the next plain line is due."""
         now = time.monotonic()
-        due = last or now - self._last_line >= PLAIN_SECONDS
+        pace = PLAIN_SECONDS if now - self._opened < LATER_AFTER else LATER_SECONDS
+        due = last or now - self._last_line >= pace
         self._last_line = now if due else self._last_line
         return due
 
@@ -111,7 +117,7 @@ class RunView:
                 self._print(plain_line(event))
             return
         self._bar.update(self._task, completed=event.step)
-        self._live.update(Group(self._bar, _panel(event)))
+        self._live.update(Group(self._bar, *_panel(event, self._console.width)))
 
 
 def plain_line(event: ev.StepDone) -> str:
@@ -122,26 +128,54 @@ def plain_line(event: ev.StepDone) -> str:
         parts.append("matched " + " ".join(f"{small}>{large}" for small, large in event.matched.items()))
     parts += [
         f"lr {event.learning_rate:.2e}",
+        f"grad {event.grad_norm:.2f}",
         f"{event.tokens_per_second:,.0f} tokens/s",
-        f"left {left(event)}",
     ]
+    if event.memory_bytes is not None:
+        parts.append(f"memory {gibibytes(event.memory_bytes)}")
+    parts.append(f"left {left(event)}")
     return ", ".join(parts)
 
 
-def _panel(event: ev.StepDone) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_row("loss", f"{event.loss:.4f}", "lr", f"{event.learning_rate:.2e}", "grad", f"{event.grad_norm:.2f}",
-                  "tokens/s", f"{event.tokens_per_second:,.0f}", "left", left(event))  # fmt: skip
-    layers = Table.grid(padding=(0, 1))
-    layers.add_row(Text("layer", style="dim"), *event.per_layer)
-    layers.add_row(Text("loss", style="dim"), *(f"{loss:.2f}" for loss in event.per_layer.values()))
-    if event.matched:
-        large = {str(small): str(number) for small, number in event.matched.items()}
-        layers.add_row(Text("large", style="dim"), *(large.get(name, "") for name in event.per_layer))
-    both = Table.grid()
-    both.add_row(table)
-    both.add_row(layers)
-    return both
+def _panel(event: ev.StepDone, width: int) -> list[RenderableType]:
+    """What stands below the bar: figures of the step that wrap, and layers side by side, in as many rows as fit."""
+    figures = {
+        "loss": f"{event.loss:.4f}",
+        "lr": f"{event.learning_rate:.2e}",
+        "grad": f"{event.grad_norm:.2f}",
+        "tokens/s": f"{event.tokens_per_second:,.0f}",
+    }
+    if event.memory_bytes is not None:
+        figures["memory"] = gibibytes(event.memory_bytes)
+    if event.teacher_seconds is not None and event.seconds:
+        figures["teacher"] = f"{event.teacher_seconds / event.seconds:.0%}"
+    figures["left"] = left(event)
+    lines = [""]
+    for name, figure in figures.items():
+        longer = f"{lines[-1]}  {name} {figure}" if lines[-1] else f"{name} {figure}"
+        if len(longer) > width:
+            lines.append(f"{name} {figure}")
+        else:
+            lines[-1] = longer
+    large = {str(small): str(number) for small, number in (event.matched or {}).items()}
+    cells = [(name, f"{loss:.2f}", large.get(name, "")) for name, loss in event.per_layer.items()]
+    column = max(len(text) for cell in cells for text in cell) + 1
+    fit = max(1, (width - len("layer ")) // column)
+    tables = [_layers(cells[first : first + fit], matched=bool(large)) for first in range(0, len(cells), fit)]
+    return [Text("\n".join(lines)), *tables]
+
+
+def _layers(cells: Sequence[tuple[str, str, str]], *, matched: bool) -> Table:
+    table = Table.grid(padding=(0, 1, 0, 0))
+    rows = [("layer", 0), ("loss", 1), *([("large", 2)] if matched else [])]
+    for name, place in rows:
+        table.add_row(Text(name, style="dim"), *(cell[place] for cell in cells))
+    return table
+
+
+def gibibytes(count: int) -> str:
+    """Bytes of memory as people read them."""
+    return f"{count / 2**30:.2f} GiB"
 
 
 def left(event: ev.StepDone | ev.Advanced) -> str:

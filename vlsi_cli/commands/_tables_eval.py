@@ -63,6 +63,8 @@ def report_parts(report: EvaluationReport) -> Iterator[RenderableType]:
             names = (shown.title(p.benchmark), p.first, p.second)
             table.add_row(*names, str(p.n), shown.signed(p.difference), shown.interval(p))
         yield table
+    if any(result.paper for result in report.results):
+        yield f"note: {shown.PAPER}"
     yield f"report: {report.output / 'report.md'}"
 
 

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from vlsi_cli.commands import _launch, _output, _progress, _reproduce, _tables, _tables_push
 from vlsi_cli.commands import _options as opt
-from vlsi_cli.commands import _output, _progress, _tables, _tables_push
 from vlsi_cli.commands import push as _push
 from vlsi_cli.config import folders, loading, planning, reach, recipes, words
 from vlsi_cli.config.repos import check_repo_name
+from vlsi_cli.config.watching import require_trackers
 from vlsi_cli.errors import ConfigError
 
 
@@ -34,15 +35,33 @@ def distill(
     output: opt.OutputOption = None,
     overwrite: opt.OverwriteOption = False,
     resume: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="RUN", help="Continue this run folder, with its own configuration.", show_default=False
+            metavar="RUN|auto",
+            help="Continue this run folder, with its own configuration; `auto`: continue the run in --output, or the "
+            "newest unfinished run of the same configuration, or else start one.",
+            show_default=False,
         ),
     ] = None,
+    skip_damaged: Annotated[
+        bool,
+        typer.Option("--skip-damaged", help="With --resume: go on from the newest undamaged checkpoint."),
+    ] = False,
     seed: opt.SeedOption = None,
     device: opt.DeviceOption = None,
     precision: opt.PrecisionOption = None,
+    report_to: opt.ReportToOption = None,
     push: opt.PushOption = None,
+    processes: _launch.ProcessesOption = None,
+    launcher: _launch.LauncherArgument = None,
+    reproduce: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Run one step again that was not finite, from failures/ in a run folder, and show where it happens.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print configuration, origins and plan; load nothing.")
     ] = False,
@@ -71,15 +90,26 @@ def distill(
         "seed": seed,
         "device": device,
         "precision": precision,
+        "report-to": report_to,
     }
-    if resume is not None:
+    if reproduce is not None:
+        others = chosen | {"resume": resume, "push": push, "processes": processes, "dry-run": dry_run}
+        _reproduce.show(reproduce, others=others, json=json)
+        return
+    going_on: Path | None = None
+    if skip_damaged and resume is None:
+        raise ConfigError("--skip-damaged says how to resume, but there is no --resume")
+    if resume == "auto" and overwrite:
+        raise ConfigError("--resume auto would go on with what --overwrite removes", hint="leave one out")
+    if resume not in (None, "auto"):
+        going_on = Path(resume)
         extra = [f"--{name}" for name, value in chosen.items() if value not in (None, False, [])]
         if extra:
             raise ConfigError(
                 f"--resume continues a run with its own configuration, but {', '.join(extra)} was given too",
                 hint="leave it out, or start a new run with --output",
             )
-        resolved = loading.load_saved(resume)
+        resolved = loading.load_saved(going_on)
     else:
         flags = {
             "teacher.id": teacher,
@@ -89,6 +119,7 @@ def distill(
             "seed": seed,
             "device": device,
             "precision": precision,
+            "watch.report_to": report_to or None,
         }
         resolved = loading.resolve(recipes.choose(recipe, teacher, student), sets or (), flags)
 
@@ -101,23 +132,38 @@ def distill(
                 _output.data(part)
         return
 
-    run = resume or folders.for_new_run(output, resolved.config.name, overwrite=overwrite)
+    run = going_on or output or folders.RUNS
+    if _launch.is_first():  # the others are told where it is, and whether it is gone on with
+        if resume == "auto":
+            going_on = folders.to_go_on_with(output, resolved)
+        run = going_on or folders.for_new_run(output, resolved.config.name, overwrite=overwrite)
     reach.require(planning.needs(resolved.config))
+    require_trackers(resolved.config.watch.report_to)
 
-    from vlsi_cli.engine.runs import distill as engine  # here, so that --help and --dry-run import no torch
-
-    if push is not None:
+    if push is not None and _launch.is_first():
         from vlsi_cli.engine.runs import push as hub
 
         target = hub.Target(push)
         hub.check(target)  # before the first step: after a day of training it would be late
+    _launch.start(processes, launcher)
+
+    from vlsi_cli.engine.runs import distill as engine  # here, so that --help and --dry-run import no torch
+
     with _progress.RunView() as view:
-        report = engine.run(resolved, output=run, events=view, resume=resume is not None, overwrite=overwrite)
+        report = engine.run(
+            resolved,
+            output=run,
+            events=view,
+            resume=going_on is not None,
+            overwrite=overwrite,
+            skip_damaged=skip_damaged,
+        )
     if not json:
         _output.data(_tables.stages_table(report))
-        _output.data(_tables.report_table(report))
+        if report.scores:
+            _output.data(_tables.report_table(report))
         _output.data(f"student: {report.student}")
-    sent = hub.after_run(report.run, target, _push.tell) if push is not None else None
+    sent = hub.after_run(report.run, target, _push.tell) if push is not None and _launch.is_first() else None
     if json:
         _output.document(report if sent is None else {**asdict(report), "push": sent})
     elif sent is not None:

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from vlsi_cli.commands import _launch, _output, _progress_eval, _tables_eval
 from vlsi_cli.commands import _options as opt
 from vlsi_cli.commands import _options_eval as ask
-from vlsi_cli.commands import _output, _progress_eval, _tables_eval
 from vlsi_cli.config import benchmarks, evaluating, harness
 from vlsi_cli.config.evaluation import OUTPUT, EvaluationConfig
 from vlsi_cli.errors import ConfigError, EvaluationError
@@ -36,6 +36,7 @@ def evaluate(
     skip_unjudged: ask.SkipOption = False,
     device: opt.DeviceOption = None,
     precision: opt.PrecisionOption = None,
+    processes: _launch.ProcessesOption = None,
     output: ask.FolderOption = OUTPUT,
     html: ask.HtmlOption = False,
     json: opt.JsonOption = False,
@@ -68,11 +69,14 @@ def evaluate(
         {name: value for name, value in given.items() if value is not None}
     )
     plan = evaluating.plan(config)
+    _launch.start(processes, None)
 
     from vlsi_cli.engine.runs import evaluate as engine  # here, so that --help and --list import no torch
 
     with _progress_eval.EvaluationView() as view:
         report = engine.run(config, plan, view)
+    if report is None:
+        return  # the first process speaks for all
     if json:
         _output.document(report)
     else:

@@ -24,8 +24,11 @@ class At(StrEnum):
 
 
 def _set_option(which: str) -> Any:
-    told = f"Trained verbalizers of the {which} model (RUN/verbalizers/...); default: the logit lens."
-    return typer.Option(metavar="DIR", help=told, show_default=False, rich_help_panel=_SETS)
+    told = (
+        f"Trained verbalizers of the {which} model: a set's folder, a run, or the hub id of a model pushed with them; "
+        "default: the logit lens."
+    )
+    return typer.Option(metavar="DIR|RUN|ID", help=told, show_default=False, rich_help_panel=_SETS)
 
 
 def _file_option(told: str) -> Any:
@@ -43,8 +46,8 @@ def match_layers(
         typer.Option(min=1, help="Records that share a draw; default: as in the interaction.", show_default=False),
     ] = None,
     draws: Annotated[int, typer.Option(min=1, help="Draws of each batch for the drawn matches.")] = 100,
-    teacher_verbalizers: Annotated[Path | None, _set_option("large")] = None,
-    student_verbalizers: Annotated[Path | None, _set_option("small")] = None,
+    teacher_verbalizers: Annotated[str | None, _set_option("large")] = None,
+    student_verbalizers: Annotated[str | None, _set_option("small")] = None,
     run: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Read the models, verbalizers and matches of this run folder.",
@@ -89,7 +92,7 @@ def match_layers(
     flags = {
         "teacher.id": teacher,
         "student.id": student,
-        "teacher.verbalizers": str(teacher_verbalizers) if teacher_verbalizers else None,
+        "teacher.verbalizers": teacher_verbalizers,
         "data.sources": [words.source_from_word(word) for word in data] if data else None,
         "seed": seed,
         "device": device,

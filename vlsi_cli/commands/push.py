@@ -61,6 +61,15 @@ def push(
             rich_help_panel=_WHAT,
         ),
     ] = None,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Put the scores of this vlsi eval of the model on the card; default: one in the run folder, if any.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     licence: Annotated[
         str | None,
         typer.Option(
@@ -87,7 +96,9 @@ def push(
     from vlsi_cli.engine.runs import push as engine
 
     target = engine.Target(repo, private=private, branch=branch, create_pr=create_pr, tag=tag)
-    along = engine.Along(with_verbalizers, with_metrics, tuple(with_onnx or ()), licence)
+    along = engine.Along(
+        with_verbalizers, with_metrics, tuple(with_onnx or ()), licence, tuple(evaluation or ())
+    )
     report = engine.run(source, target, along, dry_run=dry_run, events=tell)
     if json:
         _output.document(report)

@@ -40,9 +40,9 @@ def verbalize(
     ] = None,
     puzzle: Annotated[int, typer.Option(min=0, help="Which built-in puzzle, when no picture is named.")] = 2,
     verbalizers: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR|RUN", help="Trained verbalizers, or a run folder with some. Give it again for more.",
-                     show_default=False, rich_help_panel=_READ),
+        list[str] | None,
+        typer.Option(metavar="DIR|RUN|ID", help="Trained verbalizers, a run folder with some, or the hub id of a model "
+                     "pushed with some. Give it again for more.", show_default=False, rich_help_panel=_READ),
     ] = None,
     logit_lens: Annotated[
         bool, typer.Option("--logit-lens", help="Use no trained verbalizers.", rich_help_panel=_READ)

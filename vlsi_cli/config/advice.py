@@ -160,13 +160,29 @@ def _next(config: DistillConfig, tried: set[str]) -> tuple[str, list[str], str] 
     if "lora" not in tried:
         texts = [f"{name}.train=lora" for name, s in stages.items() if getattr(s, "train", "lora") == "full"]
         return "lora", texts, "adapters instead of all weights: no gradients and moments of the frozen ones"
+    large = config.teacher
+    movable = (
+        large is not None and large.placement == "device" and large.cache is None and config.device != "cpu"
+    )
+    bits = large.quantization if large is not None else "none"
+    if "8bit" not in tried:
+        return (
+            "8bit",
+            ["teacher.quantization=8bit"] if movable and bits == "none" else [],
+            "the large model's layers in 8 bits a weight: what it says changes a little",
+        )
+    if "4bit" not in tried:
+        return (
+            "4bit",
+            ["teacher.quantization=4bit"] if movable and bits != "4bit" else [],
+            "the large model's layers in 4 bits a weight: what it says changes more",
+        )
     if "placement" not in tried:
-        large = config.teacher
-        movable = large is not None and large.placement == "device" and large.cache is None
+        whole = ["teacher.quantization=none"] if bits != "none" else []
         return (
             "placement",
-            ["teacher.placement=cpu"] if movable and config.device != "cpu" else [],
-            "the large model's layers lie in host memory and visit the device one by one: slow, so build a teacher "
-            "cache that way once, and train from it",
+            [*whole, "teacher.placement=cpu"] if movable else [],
+            "the large model's layers lie whole in host memory and visit the device one by one: slow, so build a "
+            "teacher cache that way once, and train from it",
         )
     return None

@@ -79,6 +79,8 @@ def _listed(value: str | list[str]) -> tuple[str, ...]:
 def choose(names: list[str], tasks_dir: Path | None = None) -> list[Benchmark]:
     """The benchmarks of a command line: names of the table, tasks of a folder of one's own, tasks of the harness.
 
+    A group of tasks stands for its tasks, each a benchmark of its own.
+
     Args:
         names: as typed; a comma separates several.
         tasks_dir: a folder with task files of the harness's format.
@@ -90,24 +92,30 @@ def choose(names: list[str], tasks_dir: Path | None = None) -> list[Benchmark]:
     if not typed:
         raise ConfigError("no benchmark is given", hint="add --bench NAME; vlsi eval --list shows them")
     own = harness.index(tasks_dir) if tasks_dir is not None else {}
-    chosen = [_find(word, own) for word in typed]
+    chosen = [benchmark for word in typed for benchmark in _find(word, own, tasks_dir)]
     return list({benchmark.name: benchmark for benchmark in chosen}.values())
 
 
-def _find(word: str, own: dict[str, Path]) -> Benchmark:
+def _find(word: str, own: dict[str, Path], tasks_dir: Path | None) -> list[Benchmark]:
     by_name = {n: b for b in table().values() for n in (b.name, *b.aliases)}
     plain = word.casefold().replace("-", "_")
     if word in own:
-        return local(word, own[word])
+        return [local(word, own[word])]
     for name in (word, plain):
         if name in by_name:
-            return by_name[name]
+            return [by_name[name]]
     root = harness.tasks_folder()
     theirs = harness.index(root) if root is not None else {}
     if word in theirs:
         row = next((b for b in table().values() if b.tasks == (word,)), None)
-        return row or local(word, theirs[word])
-    near = did_you_mean(word, [*by_name, *own, *theirs])
+        return [row or local(word, theirs[word])]
+    groups = {
+        k: v for where in (root, tasks_dir) if where is not None for k, v in harness.groups(where).items()
+    }
+    if word in groups:
+        names = [name for name in harness.members(groups[word]) if name != word]
+        return [found for name in names for found in _find(name, own, tasks_dir)]
+    near = did_you_mean(word, [*by_name, *own, *theirs, *groups])
     missing = "" if root is not None else f" ({harness.MISSING}, so its other tasks are not known here)"
     raise ConfigError(
         f"no benchmark is named '{word}'{missing}",
@@ -122,7 +130,7 @@ def local(name: str, file: Path) -> Benchmark:
         name,
         title=name,
         tasks=(name,),
-        files=(file,),
+        files=(file.absolute(),),  # others start at the harness's folder
         split=facts.get("test_split") or facts.get("validation_split"),
         data=facts.get("dataset_path"),
         known=False,

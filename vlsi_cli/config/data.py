@@ -96,6 +96,14 @@ class DataConfig(Config):
     """What to do with an unreadable or over-long record: count and skip it, or end the run naming it."""
     shuffle: bool = True
     """Draw records in an order made from the run's seed."""
+    group_by_length: int = Field(default=0, ge=0)
+    """Optimizer steps whose records are cut into micro-batches by length, so that less of a batch is padding; 0: none.
+    With 1 every step keeps its records; more leave less padding."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that read, decode and encode records ahead of the step, for each process that trains; 0: records are
+    read between steps. They change no result."""
+    prefetch: int | None = Field(default=None, ge=1)
+    """Records that the workers are ahead, at most one step's; null: a whole step's. Fewer need less memory."""
 
     def located_sources(self) -> tuple[Source, ...]:
         """The sources with `root` put before every relative path (hub ids that name no local path stay)."""

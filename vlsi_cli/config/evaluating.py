@@ -44,15 +44,9 @@ def plan(config: EvaluationConfig) -> EvaluationPlan:
     Where the hub cannot be reached, the libraries that read from it are told so: they would retry for minutes.
 
     Raises:
-        ConfigError: an unknown benchmark or row of the paper, no harness, no judge where one is needed, or one of
-            several processes.
+        ConfigError: an unknown benchmark or row of the paper, no harness, or no judge where one is needed.
         ModelError, DataError: a model or data set that is neither here nor within reach.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        raise ConfigError(
-            f"this is one of {os.environ['WORLD_SIZE']} processes, and vlsi eval runs in one",
-            hint="start it by itself, without accelerate launch or torchrun; run one model a process and device",
-        )
     chosen = benchmarks.choose(list(config.benchmarks), config.tasks_dir)
     harness.require()
     models = _models(config)

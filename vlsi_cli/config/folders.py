@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
-from vlsi_cli.config.loading import CONFIG_FILE
-from vlsi_cli.errors import ModelError, OutputError
+from vlsi_cli.config.loading import CONFIG_FILE, Resolved, difference, load_saved
+from vlsi_cli.config.run import DistillConfig
+from vlsi_cli.errors import CheckpointError, ModelError, OutputError
 
 RUNS = Path("runs")
 
 #: The file that tells an export from any other folder.
 EXPORT_REPORT = "export_report.json"
+
+
+#: What stands in a run folder before its configuration does: a kill in between leaves no run, and nothing to keep.
+_BEFORE_CONFIG = {".lock", "environment.json", "origins.json", "progress.json"}
+
+
+def holds_something(folder: Path) -> bool:
+    """Whether a folder holds more than what a run leaves that was killed before it had its configuration."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return any(not (name in _BEFORE_CONFIG or re.fullmatch(r"\..*\.partial\.\w+", name)) for name in names)
 
 
 def for_new_run(output: Path | None, name: str, *, overwrite: bool = False) -> Path:
@@ -25,14 +37,13 @@ def for_new_run(output: Path | None, name: str, *, overwrite: bool = False) -> P
             run folder, which is never overwritten.
     """
     if output is None:
-        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
-        number = 1
+        stem, number = _stem(name), 1
         while (RUNS / f"{stem}-{number}").exists():
             number += 1
         return RUNS / f"{stem}-{number}"
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file, not a folder", hint="give another --output")
-    if output.is_dir() and any(output.iterdir()):
+    if holds_something(output):
         if not (output / CONFIG_FILE).is_file():
             raise OutputError(f"{output} is not empty and not a run folder", hint="give another --output")
         if not overwrite:
@@ -42,6 +53,53 @@ def for_new_run(output: Path | None, name: str, *, overwrite: bool = False) -> P
                 "or give another --output",
             )
     return output
+
+
+def to_go_on_with(output: Path | None, resolved: Resolved) -> Path | None:
+    """What ``--resume auto`` goes on with, or None when there is nothing and a run is to be started.
+
+    With an ``output``, the run in it, complete or not. Without one, the unfinished run of the very same configuration
+    with the highest number under ``runs/``. Numbers and files decide, never a clock.
+
+    Raises:
+        OutputError: ``output`` holds a run of another configuration.
+        CheckpointError: the configuration of the run in it is damaged.
+    """
+    if output is not None:
+        if not (output / CONFIG_FILE).is_file():
+            return None
+        if differs := difference(load_saved(output).config, resolved.config):
+            raise OutputError(
+                f"{output} holds a run of another configuration: {differs}",
+                hint=f"give another --output, replace it with --overwrite, or go on with it as it is: "
+                f"`vlsi distill --resume {output}`",
+            )
+        return output
+    named = re.compile(re.escape(_stem(resolved.config.name)) + r"-([1-9]\d*)")
+    matches = [named.fullmatch(path.name) for path in RUNS.iterdir()] if RUNS.is_dir() else []
+    for number in sorted((int(match[1]) for match in matches if match), reverse=True):
+        folder = RUNS / f"{_stem(resolved.config.name)}-{number}"
+        try:
+            same = load_saved(folder).config == resolved.config
+        except CheckpointError:  # no run, or one that nobody can go on with
+            continue
+        if same and not is_finished(folder, resolved.config):
+            return folder
+    return None
+
+
+def is_finished(folder: Path, config: DistillConfig) -> bool:
+    """Whether a run has come to its end: its student is written, and measured where that is asked for."""
+    try:
+        progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        measured = config.evaluation.data is None or "small after" in progress["scores"]
+        return bool(progress["student"]) and measured
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
 
 
 def model_of_run(model: str) -> str:

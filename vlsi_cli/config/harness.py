@@ -17,6 +17,7 @@ MISSING = "lmms-eval is not installed"
 INSTALL = f"pip install 'vlsi-cli[eval]' && pip install --no-deps {PACKAGE}=={VERSION}"
 
 _TASK = re.compile(rb"^task:[ \t]*[\"']?([\w.+-]+)[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
+_GROUP = re.compile(rb"^group[ \t]*:[ \t]*[\"']?([\w.+-]+)[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
 
 
 def installed() -> str | None:
@@ -60,6 +61,30 @@ def index(folder: Path) -> dict[str, Path]:
         for name in _TASK.findall(file.read_bytes()):
             found.setdefault(name.decode(), file)
     return found
+
+
+def groups(folder: Path) -> dict[str, Path]:
+    """Every group of tasks below a folder: name and file."""
+    found: dict[str, Path] = {}
+    for file in sorted(folder.rglob("*.y*ml")):
+        for name in _GROUP.findall(file.read_bytes()):
+            found.setdefault(name.decode(), file)
+    return found
+
+
+def members(group: Path) -> list[str]:
+    """The tasks, or further groups, of a group's file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    listed = plain_config(group).get("task")
+    named = (
+        [one.get("task") if isinstance(one, dict) else one for one in listed]
+        if isinstance(listed, list)
+        else []
+    )
+    return [str(name) for name in named if name]
 
 
 def plain_config(file: Path) -> dict[str, Any]:

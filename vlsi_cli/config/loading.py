@@ -2,12 +2,14 @@
 from.
 
 Precedence: default < recipe < ``--set`` < flag. Mappings are merged key by key; lists are replaced as a
-whole, but ``--set data.sources.0.path=...`` reaches into one.
+whole, but ``--set data.sources.0.path=...`` reaches into one, also into one that a flag gives.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from vlsi_cli.config import catalog, recipes
+from vlsi_cli.config import catalog, recipes, yamls
 from vlsi_cli.config.complaints import complain
 from vlsi_cli.config.run import DistillConfig
 from vlsi_cli.errors import CheckpointError, ConfigError, OutputError
@@ -29,6 +31,7 @@ FLAGS = {
     "seed": "--seed",
     "device": "--device",
     "precision": "--precision",
+    "watch.report_to": "--report-to",
 }
 CONFIG_FILE, ORIGINS_FILE = "config.yaml", "origins.json"
 # Keys that say the same thing in two ways: naming one in a later layer lifts the other.
@@ -61,7 +64,7 @@ class Resolved:
             yield key, value, self.origins[key]
 
     def save(self, folder: Path) -> None:
-        """Write ``config.yaml`` (itself a recipe) and ``origins.json`` into a run folder.
+        """Write ``origins.json`` and then ``config.yaml`` (itself a recipe) into a run folder, each all or nothing.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -70,12 +73,12 @@ class Resolved:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-            (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-            (folder / ORIGINS_FILE).write_text(json.dumps(origins, indent=1) + "\n", encoding="utf-8")
+            _write(folder / ORIGINS_FILE, json.dumps(origins, indent=1) + "\n")
+            _write(folder / CONFIG_FILE, text)
         except OSError as error:
-            raise OutputError(
-                f"the run folder {folder} cannot be written: {error.strerror or error}"
-            ) from error
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            cause = "no space is left on the disk" if full else error.strerror or error
+            raise OutputError(f"the run folder {folder} cannot be written: {cause}") from error
 
 
 def resolve(
@@ -100,12 +103,16 @@ def resolve(
         label = read.name
         origin = f"recipe {read.name if recipe == read.name else read.path}"
         _merge(tree, origins, (), {"name": read.name, **read.values}, origin)
+    given = {tuple(key.split(".")): value for key, value in (flags or {}).items() if value is not None}
+    listed = {path: value for path, value in given.items() if isinstance(value, list)}
+    _merge_flags(
+        tree, origins, listed
+    )  # before --set, which may reach into the list: data.sources.0.image_root
     for text in sets:
         path, value = parse_set(text)
         _merge(tree, origins, path, value, "--set")
-    for key, value in (flags or {}).items():
-        if value is not None:
-            _merge(tree, origins, tuple(key.split(".")), value, FLAGS.get(key, "flag"))
+        _merge_flags(tree, origins, {at: flag for at, flag in listed.items() if at[: len(path)] == path})
+    _merge_flags(tree, origins, {path: value for path, value in given.items() if path not in listed})
     _resolve_models(tree)
     if label is None and "name" not in tree and isinstance(tree.get("student"), dict):
         tree["name"] = str(tree["student"].get("id", "distillation")).rstrip("/").rsplit("/", 1)[-1]
@@ -115,6 +122,17 @@ def resolve(
         raise complain(error, origins) from None
     leaves = (key for key, _ in flatten(config.model_dump(mode="json")))
     return Resolved(config, {key: _origin(key, origins) for key in leaves}, label)
+
+
+def _write(target: Path, text: str) -> None:
+    part = target.with_name(f".{target.stem}.partial{target.suffix}")
+    try:
+        part.write_text(text, encoding="utf-8")
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_saved(folder: Path) -> Resolved:
@@ -134,8 +152,18 @@ def load_saved(folder: Path) -> Resolved:
         saved = json.loads((folder / ORIGINS_FILE).read_text(encoding="utf-8"))
         origins = {key: str(saved["origins"].get(key, "run folder")) for key in resolved.origins}
         return Resolved(resolved.config, origins, saved["recipe"])
-    except (ConfigError, OSError, ValueError, KeyError, AttributeError) as error:
+    except (ConfigError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"the configuration of the run {folder} is damaged: {error}") from error
+
+
+def difference(held: DistillConfig, wanted: DistillConfig) -> str | None:
+    """The first key in which two configurations differ, with both values; None when they are equal."""
+    there, here = (dict(flatten(config.model_dump(mode="json"))) for config in (held, wanted))
+    for key in [*here, *there]:
+        a, b = there.get(key), here.get(key)
+        if a != b:
+            return f"{key} is {json.dumps(a)} there, {json.dumps(b)} here"
+    return None
 
 
 def parse_set(text: str) -> tuple[tuple[str, ...], Any]:
@@ -149,7 +177,7 @@ def parse_set(text: str) -> tuple[tuple[str, ...], Any]:
     if not equals or not all(path):
         raise ConfigError(f"--set {text}: expected key=value", hint="for example --set interaction.steps=100")
     try:
-        return path, yaml.safe_load(value)
+        return path, yamls.load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: the value is not valid YAML") from error
 
@@ -164,6 +192,11 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(inner, f"{prefix}.{number}" if prefix else str(number))
     else:
         yield prefix, value
+
+
+def _merge_flags(tree: dict[str, Any], origins: dict[str, str], flags: Mapping[tuple[str, ...], Any]) -> None:
+    for path, value in flags.items():
+        _merge(tree, origins, path, value, FLAGS.get(".".join(path), "flag"))
 
 
 def _merge(

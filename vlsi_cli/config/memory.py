@@ -13,6 +13,9 @@ from dataclasses import dataclass, fields
 from vlsi_cli.config.facts import ModelFacts
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+# Of a quantized decoder layer: LLM.int8() has an fp32 scale a row beside its bytes; NF4 a scale of 8 bits for 64
+# weights, and an fp32 scale for 256 of those. Norms and biases stay as they are, a 2000th of a layer.
+QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5 + (1 + 4 / 256) / 64}
 # What trains is held in fp32 (weight 4, gradient 4) with two fp32 moments of AdamW (8); so is every verbalizer.
 TRAINED_WEIGHT, GRADIENT, MOMENTS = 4, 4, 8
 # Share of a record's tokens that are response tokens (the method's figure for instruction data).

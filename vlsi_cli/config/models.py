@@ -12,6 +12,7 @@ from vlsi_cli.config.base import Config
 
 Architecture = Literal["verb-ffn", "verb-ffn-x2", "ffn", "ffn-x2", "mlp", "mlp-x2", "decoder", "decoder-x2"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+Sharding = Literal["auto", "none", "student", "both"]
 
 
 class VerbalizerConfig(Config):
@@ -77,6 +78,12 @@ class ModelConfig(Config):
     placement: Literal["device", "cpu", "disk"] = "device"
     """Where the decoder layers lie (teacher only): on the device; in host memory or in the checkpoint on the disk, from
     where each is copied to the device when it runs, which takes its time."""
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Bits a weight of the decoder layers (teacher only): as loaded, LLM.int8() or NF4. Needs the extra `quant`, and
+    changes what the large model says, a little."""
+    vision_memory: float = Field(default=0.0, ge=0)
+    """GiB of host memory for what the model's frozen vision tower says about pictures, which is then computed once and
+    not in every step of every stage; 0: not kept."""
     targets: LayersConfig = LayersConfig()
     """Layers that get a verbalizer."""
     verbalizers: Path | None = None

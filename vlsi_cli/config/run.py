@@ -11,7 +11,14 @@ from pydantic import Field, model_validator
 
 from vlsi_cli.config.base import Config
 from vlsi_cli.config.data import DataConfig, HubSource, LlavaSource, MessagesSource, PatternsSource, Source
-from vlsi_cli.config.models import Architecture, LayersConfig, ModelConfig, Precision, VerbalizerConfig
+from vlsi_cli.config.models import (
+    Architecture,
+    LayersConfig,
+    ModelConfig,
+    Precision,
+    Sharding,
+    VerbalizerConfig,
+)
 from vlsi_cli.config.stages import (
     InteractionConfig,
     LayerLoss,
@@ -22,6 +29,7 @@ from vlsi_cli.config.stages import (
     StageConfig,
     VerbalizationConfig,
 )
+from vlsi_cli.config.watching import WatchConfig
 
 __all__ = [
     "Architecture",
@@ -41,10 +49,12 @@ __all__ = [
     "PatternsSource",
     "Precision",
     "ReinforcementConfig",
+    "Sharding",
     "Source",
     "StageConfig",
     "VerbalizationConfig",
     "VerbalizerConfig",
+    "WatchConfig",
 ]
 
 
@@ -87,12 +97,22 @@ class DistillConfig(Config):
     """Step 3."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out measurement."""
+    watch: WatchConfig = WatchConfig()
+    """Trackers, and sample answers on the way."""
     seed: int = Field(default=0, ge=0)
     """Order of data, draws of the matching, fresh weights."""
     precision: Precision = "auto"
     """Precision of the computation; `auto`: bf16 on a GPU that has it, fp16 on an older one, fp32 elsewhere."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    sharding: Sharding = "auto"
+    """What several processes divide among them (FSDP2). `none`: each holds everything; `student`: the small model's
+    decoder layers, verbalizers and whatever else trains, with gradients and moments; `both`: the large model's decoder
+    layers and verbalizers as well; `auto`: `both` where accelerate's configuration asks for FSDP, else `none`."""
+    tf32: bool = True
+    """Let a GPU round fp32 products to TF32 where the precision is bf16 or fp16 anyway; under fp32 they stay fp32."""
+    compile: bool = False
+    """Compile the decoder layers of both models with `torch.compile`: slow to start, faster steps on a GPU."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; null: torch's own choice. Tiny models are fastest with one."""
     checkpoint_every: int = Field(default=200, ge=1)
@@ -116,12 +136,34 @@ class DistillConfig(Config):
         held_out = self.evaluation.data
         if held_out is not None and (held_out.min_pixels, held_out.max_pixels) != (None, None):
             raise ValueError("`evaluation.data` has a pixel budget, but a run has one: give it in `data`")
+        if self.watch.samples and held_out is None:
+            raise ValueError("`watch.samples` asks held-out questions, but `evaluation.data` is null")
         if self.student.verbalizers is not None:
             raise ValueError("`student.verbalizers` cannot be given: only a teacher's set is reused")
         if self.student.placement != "device":
             raise ValueError("`student.placement` must be device: the small model trains")
+        if self.student.quantization != "none":
+            raise ValueError("`student.quantization` must be none: the small model trains")
         if self.student.cache is not None:
             raise ValueError("`student.cache` cannot be given: only a teacher is cached")
+        large = self.teacher
+        if self.sharding == "both" and large is not None and large.placement != "device":
+            raise ValueError(
+                f"`teacher.placement` is {large.placement}, but `sharding: both` divides the large model among the "
+                "devices; keep one"
+            )
+        if self.sharding == "both" and large is not None and large.vision_memory:
+            raise ValueError(
+                "`sharding: both` divides the large model's tower: leave `teacher.vision_memory` out"
+            )
+        if self.sharding == "both" and large is not None and large.quantization != "none":
+            raise ValueError(
+                "`sharding: both` cannot divide a quantized large model; use `sharding: student`"
+            )
+        if large is not None and large.quantization != "none" and large.placement != "device":
+            raise ValueError(
+                "`teacher.quantization` needs `teacher.placement: device`: layers are quantized where they lie"
+            )
         if self.teacher is not None and self.teacher.init == "random":
             raise ValueError("`teacher.init: random` would teach noise")
         return self

@@ -78,16 +78,16 @@ def _verbalization(
         config.verbalizer.architecture,
     )
     trained = side.verbalizer_parameters * targets
-    idle = _resident(config, other) * _bytes(config, other) if other and other.facts else 0
+    idle = _weights(config, other) if other and other.facts else 0
     idle_verbalizers = 0
     if other and side.side == "small" and not _cached(config):
         idle_verbalizers = other.verbalizer_parameters * len(other.targets)
-    moment = memory.forward_bytes(facts, load, _bytes(config, side))
+    moment = memory.forward_bytes(facts, load, _bytes(config, side)) + _restored(config, side)
     taps = memory.taps_bytes(facts, targets, load.responses, trained=False)
     losses = memory.taps_bytes(facts, targets, load.responses, trained=True, narrow=_narrow(config))
     losses += _tiles(config, facts, load, heads=1)
     needed = Memory(
-        weights=_resident(config, side) * _bytes(config, side) + idle,
+        weights=_weights(config, side) + idle,
         verbalizers=(trained + idle_verbalizers) * TRAINED_WEIGHT,
         gradients=trained * GRADIENT,
         optimizer=trained * MOMENTS,
@@ -130,11 +130,10 @@ def _interaction(
         facts, targets + candidates, load.responses, narrow=_narrow(config), on_cpu=config.device == "cpu"
     )
     # The large model's widest moment is over before the small model's forward begins.
-    before = memory.forward_bytes(theirs, load, _bytes(config, large)) - kept if live else 0
+    before = memory.forward_bytes(theirs, load, _bytes(config, large)) + _restored(config, large)
+    before = before - kept if live else 0
     needed = Memory(
-        weights=frozen * _bytes(config, small)
-        + backbone * TRAINED_WEIGHT
-        + _resident(config, large) * _bytes(config, large),
+        weights=frozen * _bytes(config, small) + backbone * TRAINED_WEIGHT + _weights(config, large),
         verbalizers=(verbalizers + their_verbalizers) * TRAINED_WEIGHT,
         gradients=trained * GRADIENT,
         optimizer=trained * MOMENTS,
@@ -228,15 +227,28 @@ def _cached(config: DistillConfig) -> bool:
     return config.teacher is not None and config.teacher.cache is not None
 
 
-def _resident(config: DistillConfig, side: SidePlan) -> int:
-    """Parameters of a frozen model on the device: of a cached one its head, of an offloaded one a layer at a time."""
-    facts = side.facts
+def _weights(config: DistillConfig, side: SidePlan) -> int:
+    """Bytes of a frozen model on the device: of a cached one its head, of an offloaded one a layer at a time."""
+    facts, each = side.facts, _bytes(config, side)
     assert facts is not None
-    if side.side == "large" and _cached(config):
-        return facts.embedding_parameters
-    if side.side == "large" and config.teacher is not None and config.teacher.placement != "device":
-        return facts.parameters - facts.decoder_parameters + facts.layer_parameters
-    return facts.parameters
+    layers = facts.decoder_parameters
+    if side.side == "large" and config.teacher is not None:
+        if _cached(config):
+            return facts.embedding_parameters * each
+        if config.teacher.placement != "device":
+            layers = facts.layer_parameters
+        elif (bits := config.teacher.quantization) != "none":
+            others = facts.parameters - facts.decoder_parameters
+            return others * each + round(layers * memory.QUANTIZED_BYTES[bits])
+    return (facts.parameters - facts.decoder_parameters + layers) * each
+
+
+def _restored(config: DistillConfig, side: SidePlan) -> int:
+    """Bytes of the widest 4-bit matrix while it is used, in the compute dtype again."""
+    if side.side != "large" or config.teacher is None or config.teacher.quantization != "4bit":
+        return 0
+    assert side.facts is not None
+    return side.facts.hidden * side.facts.ffn * _bytes(config, side)
 
 
 def _tiles(config: DistillConfig, facts: ModelFacts, load: Workload, *, heads: int) -> int:

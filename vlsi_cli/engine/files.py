@@ -1,15 +1,22 @@
-"""Files that are whole or not there: written beside their place, flushed to the disk, then renamed."""
+"""Files that are whole or not there: written beside their place, flushed to the disk, then renamed.
+
+What is being written has a name that begins with a dot and holds ``.partial``; what is being replaced, one that ends
+in ``.old``. A process that is killed leaves them behind, and :func:`sweep` takes them away.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +33,9 @@ def _read_umask() -> int:
     os.umask(mask)
     return mask
 
+
+#: The file in a folder that one process at a time may hold.
+LOCK_FILE = ".lock"
 
 _UMASK = _read_umask()  # once, at import: reading it means changing it for a moment
 
@@ -44,10 +54,12 @@ def new_folder(target: Path) -> Iterator[Path]:
         OutputError: the folder cannot be written, or the disk is full.
     """
     partial: Path | None = None
-    with writing(target):
+    with writing(target), ExitStack() as held:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            _sweep_dead(target)
             partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent))
+            held.enter_context(_claimed(partial))
             yield partial
             flush_folder(partial)
             # mkdtemp's folders and safetensors' files are private, whatever the user's umask says
@@ -90,7 +102,9 @@ def new_file(target: Path) -> Iterator[Path]:
     """
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{target.stem}-", suffix=f".partial{target.suffix}", dir=target.parent
+        )
         os.close(handle)
         part = Path(name)
         try:
@@ -99,6 +113,7 @@ def new_file(target: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             part.chmod(0o666 & ~_UMASK)
             part.replace(target)
+            _flush(target.parent)
         finally:
             part.unlink(missing_ok=True)
 
@@ -138,7 +153,7 @@ def only_process(folder: Path, what: str) -> Iterator[None]:
     Raises:
         OutputError: another process is in such a block.
     """
-    with (folder / ".lock").open("w") as lock:
+    with (folder / LOCK_FILE).open("w") as lock:
         if fcntl is not None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -173,13 +188,24 @@ def _gib(count: int) -> str:
 
 
 def flush_folder(folder: Path) -> None:
-    """Have the disk hold every file of a folder, and the folder itself."""
-    for path in [*(p for p in folder.rglob("*") if p.is_file()), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    """Have the disk hold every file of a folder, and the folders themselves."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_file() or path.is_dir():
+            _flush(path)
+
+
+def _flush(path: Path) -> None:
+    """``fsync`` of a file, or of a folder's list of names (which some file systems refuse, and Windows has not)."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(handle)
 
 
 def file_sha256(path: Path) -> str:
@@ -189,11 +215,94 @@ def file_sha256(path: Path) -> str:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Rename a finished folder into its place; what stood there goes only after the new one stands."""
+    """Rename a finished folder into its place; what stood there goes only after the new one stands.
+
+    Where the system can swap two names in one step (Linux), there is no moment without a whole folder at ``target``.
+    """
     if not target.exists():
         new.rename(target)
+        _flush(target.parent)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".old", dir=target.parent))
-    target.rename(old / target.name)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    with _claimed(old):
+        if _swap(new, target):
+            new.rename(old / target.name)
+        else:
+            target.rename(old / target.name)
+            new.rename(target)
+        _flush(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def _swap(a: Path, b: Path) -> bool:
+    """Exchange two names in one step; False where the system or the file system has no such step."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return rename(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0
+
+
+# ---------------------------------------------------------------- what a killed process left
+
+
+def sweep(folder: Path) -> None:
+    """Take away what a killed process left half written anywhere in a folder that no other process works in.
+
+    A half folder that a living process fills (an export beside a run) is locked, and stays.
+    """
+    for place, folders, files in os.walk(folder):
+        half = [name for name in folders if is_half(name)]
+        folders[:] = [name for name in folders if name not in half]
+        for name in half:
+            with suppress(OSError), _claimed(Path(place, name)):
+                shutil.rmtree(Path(place, name), ignore_errors=True)
+        for name in files:
+            if is_half(name):
+                Path(place, name).unlink(missing_ok=True)
+
+
+def is_half(name: str) -> bool:
+    """Whether this is the name of something that is being written or replaced."""
+    return _HALF.fullmatch(name) is not None
+
+
+_HALF = re.compile(r"\..*\.(partial(\.\w+)?|old)")
+
+
+def _sweep_dead(target: Path) -> None:
+    """Take away what a killed writer of ``target`` left beside it; what a living one fills is locked.
+
+    Where names cannot be swapped, a kill can come when the old folder has gone and the new one has not come: the old
+    one is put back.
+    """
+    for left in target.parent.glob(f".{glob.escape(target.name)}-*"):
+        if left.suffix in (".partial", ".old") and fcntl is not None:
+            with suppress(OSError), _claimed(left):
+                if left.suffix == ".old" and (left / target.name).is_dir() and not target.exists():
+                    (left / target.name).rename(target)
+                shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Lock a folder; the lock ends with the process.
+
+    Raises:
+        OSError: another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else -1
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:  # some file systems have no locks: then all is as without
+                if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
+                    raise
+        yield
+    finally:
+        if handle >= 0:
+            os.close(handle)

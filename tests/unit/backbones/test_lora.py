@@ -106,7 +106,8 @@ def test_checkpointed_gradients_of_adapters(load, batch_of):
         (last.sum() + tapped[2].square().sum()).backward()
         gradients.append({n: p.grad for n, p in backbone.model.named_parameters() if p.requires_grad})
     for name, gradient in gradients[0].items():
-        assert (gradients[1][name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+        # fp32 sums in another order: 1.0e-5 apart with torch 2.14; a gradient that is lost is all of it apart
+        assert (gradients[1][name] - gradient).norm() <= 1e-4 * gradient.norm(), name
 
 
 def test_refusals(load, monkeypatch):

@@ -77,7 +77,9 @@ def test_sharding_divides_states_only() -> None:
 
 def test_the_last_change_moves_the_large_model_away() -> None:
     found = judged(Accelerator("small", 14 * GIB, 1))
-    assert found.ladder[-1].settings == ("teacher.placement=cpu",)
+    assert found.ladder[-1].settings == ("teacher.quantization=none", "teacher.placement=cpu")
+    bits = [rung.peak for rung in found.ladder if rung.settings[0].startswith("teacher.quantization=")]
+    assert bits[0] > bits[1] > bits[2]
     plans = {
         sets: planning.plan(loading.resolve(PAIR, sets), Records(1024))
         for sets in ((), ("teacher.placement=cpu",), ("teacher.cache=none",))
@@ -89,3 +91,18 @@ def test_the_last_change_moves_the_large_model_away() -> None:
     assert facts is not None
     assert weights[0] - weights[1] == 2 * (facts.decoder_parameters - facts.layer_parameters)
     assert weights[0] - weights[2] == 2 * (facts.parameters - facts.embedding_parameters)
+
+
+def test_weights_of_a_quantized_large_model() -> None:
+    """A matrix of a decoder layer takes 8 or 4.13 bits a number; embeddings, head and vision tower stay bf16."""
+    weights = {}
+    for bits in ("none", "8bit", "4bit"):
+        plan = planning.plan(loading.resolve(PAIR, [f"teacher.quantization={bits}"]), Records(1024))
+        assert plan.teacher is not None
+        assert plan.teacher.facts is not None
+        memory = plan.stages[-2].memory
+        assert memory is not None
+        weights[bits] = memory.weights
+    layers = plan.teacher.facts.decoder_parameters
+    assert weights["none"] - weights["8bit"] == layers
+    assert weights["none"] - weights["4bit"] == pytest.approx(layers * (2 - 4.127 / 8), rel=1e-4)

@@ -74,6 +74,18 @@ def test_set_reaches_into_a_list(recipe: Path) -> None:
         resolve(recipe, ["data.sources.4.size=3"])
 
 
+def test_set_reaches_into_the_data_that_a_flag_gives() -> None:
+    flags = {"data.sources": [{"kind": "llava", "path": "a.json"}, {"kind": "patterns"}]}
+    resolved = resolve("demo", ["data.sources.0.image_root=images", "data.sources.1.size=3"], flags)
+    first, second = resolved.config.data.sources
+    assert str(first.image_root) == "images"  # type: ignore[union-attr]
+    assert second == PatternsSource(size=3)
+    origins = [resolved.origins[f"data.sources.0.{key}"] for key in ("path", "image_root")]
+    assert origins == ["--data", "--set"]
+    for whole in ("data.sources=[{kind: patterns, size: 9}]", "data={sources: [{kind: patterns, size: 9}]}"):
+        assert resolve("demo", [whole], flags).config.data.sources[1] == PatternsSource(), "the flag wins"
+
+
 def test_a_list_is_replaced_as_a_whole(recipe: Path) -> None:
     resolved = resolve(recipe, [], {"data.sources": [{"kind": "patterns", "split": "test"}]})
     assert resolved.config.data.sources == (PatternsSource(split="test"),)

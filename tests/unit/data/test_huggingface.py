@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from tests.unit.data.kit import encoded_bytes
 from vlsi_cli.engine.data.huggingface import HuggingFaceSource
 from vlsi_cli.engine.data.images import load_image
 from vlsi_cli.engine.data.records import BadRecord
-from vlsi_cli.engine.data.stream import EndOfSource, RecordStream
+from vlsi_cli.engine.data.rows import RowStream
+from vlsi_cli.engine.data.schedule import EndOfSource
+from vlsi_cli.engine.data.stream import RecordStream
 from vlsi_cli.errors import DataError
 
 ROWS = 5
@@ -78,6 +81,13 @@ def test_local_kinds(kind: str, streaming: bool, tmp_path: Path) -> None:
             source.read(ROWS)
 
 
+@pytest.fixture
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library waits five seconds at each end of a shuffled pass over parquet files."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+
+
+@pytest.mark.usefixtures("no_wait")
 def test_streamed_order_is_reproducible_and_resumes(tmp_path: Path) -> None:
     path = stored("parquet", tmp_path)
 
@@ -86,14 +96,57 @@ def test_streamed_order_is_reproducible_and_resumes(tmp_path: Path) -> None:
         return RecordStream([(source, 1.0)], lambda record: record.id, list, seed=3)
 
     whole = stream()
-    expected = [whole.next() for _ in range(13)]
+    expected = [whole.next_batch(1)[0] for _ in range(13)]
     epochs = [expected[:5], expected[5:10]]
     assert all(sorted(epoch) == ["0", "1", "2", "3", "4"] for epoch in epochs)
     assert epochs[0] != epochs[1]
     first, second = stream(), stream()
-    assert [first.next() for _ in range(7)] == expected[:7]
+    assert [first.next_batch(1)[0] for _ in range(7)] == expected[:7]
     second.load_state_dict(first.state_dict())
-    assert [second.next() for _ in range(6)] == expected[7:]
+    assert [second.next_batch(1)[0] for _ in range(6)] == expected[7:]
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.usefixtures("no_wait")
+def test_a_stream_reads_on_where_it_was(seed: int | None, tmp_path: Path) -> None:
+    """Five files of ten rows, shuffled in blocks of seven: from any row on the same rows, and no block before it."""
+    for number in range(5):
+        rows = datasets.Dataset.from_dict({"n": list(range(10 * number, 10 * number + 10))})
+        rows.to_parquet(tmp_path / f"{number}.parquet")
+    data = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "*.parquet"), split="train", streaming=True
+    )
+
+    def read(rows: RowStream, epoch: int, first: int, last: int) -> list[int]:
+        return [rows.row(index, epoch)["n"].to_pylist()[0] for index in range(first, last)]
+
+    whole = RowStream(data, "d", seed, block=7)
+    epochs, states = [], []
+    for epoch in range(3):
+        epochs.append([])
+        for index in range(50):
+            states.append((epoch, index, json.loads(json.dumps(whole.state_dict()))))
+            epochs[-1] += read(whole, epoch, index, index + 1)
+        with pytest.raises(EndOfSource):
+            whole.row(50, epoch)
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert (epochs[0] == epochs[1] == list(range(50))) is (seed is None)
+    assert seed is None or len({tuple(epoch) for epoch in epochs}) == 3
+    for epoch, index, state in states[3::13]:
+        resumed = RowStream(data, "d", seed, block=7)
+        resumed.load_state_dict(state)
+        assert read(resumed, epoch, index, 50) == epochs[epoch][index:]
+        assert resumed.first_read >= index - 7 or index < 7
+        if epoch < 2:
+            assert read(resumed, epoch + 1, 0, 50) == epochs[epoch + 1]
+
+
+def test_a_stream_that_breaks_off_says_so(tmp_path: Path) -> None:
+    path = Path(stored("parquet", tmp_path))
+    source = HuggingFaceSource(str(path), streaming=True)
+    path.write_bytes(b"PAR1 nothing")
+    with pytest.raises(DataError, match="cannot be read on from row 0"):
+        source.read(0)
 
 
 def test_question_columns(tmp_path: Path) -> None:

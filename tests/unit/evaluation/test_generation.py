@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.evaluation import needs_harness
 from tests.tiny import tiny_folder
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.data.patterns import pattern_record
 from vlsi_cli.engine.evaluation.generation import Answerer, Question, Settings
 from vlsi_cli.engine.evaluation.questions import question_from, settings_from
+from vlsi_cli.engine.evaluation.sharing import Sharing
 from vlsi_cli.errors import ConfigError, DataError, EvaluationError
 
 
@@ -197,3 +202,30 @@ def test_what_cannot_be_asked_is_told(part: dict[str, Any], message: str) -> Non
 def test_a_replaced_setting_is_another_question() -> None:
     base = puzzle(0, Settings(8))
     assert replace(base, settings=Settings(9)).settings != base.settings
+
+
+# ---------------------------------------------------------------- shares
+
+
+def test_shares_are_disjoint_and_whole() -> None:
+    for count, size in ((0, 2), (1, 3), (10, 3), (12, 4)):
+        shares = [set(Sharing(rank, size).mine(count)) for rank in range(size)]
+        assert set().union(*shares) == set(range(count))
+        assert sum(map(len, shares)) == count
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@needs_harness
+def test_what_a_prompt_draws_depends_on_its_sample_alone() -> None:
+    from vlsi_cli.engine.evaluation.adapter import _drawing_for
+
+    def draw(doc_id: int) -> tuple[float, float]:
+        with _drawing_for(SimpleNamespace(task_name="t", doc_id=doc_id)):
+            return random.random(), float(np.random.random())
+
+    random.seed(0)
+    following = random.Random(0).random()
+    alone = draw(3)
+    assert [draw(n) for n in range(4)][3] == alone
+    assert len({draw(n) for n in range(4)}) == 4
+    assert random.random() == following  # what is drawn elsewhere stays as it was

@@ -137,3 +137,18 @@ def test_a_journal_survives_being_cut_off(tmp_path: Path) -> None:
         journal.close()
         assert [json.loads(line)["key"] for line in path.read_text("utf-8").splitlines()][-1] == "new"
         assert "new" in Journal(path)
+
+
+def test_a_journal_takes_over_the_files_of_others(tmp_path: Path) -> None:
+    """Of a process that was killed while it wrote, and of one killed after it had taken over, but before it removed."""
+    with Journal(tmp_path / "answers.jsonl") as journal:
+        journal.add("a", {"text": "mine"})
+    (tmp_path / "answers.1.jsonl").write_text(
+        '{"key": "a", "text": "theirs"}\n{"key": "b", "text": "x"}\n{"key": "c', "utf-8"
+    )
+    (tmp_path / "answers.2.jsonl").write_text("", "utf-8")
+    with Journal(tmp_path / "answers.jsonl") as journal:
+        journal.absorb(tmp_path.glob("answers.[0-9]*.jsonl"))
+        assert {key: line["text"] for key, line in journal.lines.items()} == {"a": "mine", "b": "x"}
+    assert Journal(tmp_path / "answers.jsonl").lines == journal.lines
+    assert [file.name for file in tmp_path.iterdir()] == ["answers.jsonl"]

@@ -92,9 +92,20 @@ def test_any_task_of_the_harness_works_by_its_name() -> None:
     assert (other.known, other.split, other.data) == (False, "dev", "lmms-lab-encoder/MMBench")
 
 
-def test_tasks_of_ones_own(tmp_path: Path) -> None:
+@needs_harness
+def test_a_group_stands_for_its_tasks(tmp_path: Path) -> None:
+    assert [b.name for b in benchmarks.choose(["pope_full"])] == ["pope_adv", "pope_pop", "pope_random"]
+    (tmp_path / "mine.yaml").write_text("group: mine\ntask: [open, mmmu_val, deep]\n", "utf-8")
+    (tmp_path / "deep.yaml").write_text("group: deep\ntask:\n  - pair\n", "utf-8")
+    assert [b.name for b in benchmarks.choose(["mine"], write_tasks(tmp_path))] == ["open", "mmmu", "pair"]
+
+
+def test_tasks_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (own,) = benchmarks.choose(["open"], write_tasks(tmp_path))
     assert (own.known, own.data, own.split) == (False, "json", "test")
+    monkeypatch.chdir(tmp_path.parent)
+    (same,) = benchmarks.choose(["open"], Path(tmp_path.name))
+    assert same.files == own.files == (tmp_path / "open.yaml",)
     with pytest.raises(DataError, match="there is no folder of tasks"):
         benchmarks.choose(["open"], tmp_path / "none")
     (tmp_path / "bad.yaml").write_text("task: bad\n  x: [\n", "utf-8")

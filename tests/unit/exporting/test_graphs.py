@@ -67,11 +67,11 @@ def test_graphs_say_what_the_model_says(write: Callable[..., Path], qwen: Backbo
         "picture 96x64",
         "picture 140x252",
         "text alone",
-        "batch of three",
+        "batch of four",
     ]
     lengths = {case.tokens for case in found.cases[:2]}
     assert len(lengths) == 2, "the two pictures take different numbers of tokens"
-    assert {case.rows for case in found.cases} == {1, 3}
+    assert {case.rows for case in found.cases} == {1, 4}
 
 
 def test_another_models_weights_are_found_out(write: Callable[..., Path], qwen: Backbone) -> None:
@@ -155,17 +155,23 @@ def test_quantized_graphs(bits: str, smaller: float, write: Callable[..., Path],
 
 
 def test_half_precision(tmp_path: Path) -> None:
-    small = load_backbone(str(tiny_folder("qwen2_vl", tmp_path / "model", layers=1, hidden=32)))
+    """Qwen2.5-VL: windows in the tower, and every graph's weights beside it."""
+    small = load_backbone(str(tiny_folder("qwen2_5_vl", tmp_path / "model", layers=1, hidden=32)))
+    layout = layout_for("transformers.js", "qwen2_5_vl")
     before = small.head.weight.data.clone()
     folder = tmp_path / "out"
     with half_precision(small):
-        write_export(trace_all(small, LAYOUT), small, folder, LAYOUT, "fp16")
+        write_export(trace_all(small, layout), small, folder, layout, "fp16", largest_file=10_000)
     assert np.array_equal(small.head.weight.data.numpy(), before.numpy()), "the model is back in fp32"
     found = compare(folder, small, "fp16", agreement=0.9)
     assert found.faults == ()
     assert found.logit_difference > 1e-5, "fp16 must show"
-    embedding = folder / "onnx/embed_tokens_fp16.onnx_data"
-    assert embedding.stat().st_size == small.embeddings.weight.nbytes // 2
+    data = {path.name: path.stat().st_size for path in (folder / "onnx").glob("*_data")}
+    assert len(data) == 3
+    matrix = small.embeddings.weight.nbytes // 2
+    assert data["embed_tokens_fp16.onnx_data"] == matrix
+    layers = sum(weight.nbytes for weight in small.decoder.layers.parameters()) // 2
+    assert data["decoder_model_merged_fp16.onnx_data"] < layers + matrix / 2, "the tied head is not in it"
     cache = OnnxModel(folder, threads=1).decoder.get_inputs()[-1]
     assert cache.type == "tensor(float16)"
 
@@ -174,10 +180,16 @@ def test_half_precision(tmp_path: Path) -> None:
 def test_other_families(family: str, tmp_path: Path) -> None:
     backbone = load_backbone(str(tiny_folder(family, tmp_path / "model", layers=1, hidden=32)))
     layout = layout_for("transformers.js", family)
-    write_export(trace_all(backbone, layout), backbone, tmp_path / "out", layout, "fp32")
+    write_export(trace_all(backbone, layout), backbone, tmp_path / "out", layout, "fp32", largest_file=20_000)
     found = compare(tmp_path / "out", backbone)
     assert found.faults == ()
     assert found.equal_tokens == 1.0
+    data = {path.name: path.stat().st_size for path in (tmp_path / "out/onnx").glob("*_data")}
+    assert len(data) == 3
+    matrix = backbone.embeddings.weight.nbytes
+    layers = sum(weight.nbytes for weight in backbone.decoder.layers.parameters())
+    assert data["embed_tokens.onnx_data"] == matrix
+    assert data["decoder_model_merged.onnx_data"] < layers + matrix / 2, "the tied head is not in it"
 
 
 def test_a_damaged_graph_is_named(write: Callable[..., Path], tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_metadata() -> None:
     assert data.model_name == "thing"
     accuracy, loss = data.eval_results
     assert (accuracy.metric_type, accuracy.metric_value, loss.metric_value) == ("accuracy", 0.25, 0.5)
-    assert accuracy.dataset_name == "patterns"
+    assert accuracy.dataset_name == "patterns, the built-in picture puzzles"
     # sqrt(0.25 * 0.75 / 100), by hand
     assert accuracy.metric_args == {"questions": 101, "standard_error": 0.043301}
 
@@ -139,18 +139,25 @@ def test_bases_that_are_on_no_hub() -> None:
 
 def test_the_papers_figures_stand_beside_measured_ones_only() -> None:
     marks = [
-        Benchmark("MM-Vet", "x/mmvet", "score", 40.0, 1.5, 218, (75.2, 75.8)),
-        Benchmark("AI2D", "x/ai2d", "accuracy", 60.0, None, 300),
-    ]
-    text = make_card(replace(FACTS, benchmarks=marks))
-    assert "paper's model, as the paper prints it" in text
-    assert "| MM-Vet | score | 40.0 | 1.5 | 218 | 75.2, 75.8 |" in text
-    assert "| AI2D | accuracy | 60.0 | - | 300 | - |" in text
-    assert "It was not measured here, and this model is not the paper's." in text
-    names = {result.dataset_name: result.metric_value for result in ModelCard(text).data.eval_results}
-    assert (names["MM-Vet"], names["AI2D"]) == (40.0, 60.0)
+        Benchmark("MM-Vet", "x/mmvet", "score", 40.0, 1.5, 218, best=100, paper=(75.2, 75.8), paper_model="VLsI-7B"),
+        Benchmark("AI2D", "x/ai2d", "exact_match", 60.04, None, 300, split="test", best=100, limit=300,
+                  remarks="first 300 only"),
+    ]  # fmt: skip
+    text = make_card(replace(FACTS, benchmarks=marks, measured=["lmms-eval 0.7.3, greedy decoding, fp32"]))
+    assert metadata_errors(text) == []
+    assert "Measured with `vlsi eval` (lmms-eval 0.7.3, greedy decoding, fp32)." in text
+    assert "| questions | remarks | printed in the paper |" in text
+    assert "| MM-Vet | score, of 100 | 40.0 | 1.50 | 218 | - | 75.2, 75.8 (VLsI-7B) |" in text
+    assert "| AI2D | exact_match, of 100 | 60.0 | - | 300 | first 300 only | - |" in text
+    assert "It was not measured here, and this\nmodel is not the paper's." in text
+    found = {result.dataset_name: result for result in ModelCard(text).data.eval_results}
+    assert (found["MM-Vet"].metric_value, found["AI2D"].metric_value) == (40.0, 60.04)
+    assert found["MM-Vet"].metric_args == {"questions": 218, "standard_error": 1.5}
+    assert found["AI2D"].metric_args == {"questions": 300, "limit": 300}
+    assert (found["AI2D"].dataset_type, found["AI2D"].dataset_split) == ("x/ai2d", "test")
+    assert "75.2" not in text.split("---")[1], "metadata hold what was measured, and nothing of the paper's"
     plain = make_card(replace(FACTS, benchmarks=marks[1:]))
-    assert "paper prints" not in plain
+    assert "in the paper" not in plain
 
 
 def test_a_model_that_no_run_made_and_plain_fine_tuning() -> None:

@@ -101,6 +101,35 @@ def test_a_model_does_not_diverge_from_itself(kind):
     assert x.grad.abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("trained_head", [False, True])
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_generalized_jsd(pair, beta, trained_head):
+    """The formula of GKD; at its ends the KLs themselves."""
+    x_s, w_s, x_t, w_t = pair
+    upstream, found = draw(13, seed=9), []
+
+    def formula(x, w):
+        p_s, p_t = (x @ w[:31].T).softmax(-1), (x_t @ w_t[:31].T).softmax(-1)
+        m = beta * p_t + (1 - beta) * p_s
+        ends = {0.0: (p_t * (p_t / p_s).log()).sum(-1), 1.0: (p_s * (p_s / p_t).log()).sum(-1)}
+        inner = beta * (p_t * (p_t / m).log()).sum(-1) + (1 - beta) * (p_s * (p_s / m).log()).sum(-1)
+        return ends.get(beta, inner)
+
+    for function in (
+        formula,
+        lambda x, w: divergence(
+            x, w, x_t, w_t, vocabulary=31, kind="jsd", beta=beta, tile_tokens=5, tile_words=7
+        ),
+    ):
+        x, w = x_s.clone().requires_grad_(), w_s.clone().requires_grad_(trained_head)
+        losses = function(x, w)
+        (losses * upstream).sum().backward()
+        found.append((losses.detach(), x.grad, w.grad))
+    for want, got in zip(*found, strict=True):
+        if want is not None:
+            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
 def test_one_value_by_hand():
     # Large says (3/4, 1/4), small (1/2, 1/2): KL = 3/4 ln 3/2 + 1/4 ln 1/2; dz = p_s - p_t = (-1/4, 1/4).
     w = torch.tensor([[1.0], [0.0]])

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlsi_cli.engine.losses import TopK, divergence, top_k_divergence, top_k_matrix, top_k_of
+from vlsi_cli.engine.losses import (
+    PLAIN,
+    LogitRule,
+    TopK,
+    divergence,
+    top_k_divergence,
+    top_k_matrix,
+    top_k_of,
+)
 
 V, ROWS, R, H_S, H_T = 61, 64, 7, 6, 9
 
@@ -23,9 +31,14 @@ def example(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return made[0], made[1], made[2], made[3]
 
 
-def by_definition(x_s: Tensor, w_s: Tensor, x_t: Tensor, w_t: Tensor, k: int) -> Tensor:
+def by_definition(
+    x_s: Tensor, w_s: Tensor, x_t: Tensor, w_t: Tensor, k: int, rule: LogitRule = PLAIN
+) -> Tensor:
     """KL over k + 1 outcomes from whole distributions."""
-    q, p = ((x @ w[:V].T).softmax(-1) for x, w in ((x_s, w_s), (x_t, w_t)))
+    logits = [rule.scale * (x @ w[:V].T) for x, w in ((x_s, w_s), (x_t, w_t))]
+    if (cap := rule.softcap) is not None:
+        logits = [cap * torch.tanh(z / cap) for z in logits]
+    q, p = (z.softmax(-1) for z in logits)
     top = p.topk(k).indices
     p, q = (torch.cat([d.gather(-1, top), 1 - d.gather(-1, top).sum(-1, keepdim=True)], -1) for d in (p, q))
     return (p * (p / q).log()).sum(-1)
@@ -67,17 +80,24 @@ def test_never_above_the_whole_divergence_and_what_lacks_is_the_tails() -> None:
         assert torch.allclose(whole - losses, p.sum(-1) * shape, atol=1e-6)
 
 
+RULES = [LogitRule(), LogitRule(scale=0.6), LogitRule(scale=0.6, softcap=2.5)]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=["plain", "scaled", "capped"])
 @pytest.mark.parametrize("trained_head", [False, True])
-def test_gradients(trained_head: bool) -> None:
+def test_gradients(trained_head: bool, rule: LogitRule) -> None:
     x_s, w_s, x_t, w_t = example(2)
-    known = top_k_of(x_t, w_t, vocabulary=V, k=5)
+    known = top_k_of(x_t, w_t, vocabulary=V, k=5, rule=rule)
     x_s.requires_grad_()
     w_s.requires_grad_(trained_head)
     wanted = [x_s, w_s] if trained_head else [x_s]
     got = torch.autograd.grad(
-        top_k_divergence(x_s, w_s, known, vocabulary=V, tile_tokens=2).square().sum(), wanted
+        top_k_divergence(x_s, w_s, known, vocabulary=V, rule_s=rule, tile_tokens=2).square().sum(), wanted
     )
-    dense = torch.autograd.grad(by_definition(x_s, w_s, x_t, w_t, 5).square().sum(), wanted)
+    exact = by_definition(x_s, w_s, x_t, w_t, 5, rule)
+    dense = torch.autograd.grad(exact.square().sum(), wanted)
+    values = top_k_matrix([x_s], w_s, [known], vocabulary=V, rule_s=rule)
+    assert values.item() == pytest.approx(exact.sum().item(), abs=1e-6)
     for ours, theirs in zip(got, dense, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6)
         assert ours.norm() > 0.1

@@ -15,8 +15,8 @@ from vlsi_cli.engine.runs.stages import interaction_stage, reinforcement_stage
 from vlsi_cli.engine.stages import VerbalizationStage
 from vlsi_cli.engine.stages.interaction import InteractionStage
 from vlsi_cli.engine.teachers import LiveTeacher
-from vlsi_cli.engine.training.loop import accumulate_gradients
 from vlsi_cli.engine.training.optimizer import make_optimizer
+from vlsi_cli.engine.training.parallel import accumulate_gradients
 from vlsi_cli.engine.training.stage import Stage
 
 UNIFORM = MatchingConfig(strategy="uniform")

@@ -16,7 +16,7 @@ from vlsi_cli.engine.data.digests import record_digest
 from vlsi_cli.engine.data.sources import PatternsSource
 from vlsi_cli.engine.data.stream import RecordStream
 from vlsi_cli.engine.data.template import ChatEncoder, Encoded
-from vlsi_cli.engine.losses import top_k_of
+from vlsi_cli.engine.losses import LogitRule, divergence, top_k_of
 from vlsi_cli.engine.teachers import CachedTeacher, LiveTeacher
 from vlsi_cli.engine.teachers.building import build_shards
 from vlsi_cli.engine.teachers.cached import write_head
@@ -50,6 +50,9 @@ def identity(live: LiveTeacher, dtype: str, k: int) -> CacheIdentity:
         targets=live.targets,
         dtype=dtype,
         precision=dtype,
+        quantization="none",
+        logit_scale=live.backbone.logit_rule.scale,
+        logit_softcap=live.backbone.logit_rule.softcap,
         verbalizers_sha256="v",
         vocabulary=live.backbone.tokenizer_length,
         tokenizer="t",
@@ -110,6 +113,37 @@ def test_records_of_a_batch_come_in_its_order(folder: Path, tmp_path: Path) -> N
     assert torch.allclose(stored, said, atol=1e-5)
     wrong = live.states(batch(live, 1, 3, 5), live.targets).last
     assert not torch.allclose(stored, wrong, atol=1e-2)
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_a_capped_model_is_capped_from_the_cache_too(folder: Path, tmp_path: Path, k: int) -> None:
+    """A final softcap and scale: the same divergences live and cached, which without them would be others."""
+    live = teacher(folder, torch.float32)
+    family = replace(live.backbone.family, softcap="final_logit_softcapping", logit_scale="logit_scale")
+    live.backbone.family = family
+    live.backbone.config.get_text_config().final_logit_softcapping = 2.0
+    live.backbone.config.get_text_config().logit_scale = 0.7
+    rule = live.backbone.logit_rule
+    assert rule == LogitRule(scale=0.7, softcap=2.0)
+    cached = built(live, tmp_path / "cache", k=k)
+    one, vocabulary = batch(live, 2), live.backbone.tokenizer_length
+    said, stored = live.states(one, (3,)), cached.states(one, (3,))
+    assert said.rule == rule
+    x, head = torch.randn(one.num_tokens, 32, generator=torch.manual_seed(0)), torch.randn(400, 32)
+    if k:
+        assert stored.top_k is not None
+        known = top_k_of(said.last, live.head, vocabulary=vocabulary, k=k, rule=rule)
+        assert torch.equal(stored.top_k.last.tail, known.tail)
+        assert torch.equal(stored.top_k.last.log_probs, known.log_probs.half())
+        plain = top_k_of(said.last, live.head, vocabulary=vocabulary, k=k)
+        assert not torch.allclose(plain.tail, known.tail)
+        return
+    ours, theirs, plain = (
+        divergence(x, head, states.last, live.head, vocabulary=vocabulary, rule_t=each)
+        for states, each in ((said, said.rule), (stored, stored.rule), (said, LogitRule()))
+    )
+    assert torch.equal(ours, theirs)
+    assert not torch.allclose(ours, plain)
 
 
 def test_top_k_is_that_of_the_live_states(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,41 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, monkeypatch: pytes
         checkpoints.save("interaction", 2, {"x": torch.ones(1)}, {})
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["interaction-00000001"]
+
+
+def test_a_damaged_one_is_skipped_when_asked(tmp_path: Path) -> None:
+    """Both kinds of damage, the newest two of three; what is told names them, and they are gone."""
+    writer = Checkpoints(tmp_path, keep=3)
+    for step in (2, 4, 7):
+        writer.save("interaction", step, {"x": torch.full((8,), float(step))}, {"stream": {"cursor": step}})
+    (tmp_path / "interaction-00000007" / "state.safetensors").write_bytes(b"short")
+    state = tmp_path / "interaction-00000004" / "state.json"
+    state.write_text(state.read_text().replace('"cursor": 4', '"cursor": 5'))
+    with pytest.raises(CheckpointError, match="interaction-00000007 is damaged") as refused:
+        writer.latest("interaction")
+    assert "--skip-damaged" in str(refused.value.hint)
+    told: list[str] = []
+    found = Checkpoints(tmp_path, keep=3, skip=told.append).latest("interaction")
+    assert found is not None
+    assert (found.step, found.values["stream"]["cursor"]) == (2, 2)
+    assert ["00000007" in told[0], "its values have another hash" in told[1]] == [True, True]
+    assert [path.name for path in tmp_path.iterdir()] == ["interaction-00000002"]
+    (tmp_path / "interaction-00000002" / "state.json").write_text("[" * 100_000)
+    assert Checkpoints(tmp_path, skip=told.append).latest("interaction") is None
+
+
+def test_one_under_the_name_of_another_step_is_damaged(tmp_path: Path) -> None:
+    path = Checkpoints(tmp_path).save("interaction", 3, {"x": torch.ones(1)}, {})
+    path.rename(tmp_path / "interaction-00000009")
+    with pytest.raises(CheckpointError, match="of another step"):
+        Checkpoints(tmp_path).latest("interaction")
+
+
+def test_the_newest_is_that_of_the_highest_step_whatever_the_clock_says(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step, written in ((9, 1_000_000_000), (10, 500_000_000)):
+        path = checkpoints.save("interaction", step, {"x": torch.ones(1)}, {})
+        os.utime(path, (written, written))
+    found = checkpoints.latest("interaction")
+    assert found is not None
+    assert found.step == 10

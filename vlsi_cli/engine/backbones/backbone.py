@@ -19,6 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vlsi_cli.engine.backbones.families import Family
 from vlsi_cli.engine.backbones.tap import Tapped, tap
+from vlsi_cli.engine.backbones.vision import VisionMemory, require_features
+from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.losses import LogitRule
 
 #: What can be trained apart. "adapters" are LoRA matrices (:mod:`vlsi_cli.engine.backbones.lora`).
@@ -35,6 +37,7 @@ class Backbone:
         id: what the user called it: a hub id, "demo/small" or a path.
         revision: the hub revision asked for, or None.
         folder: the local folder that it was loaded from.
+        vision_memory: what its frozen tower said about earlier records; None keeps nothing.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Backbone:
         self.id = id
         self.revision = revision
         self.folder = folder
+        self.vision_memory: VisionMemory | None = None
 
     # ---------------------------------------------------------------- parts
 
@@ -165,6 +169,26 @@ class Backbone:
         assert isinstance(state, Tensor)
         return state
 
+    def forward_batch(self, batch: Batch) -> Tensor:
+        """:meth:`forward_base` on a batch, without its vision tower where the features are remembered."""
+        memory = self.vision_memory
+        if memory is None or not batch.digests or "pixel_values" not in batch.inputs or self._vision_trains():
+            return self.forward_base(batch.inputs)
+        counts = self.family.image_tokens(self.config, batch.inputs)
+        return self.forward_base(memory.inputs(self.base, batch, counts))
+
+    def remember_vision(self, limit: int) -> None:
+        """Keep what the frozen tower says, up to ``limit`` bytes of host memory; see :mod:`.vision`.
+
+        Raises:
+            ConfigError: a family whose features cannot be kept.
+        """
+        require_features(self.base, self.family.keeps_features, self.id)
+        self.vision_memory = VisionMemory(limit)
+
+    def _vision_trains(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.vision.parameters())
+
     @property
     def text_offset(self) -> int:
         """What :meth:`forward_base` last added to a text token's index behind its input to get its position.
@@ -244,6 +268,8 @@ class Backbone:
         if self.head_tied and "head" in wanted:
             wanted.add("embeddings")
         chosen = []
+        if self.vision_memory is not None and wanted & {"vision", "projector"}:
+            self.vision_memory.clear()
         for part, name, parameter in self.named_parts():
             parameter.requires_grad_(part in wanted)
             if part in wanted:

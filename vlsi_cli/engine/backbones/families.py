@@ -37,6 +37,9 @@ class Family:
         pixel_budget: whether pictures are resized to a budget of pixels (``min_pixels``, ``max_pixels``).
         softcap, logit_scale, logit_divisor: attributes of the text config for what the model's own forward does to its
             logits (as in Gemma, Cohere and Granite); None where it does nothing, whatever the config holds.
+        keeps_features: whether all that the decoder gets of a picture is one feature an image token, so that it can be
+            kept (``backbones.vision``): not in Qwen3-VL, whose features enter later layers too, nor where tiles of all
+            records are nested.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Family:
     softcap: str | None = None
     logit_scale: str | None = None
     logit_divisor: str | None = None
+    keeps_features: bool = False
 
     def base(self, model: nn.Module) -> nn.Module:
         """The model without its head: ids and pixels to final-normed hidden states."""
@@ -136,6 +140,7 @@ def _qwen(name: str, title: str, processor: str, *extra: str) -> Family:
         _QWEN_PIL,
         processor,
         True,
+        keeps_features=not name.startswith("qwen3"),
     )
 
 
@@ -173,6 +178,7 @@ FAMILIES: dict[str, Family] = {
             (_PIL.format("llava_onevision"), "LlavaOnevisionImageProcessorPil"),
             "LlavaOnevisionProcessor",
             False,
+            keeps_features=True,
         ),
         _idefics("smolvlm", "SmolVLM", "SmolVLM"),
         _idefics("idefics3", "Idefics3", "Idefics3"),

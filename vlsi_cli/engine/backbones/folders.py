@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import vlsi_cli
@@ -37,6 +38,8 @@ def resolve_folder(id: str, revision: str | None = None, *, weights: bool = True
     path = Path(id).expanduser()
     if path.is_dir():
         return path
+    if path.is_file():
+        raise ModelError(f"'{id}' is a file, not the folder of a model", hint="give the folder that holds it")
     if not _HUB_ID.fullmatch(id):
         raise ModelError(
             f"no model folder '{id}'",
@@ -77,6 +80,43 @@ def resolve_verbalizers(place: str | Path, name: str = "large") -> Path:
     if not (cached / inside).is_dir():
         raise ModelError(f"'{id}' was pushed without verbalizers: it has no {inside.as_posix()}")
     return cached / inside
+
+
+def resolve_verbalizer_sets(id: str, names: Sequence[str]) -> Path:
+    """The folder of a model on the hub in which ``verbalizers/NAME`` lie, as many of the names as it has.
+
+    Args:
+        id: hub id of a model that was pushed together with its verbalizers.
+        names: the sets that are wanted; those that are not in the cache are fetched.
+
+    Raises:
+        ModelError: no such folder or hub model, or one without verbalizers; or none cached and no network.
+    """
+    if not _HUB_ID.fullmatch(id):
+        raise ModelError(
+            f"no verbalizers folder '{id}'", hint="give a set's folder, a run, or a hub id (owner/name)"
+        )
+    cached = _cached(id, None, ["verbalizers/*"], [])
+    there = [
+        name
+        for name in names
+        if cached is not None and _complete(cached / "verbalizers" / name, True, config="manifest.json")
+    ]
+    if cached is None or len(there) < len(names):
+        patterns = [f"verbalizers/{name}/*" for name in names]
+        try:
+            cached = _fetch(id, None, patterns, [], f"hf download {id} --include 'verbalizers/*'")
+        except ModelError:
+            if cached is None or not there:
+                raise  # with some of them the rest may not be needed, and the repository may have no more
+    if not any((cached / "verbalizers" / name).is_dir() for name in names):
+        raise ModelError(f"'{id}' was pushed without verbalizers: it has no verbalizers/{' or '.join(names)}")
+    return cached
+
+
+def is_hub_id(place: str | Path) -> bool:
+    """Whether a name is a hub id and no folder of this machine."""
+    return not Path(place).expanduser().exists() and _HUB_ID.fullmatch(str(place)) is not None
 
 
 def local_folder(id: str, revision: str | None = None) -> Path | None:

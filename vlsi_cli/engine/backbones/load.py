@@ -14,6 +14,7 @@ from vlsi_cli.engine.backbones.families import Family, family_of, read_config
 from vlsi_cli.engine.backbones.folders import resolve_folder
 from vlsi_cli.engine.backbones.placement import Placement, device_map
 from vlsi_cli.engine.backbones.processors import load_processor
+from vlsi_cli.engine.backbones.quantization import Quantization, check_quantization, quantizer
 from vlsi_cli.engine.backbones.quiet import quiet_transformers
 from vlsi_cli.engine.devices import seeded
 from vlsi_cli.errors import ModelError
@@ -104,6 +105,7 @@ def load_backbone(
     max_pixels: int | None = None,
     chat_template: str | None = None,
     placement: Placement = "device",
+    quantization: Quantization = "none",
 ) -> Backbone:
     """Load a vision language model, frozen and in eval mode.
 
@@ -121,10 +123,11 @@ def load_backbone(
         seed: for ``init="random"``.
         min_pixels, max_pixels, chat_template: see :func:`.processors.load_processor`.
         placement: where the decoder layers lie, see :mod:`.placement`; for a model that is only read.
+        quantization: how their weights are rounded, see :mod:`.quantization`; for a model that is only read.
 
     Raises:
         ModelError: no such model, not fetched and offline, unsupported family, no safetensors, weights missing.
-        ConfigError: a pixel budget for a family without.
+        ConfigError: a pixel budget for a family without; weights that cannot be placed or quantized as asked.
     """
     if trust_remote_code:
         raise ModelError(
@@ -133,8 +136,13 @@ def load_backbone(
         )
     device = torch.device(device)
     folder = resolve_folder(id, revision, weights=init == "pretrained")
-    family = family_of(read_config(folder, id), id)
+    raw = read_config(folder, id)
+    family = family_of(raw, id)
     config = _read_model_config(folder, id)
+    if quantization != "none":
+        check_quantization(quantization, device, raw, id)
+        if placement != "device" or init == "random":
+            raise ValueError("only a pretrained model on the device is quantized")
     if init == "pretrained":
         _require_safetensors(folder, id)
     processor = load_processor(
@@ -147,7 +155,11 @@ def load_backbone(
         places = {"": str(device)} if device.type == "cuda" else None
         if placement != "device":
             places = device_map(config, family, device, placement, id)
-        model = _pretrained_model(folder, config, id, dtype, device, attn_implementation, places)
+        options: dict[str, Any] = {} if places is None else {"device_map": places}
+        if quantization != "none":
+            options["device_map"] = {"": str(device)}
+            options["quantization_config"] = quantizer(config, family, quantization, dtype)
+        model = _pretrained_model(folder, config, id, dtype, device, attn_implementation, options)
     backbone = Backbone(
         model=model, family=family, processor=processor, id=id, revision=revision, folder=folder
     )
@@ -186,7 +198,7 @@ def _pretrained_model(
     dtype: torch.dtype,
     device: torch.device,
     attention: str,
-    places: dict[str, str] | None,
+    options: dict[str, Any],
 ) -> Any:
     from transformers import AutoModelForImageTextToText
 
@@ -201,7 +213,7 @@ def _pretrained_model(
                 local_files_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=False,
-                **({"device_map": places} if places is not None else {}),
+                **options,
             )
     except torch.OutOfMemoryError as error:
         raise ModelError(f"'{id}' does not fit into the memory of {device}: {_last_line(error)}") from error
@@ -210,7 +222,7 @@ def _pretrained_model(
             f"the weights of '{id}' cannot be loaded: {_last_line(error)}", hint=f"folder: {folder}"
         ) from error
     _require_whole(model, info, id)
-    return model if places is not None else model.to(device)
+    return model if "device_map" in options else model.to(device)
 
 
 def _require_safetensors(folder: Path, id: str) -> None:

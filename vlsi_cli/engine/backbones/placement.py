@@ -1,9 +1,11 @@
-"""Where the weights of a large model that is only read lie: on the device, in host memory, or on the disk.
+"""Where the weights of a large model that is only read lie: on the device, in host memory, on the disk, or in pieces.
 
 Decoder layers are nearly all of a large model. Placed elsewhere, each is copied to the device when it runs and let go
 of after it (accelerate's hooks); embeddings, vision tower, final norm and head stay on the device, since losses and
 verbalizers reach for them between forward passes. A pass then costs at least the time in which the layers can be read
 once. From the disk they are read straight from the checkpoint: nothing is copied there first.
+
+Several processes can divide the layers instead (:func:`divide`), which keeps them on the devices.
 """
 
 from __future__ import annotations
@@ -11,8 +13,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+from accelerate.hooks import remove_hook_from_module
 from torch import nn
 
+from vlsi_cli.engine import sharding
+from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.families import Family
 from vlsi_cli.engine.backbones.quiet import quiet_transformers
 from vlsi_cli.errors import ConfigError
@@ -38,23 +43,47 @@ def device_map(
             f"the decoder layers of '{shown}' were to be kept in host memory, but it runs on the CPU, where they are",
             hint="set teacher.placement to device, or to disk where memory is short",
         )
+    layers, others = rooms(config, family)
+    return dict.fromkeys(layers, str(placement)) | dict.fromkeys(others, str(device))
+
+
+def rooms(config: Any, family: Family) -> tuple[list[str], list[str]]:
+    """Names of the decoder layers, and of every other module or loose parameter, which together are the whole model."""
     from transformers import AutoModelForImageTextToText
 
     with quiet_transformers(), torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
-    layers = f"model.{family.decoder}.layers"
-    found: dict[str, str] = {}
+    room = f"model.{family.decoder}.layers"
+    layers: list[str] = []
+    others: list[str] = []
 
     def visit(module: nn.Module, name: str) -> None:
-        if name.rpartition(".")[0] == layers:
-            found[name] = placement
-        elif name in ("", "model", f"model.{family.decoder}", layers):
+        if name.rpartition(".")[0] == room:
+            layers.append(name)
+        elif name in ("", "model", f"model.{family.decoder}", room):
             for child, inner in module.named_children():
                 visit(inner, f"{name}.{child}".strip("."))
-            for own, _ in module.named_parameters(recurse=False):
-                found[f"{name}.{own}"] = str(device)
+            others.extend(f"{name}.{own}" for own, _ in module.named_parameters(recurse=False))
         else:
-            found[name] = str(device)
+            others.append(name)
 
     visit(model, "")
-    return found
+    return layers, others
+
+
+def divide(backbone: Backbone) -> None:
+    """Divide the decoder layers of a frozen model, loaded with its layers on the disk, among the processes.
+
+    Each layer is read to the device, cut, and let go of before the next: at no time does a device hold more than its
+    pieces and one layer. The rest of the model (embeddings, vision tower, norm, head) stays whole on every device.
+    """
+    for layer in backbone.layers:
+        for module in layer.modules():
+            hook = getattr(module, "_hf_hook", None)
+            if hook is not None:
+                hook.pre_forward(module)
+                remove_hook_from_module(module)
+        sharding.shard_unit(layer)
+    for module in backbone.model.modules():  # what accelerate put around the modules above the layers
+        remove_hook_from_module(module)
+    sharding.shard(backbone.base, [])

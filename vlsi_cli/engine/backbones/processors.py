@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,27 @@ def _image_only_processor(family: Family, folder: Path, budget: dict[str, int]) 
     """The family's processor without its video part."""
     from transformers import AutoTokenizer
 
-    stock = family.processor_class()
-    members = {"get_attributes": classmethod(lambda _cls: ["image_processor", "tokenizer"])}
-    image_only: Any = type(stock.__name__, (stock,), members)
+    image_only = _image_only_class(family.processor_class())
     image_processor = family.image_processor_class().from_pretrained(folder, local_files_only=True, **budget)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     settings, _ = image_only.get_processor_dict(folder, local_files_only=True)
     return image_only.from_args_and_dict([image_processor, tokenizer], settings)
+
+
+@cache
+def _image_only_class(stock: Any) -> Any:
+    members = {
+        "get_attributes": classmethod(lambda _cls: ["image_processor", "tokenizer"]),
+        # Processes that read data get a copy; this class has no name that they could find.
+        "__reduce__": lambda self: (_image_only_copy, (stock, self.__dict__)),
+    }
+    return type(stock.__name__, (stock,), members)
+
+
+def _image_only_copy(stock: Any, state: dict[str, Any]) -> Any:
+    processor = object.__new__(_image_only_class(stock))
+    processor.__dict__.update(state)
+    return processor
 
 
 def _pixel_budget(family: Family, shown: str, low: int | None, high: int | None) -> dict[str, int]:

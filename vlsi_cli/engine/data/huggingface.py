@@ -13,7 +13,7 @@ from typing import Any
 
 from vlsi_cli.engine.data.formats import from_question, from_row
 from vlsi_cli.engine.data.records import Record
-from vlsi_cli.engine.data.stream import EndOfSource
+from vlsi_cli.engine.data.rows import RowStream
 from vlsi_cli.errors import DataError
 
 #: File endings and the builder that reads them.
@@ -32,15 +32,16 @@ class HuggingFaceSource:
         id: hub id, folder (saved by ``save_to_disk``, or of table files) or one table file.
         name, revision: configuration, and branch, tag or commit, of a hub data set.
         split: which split.
-        streaming: read while downloading; the length is then unknown and the order is the data set's own, or
-            shuffled
-            in a buffer of 1,000 rows.
-        shuffle_seed: seed of that buffer; None keeps the order.
+        streaming: read while downloading; the length is then unknown, and the order is the data set's own, or that of
+            shuffled files with rows shuffled in blocks of 1,000.
+        shuffle_seed: seed of that order; None keeps the data set's own.
         columns: names of the ``question``, ``answer`` and (optionally) ``image`` columns.
 
     Raises:
         DataError: not found, not reachable, no such split, or no usable columns.
     """
+
+    held = False
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class HuggingFaceSource:
         columns: Mapping[str, str] | None = None,
     ) -> None:
         self.name = f"{id} ({split})" if name is None else f"{id} ({name}, {split})"
-        self.shuffles_itself = streaming
+        self.shuffles_itself = self.streamed = streaming
         local = Path(id)
         #: Paths in rows are looked up here; a hub data set has no local files that its rows may name.
         self._root = (local if local.is_dir() else local.parent) if local.exists() else None
@@ -62,13 +63,10 @@ class HuggingFaceSource:
         with _quiet(), _told(id, split):
             data = _open(id, name, split, streaming, revision)
             self._check_columns(list(data.column_names or ()))
-            if streaming and shuffle_seed is not None:
-                data = data.shuffle(seed=shuffle_seed, buffer_size=1000)
             # Stored form: bytes and paths instead of decoded pictures.
             self._data = data.with_format("arrow")
         self.size: int | None = None if streaming else len(data)
-        self._rows: Iterator[Any] | None = None
-        self._next = (0, 0)
+        self._rows = RowStream(data, self.name, shuffle_seed) if streaming else None
 
     def read(self, index: int, epoch: int = 0) -> Record:
         """The record at an index. Streams read on to it; going back, or another epoch, starts them anew.
@@ -77,7 +75,7 @@ class HuggingFaceSource:
             BadRecord: the row cannot be used.
             EndOfSource: a streamed data set has fewer rows.
         """
-        row = self._data[index] if self.size is not None else self._streamed(index, epoch)
+        row = self._data[index] if self._rows is None else self._rows.row(index, epoch)
         values = row.to_pylist()[0]
         where = f"{self.name} row {index}"
         if self._columns:
@@ -92,18 +90,14 @@ class HuggingFaceSource:
             )
         return from_row(values, default_id=where, where=where, root=self._root)
 
-    def _streamed(self, index: int, epoch: int) -> Any:
-        if self._rows is None or self._next[0] != epoch or self._next[1] > index:
-            self._data.set_epoch(epoch)
-            self._rows, self._next = iter(self._data), (epoch, 0)
-        row = None
-        while self._next[1] <= index:
-            row = next(self._rows, None)
-            if row is None:
-                self._rows = None
-                raise EndOfSource(self.name)
-            self._next = (epoch, self._next[1] + 1)
-        return row
+    def state_dict(self) -> dict[str, Any]:
+        """Of a streamed data set: from where it has to be read to read on, as plain JSON values."""
+        return self._rows.state_dict() if self._rows is not None else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Read on from :meth:`state_dict` when the next row is asked for."""
+        if self._rows is not None:
+            self._rows.load_state_dict(state)
 
     def _check_columns(self, names: list[str]) -> None:
         if self._columns is not None:

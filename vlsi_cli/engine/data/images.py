@@ -10,14 +10,17 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vlsi_cli.engine.data.records import BadRecord, ImageRef
+
+Result = TypeVar("Result")
 
 #: Raster formats only; PostScript and the like would start other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -47,16 +50,29 @@ def load_image(ref: ImageRef, limits: ImageLimits | None = None) -> Image.Image:
     Raises:
         BadRecord: with one of the ``image-*`` reasons.
     """
-    limits = limits or ImageLimits()
+    return _with_picture(ref, limits or ImageLimits(), _pixels)
+
+
+def image_size(ref: ImageRef, limits: ImageLimits | None = None) -> tuple[int, int]:
+    """Width and height of what :func:`load_image` gives, by the header alone.
+
+    Raises:
+        BadRecord: as :func:`load_image`, for what a header shows.
+    """
+    return _with_picture(ref, limits or ImageLimits(), _upright_size)
+
+
+def _with_picture(ref: ImageRef, limits: ImageLimits, use: Callable[[Image.Image, str], Result]) -> Result:
+    """What ``use`` makes of the opened picture and its name in messages."""
     if ref.picture is not None:
         _check_size(ref.picture.size, limits, "picture")
-        return _to_rgb(ref.picture, "picture")
+        return use(ref.picture, "picture")
     if ref.data is not None:
-        return _decode(io.BytesIO(ref.data), f"{len(ref.data)} bytes", limits)
+        return _open(io.BytesIO(ref.data), f"{len(ref.data)} bytes", limits, use)
     path = locate(ref)
     try:
         with path.open("rb") as file:
-            return _decode(file, str(ref.path), limits)
+            return _open(file, str(ref.path), limits, use)
     except OSError as error:
         raise BadRecord("image-unreadable", f"{ref.path}: {error.strerror or error}") from error
 
@@ -95,7 +111,9 @@ def _check_size(size: tuple[int, int], limits: ImageLimits, name: str) -> None:
         raise BadRecord("image-aspect-ratio", f"{name}: {width} x {height}")
 
 
-def _decode(file: IO[bytes], name: str, limits: ImageLimits) -> Image.Image:
+def _open(
+    file: IO[bytes], name: str, limits: ImageLimits, use: Callable[[Image.Image, str], Result]
+) -> Result:
     with warnings.catch_warnings():
         # PIL warns of large pictures, odd metadata and palettes; size is checked here.
         warnings.simplefilter("ignore")
@@ -115,12 +133,23 @@ def _decode(file: IO[bytes], name: str, limits: ImageLimits) -> Image.Image:
                 frames = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
                 if frames > 1:
                     raise BadRecord("image-animated", f"{name}: {frames} frames")
-                picture.load()
-                return _to_rgb(picture, name)
+                return use(picture, name)
             except BadRecord:
                 raise
             except Exception as error:  # so do hostile pixels
                 raise BadRecord("image-damaged", f"{name}: {error}") from error
+
+
+def _pixels(picture: Image.Image, name: str) -> Image.Image:
+    picture.load()
+    return _to_rgb(picture, name)
+
+
+def _upright_size(picture: Image.Image, name: str) -> tuple[int, int]:
+    width, height = picture.size
+    # Looking for what is not in the header would decode the pixels of a PNG.
+    sideways = "exif" in picture.info and picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return (height, width) if sideways else (width, height)
 
 
 def _to_rgb(picture: Image.Image, name: str) -> Image.Image:

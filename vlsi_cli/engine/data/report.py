@@ -20,15 +20,18 @@ class DataReport:
 
     def __init__(self) -> None:
         self.used = 0
+        #: The last record that could not be used, for messages.
+        self.last: BadRecord | None = None
         self._bad: dict[str, str] = {}
         self._examples: dict[str, list[dict[str, str]]] = {}
 
-    def use(self) -> None:
-        """Count one record that went into the data."""
-        self.used += 1
+    def use(self, number: int = 1) -> None:
+        """Count records that went into the data."""
+        self.used += number
 
     def skip(self, key: str, bad: BadRecord) -> None:
         """Count one record that could not be used; ``key`` tells records apart (source and index)."""
+        self.last = bad
         if key in self._bad:
             return
         self._bad[key] = bad.reason

@@ -9,16 +9,20 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from vlsi_cli.engine.data.formats import from_llava, from_messages
 from vlsi_cli.engine.data.patterns import pattern_record
-from vlsi_cli.engine.data.records import BadRecord, ImageRef, Message, Record, make_record
+from vlsi_cli.engine.data.records import MAX_BYTES, BadRecord, ImageRef, Message, Record, make_record
 from vlsi_cli.errors import DataError
 
 Style = Literal["llava", "messages"]
+
+
+#: Bytes of a line that are read at a time while lines are counted.
+_PIECE = 2**20
 
 
 class _Parse(Protocol):
@@ -42,6 +46,7 @@ class PatternsSource:
     """
 
     shuffles_itself = True
+    streamed = held = False
 
     def __init__(
         self,
@@ -53,8 +58,8 @@ class PatternsSource:
         seed: int = 0,
     ) -> None:
         self.size = size
-        self._make: Callable[[int], Any] = lambda index: pattern_record(
-            split, index, seed=seed, questions=questions, turns=turns
+        self._make: Callable[[int], Any] = partial(
+            pattern_record, split, seed=seed, questions=questions, turns=turns
         )
         kinds = "all" if questions is None else "+".join(questions)
         self.name = f"patterns ({split}, {kinds}, turns {turns}, seed {seed})"
@@ -87,6 +92,7 @@ class JsonSource:
     """
 
     shuffles_itself = False
+    streamed = False
 
     def __init__(self, path: Path | str, style: Style, *, image_root: Path | str | None = None) -> None:
         self.path = Path(path)
@@ -105,6 +111,11 @@ class JsonSource:
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
         self._array = self._load_array() if head.startswith(b"[") else None
+
+    @property
+    def held(self) -> bool:
+        """Whether this is an array, which is in memory."""
+        return self._array is not None
 
     @property
     def size(self) -> int:
@@ -126,9 +137,15 @@ class JsonSource:
         )
 
     def _line(self, index: int, where: str) -> Any:
-        with self.path.open("rb") as file:
-            file.seek(self._lines[0][index])
-            line = file.readline()
+        offset = self._lines[0][index]
+        try:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                line = file.readline(MAX_BYTES + 1)
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if len(line) > MAX_BYTES:
+            raise BadRecord("too-large", f"a line of more than {MAX_BYTES:,} bytes", where=where)
         try:
             return json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
@@ -137,14 +154,25 @@ class JsonSource:
     @cached_property
     def _lines(self) -> tuple[array[int], array[int]]:
         """Byte offset and 1-based line number of every line that is not blank."""
-        offsets, numbers, offset = array("Q"), array("Q"), 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.isspace():
-                    offsets.append(offset)
-                    numbers.append(number)
-                offset += len(line)
+        offsets, numbers = array("Q"), array("Q")
+        begin, offset, number, blank = 0, 0, 1, True
+        try:
+            with self.path.open("rb") as file:
+                while piece := file.readline(_PIECE):  # of a line, which may be longer than memory
+                    offset += len(piece)
+                    if blank and not piece.isspace():
+                        blank = False
+                        offsets.append(begin)
+                        numbers.append(number)
+                    if piece.endswith(b"\n"):
+                        begin, number, blank = offset, number + 1, True
+        except OSError as error:
+            raise self._unreadable(error) from error
         return offsets, numbers
+
+    def _unreadable(self, error: OSError) -> DataError:
+        """For a file that was there and is not any more, or whose disk fails: no record of it can be had."""
+        return DataError(f"{self.path} cannot be read: {error.strerror or error}")
 
     def _load_array(self) -> list[Any]:
         try:

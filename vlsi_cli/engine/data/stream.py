@@ -1,66 +1,38 @@
-"""Records in a reproducible order, mixed from weighted sources, resumable to the record.
+"""Records in a reproducible order, as the micro-batches of optimizer steps, resumable to the record.
 
-Two ways of mixing:
-
-- Every source has a length: an epoch holds ``round(weight * length)`` draws of each source, in one order made
-from
-  (seed, epoch). With weight 1 that is every record once; the fraction of a fractional weight is another
-  random part of the source in each epoch. The order is a pure function of the cursor.
-- A source is endless or of unknown length (built-in puzzles drawn fresh, a streamed data set): there are no
-epochs of
-  the mix. Every draw goes to the source that is furthest behind its share of the weights, and each source
-  runs through its own epochs.
+The order is the schedule's (see ``schedule``) and that of one process, however many there are: processes agree on
+which draws could not be used, and then each takes its part of every micro-batch. So two processes with batches of
+two feed exactly the records of one process with batches of four, and where the stream stands is the same on all.
 """
 
 from __future__ import annotations
 
-import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from itertools import chain
+from typing import Any, Generic, Literal, Self, TypeVar
 
-import torch
-
+from vlsi_cli.engine.data.order import MAX_SKIPS_IN_A_ROW, Exchange, NothingUsable, Order, Planned, StepShape
 from vlsi_cli.engine.data.records import BadRecord, Record
 from vlsi_cli.engine.data.report import DataReport
+from vlsi_cli.engine.data.schedule import Draw, RecordSource, Schedule
+from vlsi_cli.engine.data.workers import Pending, Pool, Reader
 from vlsi_cli.errors import DataError
 
 Item = TypeVar("Item")
 Collated = TypeVar("Collated")
 
-#: Records in a row that may be unusable in a mix without epochs before the data are called empty.
-MAX_SKIPS_IN_A_ROW = 10_000
+#: Records that each worker is ahead in a pass over the data.
+AHEAD_IN_A_PASS = 8
 
 
-class EndOfSource(Exception):
-    """A source of unknown length has no record at this index."""
-
-
-class RecordSource(Protocol):
-    """Anything that records can be read from by index."""
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-
-    @property
-    def size(self) -> int | None:
-        """Number of records; None when endless, or unknown until read to its end."""
-
-    @property
-    def shuffles_itself(self) -> bool:
-        """Whether the source has its own order (fresh draws, streams); its indices are then asked for in order."""
-
-    def read(self, index: int, epoch: int = 0) -> Record:
-        """The record at an index.
-
-        Raises:
-            BadRecord: this record cannot be used.
-            EndOfSource: a source of unknown length has ended before the index.
-        """
+def alone(numbers: list[int]) -> list[list[int]]:
+    """The exchange of a single process."""
+    return [numbers]
 
 
 class RecordStream(Generic[Item, Collated]):
-    """Endless supply of encoded records and batches.
+    """Endless supply of encoded records, in optimizer steps.
 
     Args:
         sources: pairs of a source and its weight.
@@ -69,8 +41,13 @@ class RecordStream(Generic[Item, Collated]):
         seed: decides the order together with the epoch.
         shuffle: False keeps the order of the sources.
         policy: ``skip`` counts unusable records, ``refuse`` raises the first.
-        report: where records are counted.
-        rank, world_size: this process takes every ``world_size``-th draw, so ranks never share one.
+        report: where records are counted; the counts are of all processes together.
+        rank, world_size: which of how many processes this is.
+        exchange: how the processes tell each other which draws they could not use.
+        workers: processes that read and encode ahead; 0 reads when records are needed. They change no result.
+        prefetch: records of this process that they are ahead, at most one step's; None for a whole step's.
+        group_steps: optimizer steps whose records are put into micro-batches by length; 0 for none.
+        measure: length of a record without its pixels, for ``group_steps``.
 
     Raises:
         DataError: a source is empty.
@@ -88,126 +65,186 @@ class RecordStream(Generic[Item, Collated]):
         report: DataReport | None = None,
         rank: int = 0,
         world_size: int = 1,
+        exchange: Exchange = alone,
+        workers: int = 0,
+        prefetch: int | None = None,
+        group_steps: int = 0,
+        measure: Callable[[Record], int] | None = None,
     ) -> None:
-        if not sources:
-            raise DataError("no data source is given")
-        for source, _ in sources:
-            if source.size == 0:
-                raise DataError(f"{source.name} holds no record")
-        self._sources = [source for source, _ in sources]
-        self._weights = [weight for _, weight in sources]
-        self._encode, self._collate = encode, collate
-        self._seed, self._shuffle, self._policy = seed, shuffle, policy
-        self._rank, self._world = rank, world_size
+        self._make_schedule = lambda: Schedule(sources, seed, shuffle)
+        self._schedule = self._make_schedule()
+        self._reader: Reader[Item] = Reader([source for source, _ in sources], encode, measure or _no_length)
+        self._pool = Pool(self._reader, workers)
+        self._order = Order(
+            self._schedule,
+            seed=seed,
+            group_steps=group_steps,
+            length=self._pool.length,
+            rank=rank,
+            world_size=world_size,
+            exchange=exchange,
+        )
+        self._collate, self._policy, self._group_steps, self._prefetch = (
+            collate,
+            policy,
+            group_steps,
+            prefetch,
+        )
+        self._rank, self._world, self._exchange = rank, world_size, exchange
+        self._begun: dict[int, Pending[Item | BadRecord]] = {}
         self.report = report or DataReport()
-        sizes = [source.size for source in self._sources]
-        known = [size for size in sizes if size is not None]
-        #: Draws of each source in one epoch, when there are epochs of the mix.
-        self._shares = [max(1, round(w * n)) for w, n in zip(self._weights, known, strict=False)]
-        self._finite = len(known) == len(sizes)
-        self.cursor = 0
-        self._places = [[0, 0] for _ in sources]  # epoch and offset of each source, for a mix without epochs
-        self._drawn = [0] * len(sources)
-        self._orders: dict[str, tuple[int, list[int]]] = {}
+
+    @property
+    def cursor(self) -> int:
+        """Draws made so far, those that could not be used among them."""
+        return self._order.cursor
 
     @property
     def records_per_epoch(self) -> int | None:
         """Draws in one pass over all sources; None when there is no such thing."""
-        return sum(self._shares) if self._finite else None
+        return self._schedule.draws_per_epoch
 
     @property
     def epoch(self) -> int:
         """Passes completed (0 for a mix without epochs)."""
-        return self.cursor // sum(self._shares) if self._finite else 0
+        return self.cursor // (self.records_per_epoch or self.cursor + 1)
 
-    def next(self) -> Item:
-        """The next usable record, encoded.
+    def next_step(self, batch_size: int, accumulation: int = 1) -> list[Collated]:
+        """This process's micro-batches of one optimizer step; all processes call it together.
+
+        With W processes, micro-batch j of the step is the usable records ``j * W * batch_size`` and following, W *
+        batch_size of them in order; rank r takes every W-th, from the r-th on. The stream ends up behind the last of
+        them, at the same place on every process.
+
+        Args:
+            batch_size: records of this process in a micro-batch.
+            accumulation: micro-batches.
 
         Raises:
-            DataError: nothing usable in two whole passes (or in 10,000 draws of a mix without epochs); or, with
-            the policy
-                ``refuse``, the first record that cannot be used.
+            DataError: nothing usable in two whole passes (or in 10,000 draws of a mix without epochs); or, with the
+                policy ``refuse``, the first record that cannot be used; both on every process alike. Or a worker of
+                this process has ended.
         """
-        # One good record a pass can stand first in one epoch and last in the next: two passes less two between.
-        limit = 2 * self.records_per_epoch if self.records_per_epoch else MAX_SKIPS_IN_A_ROW
-        last: BadRecord | None = None
-        for _ in range(limit):
-            item = self._draw()
-            while item is None:  # a draw of another rank
-                item = self._draw()
-            if not isinstance(item, BadRecord):
-                return item[0]
-            last = item
-        raise DataError(
-            f"not one of {limit} records in a row could be used: {self.report.summary()}",
-            hint=f"the last one: {last}",
-        )
+        shape = StepShape(batch_size * self._world * accumulation, batch_size * self._world)
+        try:
+            items = self._take(shape)
+            self.report.use(shape.records)
+            if self._pool.count:
+                ahead = shape.records if self._prefetch is None else self._prefetch * self._world
+                for each in self._order.look_ahead(shape, ahead):
+                    self._begin(each)
+        except NothingUsable as nothing:
+            for draw, bad in nothing.skips:
+                self._skip(draw, bad)
+            raise self._none_of(nothing.in_a_row) from None
+        return [
+            self._collate(items[first : first + batch_size]) for first in range(0, len(items), batch_size)
+        ]
 
     def next_batch(self, size: int) -> Collated:
-        """The next ``size`` usable records, collated."""
-        return self._collate([self.next() for _ in range(size)])
+        """The next ``size`` usable records of this process, collated."""
+        return self.next_step(size)[0]
+
+    def _take(self, shape: StepShape) -> list[Item]:
+        """This process's items of one step."""
+        self._order.begin_step(shape)
+        drawn: list[Planned] = []
+        usable: list[int] = []  # numbers in ``drawn``
+        items: dict[int, Item] = {}
+        while True:
+            while len(usable) < shape.records:
+                taken = self._order.take(shape, shape.records - len(usable))
+                usable.append(len(drawn))
+                drawn.append(taken)
+                for draw, bad in taken.skips:
+                    self._skip(draw, bad)
+            mine = usable[self._rank :: self._world]
+            # A record that was taken for another's, until one before it turned out bad, is read by both: bad ones are
+            # rare, and a record would have to travel otherwise.
+            missing = [number for number in mine if number not in items]
+            for number in missing:
+                self._begin(drawn[number])
+            found: dict[int, BadRecord] = {}
+            for number in missing:
+                item = self._begun.pop(drawn[number].place).result()
+                if isinstance(item, BadRecord):
+                    found[number] = item
+                else:
+                    items[number] = item
+            told = sorted(set(chain.from_iterable(self._exchange(sorted(found)))))
+            if not told:
+                break
+            for number in told:
+                self._skip(drawn[number].draw, found.get(number))
+            usable = [number for number in usable if number not in set(told)]
+            self._order.require_some(usable, len(drawn))
+        for each in drawn:  # begun for this process before it was known to be another's
+            if pending := self._begun.pop(each.place, None):
+                pending.cancel()
+        return [items[number] for number in mine]
+
+    def _begin(self, each: Planned) -> None:
+        if each.place not in self._begun:
+            self._begun[each.place] = self._pool.read(each.draw)
 
     def one_pass(self, limit: int | None = None) -> Iterator[Item]:
-        """Every usable record of the first epoch, once, or the first ``limit`` of them; leaves the cursor
-        alone.
+        """Every usable record of the first epoch, once, or the first ``limit`` of them; leaves the cursor alone.
+
+        Of several processes each gets every ``world_size``-th draw.
 
         Raises:
             DataError: no usable record, or an endless source without a limit.
         """
-        if not self._finite and limit is None:
+        total = self.records_per_epoch
+        if total is None and limit is None:
             raise DataError("a pass over endless data needs a number of records")
-        fresh = self._afresh()
-        found = 0
-        total = fresh.records_per_epoch
-        while (limit is None or found < limit) and (total is None or fresh.cursor < total):
-            if total is None:
-                found += 1
-                yield fresh.next()
+        found = in_a_row = 0
+        for _, draw, item in self._read_all():
+            if isinstance(item, BadRecord):
+                self._skip(draw, item)
+                in_a_row += 1
+                if total is None and in_a_row == MAX_SKIPS_IN_A_ROW:
+                    raise self._none_of(in_a_row)
                 continue
-            item = fresh._draw()
-            if item is not None and not isinstance(item, BadRecord):
-                found += 1
-                yield item[0]
+            found, in_a_row = found + 1, 0
+            self.report.use()
+            yield item
+            if found == limit:
+                return
         if not found:
             raise DataError(f"no record could be used: {self.report.summary()}")
 
     def numbered_pass(self, first: int = 0) -> Iterator[tuple[int, Item | BadRecord]]:
         """Every draw of the first epoch from number ``first`` on: its number, and the item or why there is none.
 
-        It leaves the cursor alone. One process only: draws of other ranks are left out.
+        It leaves the cursor alone. Draws of other processes are left out.
 
         Raises:
             DataError: the data have no end, or (with the policy ``refuse``) a record cannot be used.
         """
-        if not self._finite:
+        if self.records_per_epoch is None:
             raise DataError("a pass over endless data needs a number of records")
-        fresh = self._afresh()
-        fresh.cursor = first
-        while fresh.cursor < sum(fresh._shares):
-            number, item = fresh.cursor, fresh._draw()
-            if item is not None:
-                yield number, item if isinstance(item, BadRecord) else item[0]
+        for number, draw, item in self._read_all(first):
+            if isinstance(item, BadRecord):
+                self._skip(draw, item)
+            else:
+                self.report.use()
+            yield number, item
 
-    def _afresh(self) -> RecordStream[Item, Collated]:
-        """The same stream at its beginning, counting into the same report."""
-        return RecordStream(
-            list(zip(self._sources, self._weights, strict=True)),
-            self._encode,
-            self._collate,
-            seed=self._seed,
-            shuffle=self._shuffle,
-            policy=self._policy,
-            report=self.report,
-            rank=self._rank,
-            world_size=self._world,
-        )
+    def at(self, number: int) -> Item | BadRecord:
+        """One draw of the first epoch, as :meth:`numbered_pass` gives it; it is read here, whatever the workers do."""
+        schedule = self._make_schedule()
+        schedule.cursor = number
+        draw = schedule.next()
+        item = self._reader.read(draw)
+        if isinstance(item, BadRecord):
+            self._skip(draw, item)
+        return item
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, as plain JSON values."""
+        """Where the stream stands, as plain JSON values: the same on every process, and for any number of them."""
         return {
-            "cursor": self.cursor,
-            "places": [list(place) for place in self._places],
-            "drawn": list(self._drawn),
+            **self._order.state_dict(),
             "made_of": self._made_of(),
             "report": self.report.state_dict(),
         }
@@ -216,85 +253,73 @@ class RecordStream(Generic[Item, Collated]):
         """Go on from :meth:`state_dict`, with the same records in the same order.
 
         Raises:
-            DataError: the sources, their sizes, weights, the seed or the number of processes are not the
-            same.
+            DataError: the sources, their sizes, weights, the seed or the grouping are not the same.
         """
-        if state["made_of"] != self._made_of():
+        made_of = self._made_of()
+        if state["made_of"] != made_of:
             raise DataError(
                 "the data are not those that the run was started with: "
-                f"{state['made_of']} then, {self._made_of()} now"
+                f"{state['made_of']} then, {made_of} now"
             )
-        self.cursor = int(state["cursor"])
-        self._places = [list(place) for place in state["places"]]
-        self._drawn = list(state["drawn"])
+        self._forget()
+        self._order.load_state_dict(state)
         self.report.load_state_dict(state["report"])
 
+    def close(self) -> None:
+        """End the workers. A stream that is used again starts others."""
+        self._forget()
+        self._order.load_state_dict(self._order.state_dict())
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _forget(self) -> None:
+        for pending in self._begun.values():
+            pending.cancel()
+        self._begun.clear()
+
     def _made_of(self) -> dict[str, Any]:
-        return {
-            "sources": [[s.name, s.size, w] for s, w in zip(self._sources, self._weights, strict=True)],
-            "seed": self._seed,
-            "shuffle": self._shuffle,
-            "world_size": self._world,
-        }
+        return {**self._schedule.made_of(), "group_steps": self._group_steps}
 
-    def _draw(self) -> tuple[Item] | BadRecord | None:
-        """One draw: an item, a record counted and skipped, or None when it belongs to another rank."""
-        position, self.cursor = self.cursor, self.cursor + 1
-        number, epoch, index = self._pick_finite(position) if self._finite else self._pick_endless(position)
-        if position % self._world != self._rank:
-            return None
-        while True:
-            try:
-                item = self._encode(self._sources[number].read(index, epoch))
-            except EndOfSource:
-                if index == 0:
-                    raise DataError(f"{self._sources[number].name} holds no record") from None
-                epoch, index = epoch + 1, 0
-                self._places[number] = [epoch, 1]
-                continue
-            except BadRecord as bad:
-                if self._policy == "refuse":
-                    raise
-                # A fresh draw has no second epoch; elsewhere source and index name the record.
-                self.report.skip(f"{number}:{index}", bad)
-                return bad
-            self.report.use()
-            return (item,)
+    def _read_all(self, first: int = 0) -> Iterator[tuple[int, Draw, Item | BadRecord]]:
+        """This process's draws of the first epoch (or without end) from a number on, with their items."""
+        schedule, total = self._make_schedule(), self.records_per_epoch
+        schedule.cursor = first  # only a mix with epochs is entered in the middle
+        begun: deque[tuple[int, Draw, Pending[Item | BadRecord]]] = deque()
+        try:
+            while total is None or schedule.cursor < total:
+                number, draw = schedule.cursor, schedule.next()
+                if number % self._world == self._rank:
+                    begun.append((number, draw, self._pool.read(draw)))
+                if len(begun) > self._pool.count * AHEAD_IN_A_PASS:
+                    number, draw, pending = begun.popleft()
+                    yield number, draw, pending.result()
+            while begun:
+                number, draw, pending = begun.popleft()
+                yield number, draw, pending.result()
+        finally:
+            for _, _, pending in begun:
+                pending.cancel()
 
-    def _pick_finite(self, position: int) -> tuple[int, int, int]:
-        epoch, offset = divmod(position, sum(self._shares))
-        if self._shuffle:
-            offset = self._order("mix", epoch, sum(self._shares))[offset]
-        number = 0
-        while offset >= self._shares[number]:
-            offset -= self._shares[number]
-            number += 1
-        size = self._sources[number].size or 1
-        copies = self._shares[number] // size
-        if self._shuffle and offset >= copies * size:  # the fraction of a weight: another part in each epoch
-            return number, epoch, self._order(f"part {number}", epoch, size)[offset - copies * size]
-        return number, epoch, offset % size
+    def _skip(self, draw: Draw, bad: BadRecord | None) -> None:
+        """Count a record that cannot be used, or raise it; None when only another process knows why."""
+        if bad is None:
+            item = self._reader.read(draw)
+            bad = item if isinstance(item, BadRecord) else BadRecord("not-everywhere", where=draw.key)
+        if self._policy == "refuse":
+            raise bad
+        self.report.skip(draw.key, bad)
 
-    def _pick_endless(self, position: int) -> tuple[int, int, int]:
-        total = sum(self._weights)
-        behind = [w / total * (position + 1) - n for w, n in zip(self._weights, self._drawn, strict=True)]
-        number = behind.index(max(behind))
-        self._drawn[number] += 1
-        source = self._sources[number]
-        epoch, offset = self._places[number]
-        if source.size is not None and offset >= source.size:
-            epoch, offset = epoch + 1, 0
-        self._places[number] = [epoch, offset + 1]
-        if source.size is not None and self._shuffle and not source.shuffles_itself:
-            return number, epoch, self._order(f"source {number}", epoch, source.size)[offset]
-        return number, epoch, offset
+    def _none_of(self, number: int) -> DataError:
+        return DataError(
+            f"not one of {number} records in a row could be used: {self.report.summary()}",
+            hint=f"the last one: {self.report.last}",
+        )
 
-    def _order(self, what: str, epoch: int, size: int) -> list[int]:
-        """A permutation of 0 .. size - 1 made from seed, epoch and a name; the last one of each is kept."""
-        kept = self._orders.get(what)
-        if kept is None or kept[0] != epoch:
-            digest = hashlib.blake2b(f"{self._seed}/{what}/{epoch}".encode(), digest_size=8).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-            kept = (epoch, torch.randperm(size, generator=generator).tolist())
-            self._orders[what] = kept
-        return kept[1]
+
+def _no_length(record: Record) -> int:
+    raise ValueError("records cannot be grouped by length without a way to measure them")

@@ -5,11 +5,13 @@ Only imported where lmms-eval is installed (:mod:`vlsi_cli.engine.evaluation.har
 
 from __future__ import annotations
 
-import gc
+import random
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
@@ -17,9 +19,15 @@ from lmms_eval.api.model import lmms
 from vlsi_cli.engine.evaluation.generation import Answerer, Question, Reply, Settings, as_dict
 from vlsi_cli.engine.evaluation.journal import Journal
 from vlsi_cli.engine.evaluation.questions import question_from, settings_from
+from vlsi_cli.engine.evaluation.sharing import ALONE, Part, Sharing
 from vlsi_cli.errors import ConfigError
 
 Told = Callable[[int, int], None]
+
+
+class Answered(BaseException):
+    """This process has answered its share, and scoring is the first one's. Not an Exception, which the harness's code
+    could take for a sample that failed."""
 
 
 class Adapter(lmms):
@@ -27,7 +35,8 @@ class Adapter(lmms):
 
     Args:
         answerer: the model.
-        journal: where its answers are kept.
+        journal: where the answers of this process are kept.
+        sharing: which of the questions are this process's.
         tasks: the tasks by name, as far as they are ours.
         longest: overrides the length of every task's answers.
         told: hears of answers there are, and answers wanted.
@@ -40,6 +49,7 @@ class Adapter(lmms):
         answerer: Answerer,
         journal: Journal,
         *,
+        sharing: Sharing = ALONE,
         tasks: dict[str, Any] | None = None,
         longest: int | None = None,
         told: Told = lambda done, total: None,
@@ -50,8 +60,8 @@ class Adapter(lmms):
         self.accelerator = None  # the harness makes one where this is missing, and has no use for it
         self.ignored: set[str] = set()
         self.settings: set[Settings] = set()
-        self.keys: dict[tuple[str, int], list[str]] = {}
-        self.generated = 0
+        self.keys: set[str] = set()
+        self._sharing = sharing
         self._tasks = tasks or {}
         self._longest = longest
         self._told = told
@@ -62,10 +72,15 @@ class Adapter(lmms):
         self._scoring = calls
 
     def clean(self) -> None:
-        """The harness calls this between answering and scoring, to throw the model away; it is wanted again."""
-        gc.collect()
+        """The harness calls this between answering and scoring, to throw the model away; it is wanted again.
+
+        Raises:
+            Answered: in every process but the first.
+        """
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if not self._sharing.scores:
+            raise Answered
         for call in self._scoring:
             call()
 
@@ -114,7 +129,6 @@ class Adapter(lmms):
     ) -> Question:
         question = question_from(f"{task}:{doc_id}", messages, settings, answer)
         self.settings.add(settings)
-        self.keys.setdefault((task, doc_id), []).append(question.key)
         return question
 
     def _replies(
@@ -123,24 +137,50 @@ class Adapter(lmms):
         make: Callable[[Any], Question],
         work: Callable[[Iterable[Question]], Iterator[tuple[Question, Reply]]],
     ) -> list[Reply]:
-        """A reply to every request; those in the journal are not asked for again."""
-        keys: list[str] = []
+        """A reply to every request; those in the journal are not asked for again.
+
+        In a process that does not score, replies without content: they end there.
+        """
+        keys: dict[int, str] = {}
         waiting: set[str] = set()
+        mine = self._sharing.mine(len(requests))
 
         def missing() -> Iterator[Question]:
-            for request in requests:
-                question = make(request)
-                keys.append(question.key)
-                if question.key not in self.journal and question.key not in waiting:
+            for number in mine:
+                with _drawing_for(requests[number]):
+                    question = make(requests[number])
+                keys[number] = question.key
+                if not self._sharing.has(question.key, self.journal) and question.key not in waiting:
                     waiting.add(question.key)
                     yield question
 
         for question, reply in work(missing()):
             self.journal.add(question.key, {"sample": question.record.id, **as_dict(reply)})
             waiting.discard(question.key)
-            self.generated += 1
-            self._told(len(keys) - len(waiting), len(requests))
-        return [reply_from(self.journal.lines[key]) for key in keys]
+            self._told(len(keys) - len(waiting), len(mine))
+        whole = self._sharing.combine(Part(keys, self.settings, self.ignored), self.journal)
+        if whole is None:
+            return [Reply("", 0, loss=0.0, greedy=False)] * len(requests)
+        self.settings, self.ignored = whole.settings, whole.ignored
+        self.keys.update(whole.keys.values())
+        return [reply_from(self.journal.lines[whole.keys[number]]) for number in range(len(requests))]
+
+
+@contextmanager
+def _drawing_for(request: Any) -> Iterator[None]:
+    """Let what a task draws at random for a prompt, such as an order of options, depend on the sample alone.
+
+    The harness draws from one sequence, in which a sample's draw depends on the samples before it. Then the same
+    question would have another prompt, and so another answer, in each process and under another limit.
+    """
+    python, arrays = random.getstate(), np.random.get_state()
+    random.seed(f"{request.task_name}:{request.doc_id}")
+    np.random.seed(random.getrandbits(32))
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
 
 
 def reply_from(line: dict[str, Any]) -> Reply:

@@ -18,6 +18,8 @@ from typing import Any
 from vlsi_cli.config import harness as place
 from vlsi_cli.errors import ConfigError
 
+_LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+
 
 @contextlib.contextmanager
 def quiet(log: Path) -> Iterator[None]:
@@ -45,6 +47,17 @@ def quiet(log: Path) -> Iterator[None]:
             if logger is not None:
                 logger.remove()
                 logger.add(sys.__stderr__, level="WARNING")
+
+
+@contextlib.contextmanager
+def one_process() -> Iterator[None]:
+    """Hide from the harness that this is one of several processes: it would deal out the questions itself, and wait
+    for the others at places of its own."""
+    hidden = {name: os.environ.pop(name) for name in _LAUNCHED if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,19 +30,29 @@ class Journal:
 
     def _read(self) -> None:
         whole = 0
-        with self.path.open("rb") as file:
-            for raw in file:
-                try:
-                    line = json.loads(raw) if raw.endswith(b"\n") else None
-                except ValueError:
-                    line = None
-                if not isinstance(line, dict) or "key" not in line:
-                    break
-                self.lines[line["key"]] = line
-                whole += len(raw)
+        for line, length in _whole_lines(self.path):
+            self.lines[line["key"]] = line
+            whole += length
         if whole != self.path.stat().st_size:
             with writing(self.path):
                 os.truncate(self.path, whole)
+
+    def absorb(self, parts: Iterable[Path]) -> None:
+        """Take over what other processes wrote into files of their own, and remove those files.
+
+        Args:
+            parts: files that nobody writes into any more. One that is met again, since the process was killed before
+                it removed it, adds nothing.
+
+        Raises:
+            OutputError: this file cannot be written, or one of those not removed.
+        """
+        for part in sorted(parts):
+            for line, _ in _whole_lines(part):
+                if line["key"] not in self.lines:
+                    self.add(line["key"], {name: value for name, value in line.items() if name != "key"})
+            with writing(part):
+                part.unlink()
 
     def __contains__(self, key: str) -> bool:
         return key in self.lines
@@ -73,3 +84,16 @@ class Journal:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """The lines of a file and their lengths in bytes, up to the first that is no line of a journal."""
+    with path.open("rb") as file:
+        for raw in file:
+            try:
+                line = json.loads(raw) if raw.endswith(b"\n") else None
+            except ValueError:
+                line = None
+            if not isinstance(line, dict) or "key" not in line:
+                return
+            yield line, len(raw)

@@ -138,10 +138,11 @@ class Session:
     not be used is asked for again in the next run.
 
     Args:
-        judge: None when the benchmark is said to need none: being asked then is an error.
+        judge: None when the benchmark is said to need none, or none is configured: being asked then is an error.
         verdict: a key of ``FORMATS``.
         journal: where verdicts are kept.
         samples: how many answers there are to judge.
+        known: whether anything is said about what the benchmark needs.
     """
 
     title: str
@@ -149,6 +150,7 @@ class Session:
     verdict: str
     journal: Journal
     samples: int
+    known: bool = True
     asked: int = 0
     reused: int = 0
     unusable: list[str] = field(default_factory=list)
@@ -162,7 +164,8 @@ class Session:
             JudgeFailure: no judge, a judge that fails, or one that is asked in circles.
         """
         if self.judge is None:
-            raise JudgeFailure(f"{self.title} asked for a judge, though it is said to need none")
+            why = "though it is said to need none" if self.known else "and none is configured (--judge-model)"
+            raise JudgeFailure(f"{self.title} asked for a judge, {why}")
         form = FORMATS[self.verdict]
         seen = [self.judge.address, self.judge.model, messages, max_tokens, temperature]
         key = hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()

@@ -11,11 +11,19 @@ from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.losses import cross_entropy
 
 
-@torch.no_grad()
 def mean_loss(
     backbone: Backbone, batches: Iterable[Batch], *, after_batch: Callable[[], None] = lambda: None
 ) -> float:
-    """Mean cross-entropy of the response tokens, in nats, through the model's own head.
+    """Mean cross-entropy of the response tokens, in nats, through the model's own head; see :func:`sum_loss`."""
+    total, count = sum_loss(backbone, batches, after_batch=after_batch)
+    return total / max(count, 1)
+
+
+@torch.no_grad()
+def sum_loss(
+    backbone: Backbone, batches: Iterable[Batch], *, after_batch: Callable[[], None] = lambda: None
+) -> tuple[float, int]:
+    """Sum of the cross-entropies of the response tokens, in nats, and their number.
 
     Args:
         backbone: any, in eval mode while this runs.
@@ -40,4 +48,4 @@ def mean_loss(
             after_batch()
     finally:
         backbone.train()
-    return total / max(count, 1)
+    return total, count

@@ -19,9 +19,10 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 
 from vlsi_cli.config.benchmarks import Benchmark
-from vlsi_cli.engine.evaluation.adapter import Adapter
+from vlsi_cli.engine.evaluation.adapter import Adapter, Answered
 from vlsi_cli.engine.evaluation.generation import Answerer
 from vlsi_cli.engine.evaluation.guard import scoring
+from vlsi_cli.engine.evaluation.harness import one_process
 from vlsi_cli.engine.evaluation.journal import Journal
 from vlsi_cli.engine.evaluation.judge import Judge, JudgeFailure, Session
 from vlsi_cli.engine.evaluation.scores import (
@@ -33,6 +34,7 @@ from vlsi_cli.engine.evaluation.scores import (
     nearest_choices,
     read_task,
 )
+from vlsi_cli.engine.evaluation.sharing import open_journal
 from vlsi_cli.engine.evaluation.tasks import Task
 from vlsi_cli.engine.evaluation.verdicts import FORMATS
 from vlsi_cli.engine.files import new_file, write_json
@@ -64,8 +66,10 @@ def run_benchmark(
     longest: int | None,
     code: Sequence[Path],
     events: Events,
-) -> Evaluated:
+) -> Evaluated | None:
     """Answer and score a benchmark; answers and verdicts that the folder holds are not asked for again.
+
+    Of several processes, each answers its share and the first one scores; for the others, nothing is returned.
 
     Args:
         tasks: its tasks, with their data.
@@ -85,16 +89,24 @@ def run_benchmark(
     by_name = {str(task.task_name): task for task in tasks}
     total = sum(asked(task, limit) for task in tasks)
     before = 0
-    with Journal(folder / "answers.jsonl") as answers, Journal(folder / "verdicts.jsonl") as verdicts:
+    answers, sharing = open_journal(folder)
+    with answers, Journal(folder / "verdicts.jsonl") as verdicts:
         session = Session(
-            benchmark.title, _judge_for(benchmark, judge), benchmark.verdict, verdicts, samples=total
+            benchmark.title,
+            _judge_for(benchmark, judge),
+            benchmark.verdict,
+            verdicts,
+            samples=total,
+            known=benchmark.known,
         )
         adapter = Adapter(
             answerer,
             answers,
+            sharing=sharing,
             tasks=by_name,
             longest=longest,
-            told=lambda done, _: events(AnswersDone(before + done, total)),
+            # the shares are alike, and the others are about as far
+            told=lambda done, _: events(AnswersDone(min(before + done * sharing.size, total), total)),
         )
 
         answered: set[str] = set()
@@ -109,7 +121,11 @@ def run_benchmark(
         filled = 0
         unread: list[str] = []
         for name, task in by_name.items():
-            with tempfile.TemporaryDirectory(prefix="vlsi-eval-") as scratch, scoring(session, code) as fills:
+            with (
+                tempfile.TemporaryDirectory(prefix="vlsi-eval-") as scratch,
+                scoring(session, code) as fills,
+                one_process(),
+            ):
                 adapter.on_scoring([fills.restart, announce])
                 try:
                     raw = simple_evaluate(
@@ -126,6 +142,9 @@ def run_benchmark(
                         verbosity="ERROR",
                         process_docs_parallel=1,
                     )
+                except Answered:
+                    before += asked(task, limit)
+                    continue
                 except JudgeFailure as failure:
                     raise EvaluationError(
                         f"{benchmark.title}: {failure}",
@@ -149,7 +168,10 @@ def run_benchmark(
                 scored.append(read_task(benchmark, name, raw, task.aggregation(), limited=limit is not None))
             except Unscored as unscored:
                 problem = f"{name}: {unscored}"
-        keys = {key for found in adapter.keys.values() for key in found}
+        if not sharing.scores:
+            return None
+        keys = adapter.keys
+        reused = sum(key in sharing.known for key in keys)
         value, error, samples = None, None, [sample for task_score in scored for sample in task_score.samples]
         if problem is None:
             try:
@@ -172,8 +194,8 @@ def run_benchmark(
             else {},
             filled=filled + len(unread),
             cut=cut,
-            generated=adapter.generated,
-            reused=len(keys) - adapter.generated,
+            generated=len(keys) - reused,
+            reused=reused,
             judge=_judged(session),
             settings={
                 "tasks": list(by_name),

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import copy
 import os
+import random
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
 from lmms_eval.utils import load_yaml_config
 
@@ -132,6 +134,9 @@ def _load(benchmark: Benchmark, file: Path) -> Task:
             f"the task '{benchmark.name}' {what}, which is not supported",
             hint=f"supported: {', '.join(_TYPES)}",
         )
+    # The harness's own seeds: some tasks shuffle options when they are made, and every process must ask the same.
+    random.seed(0)
+    np.random.seed(1234)
     try:
         return Task(copy.deepcopy(config))
     except (ConfigError, DataError):

@@ -162,22 +162,24 @@ def _faults(case: Case, tolerance: float | None) -> list[str]:
 
 
 def cases_for(encoder: ChatEncoder) -> Iterable[tuple[str, PromptBatch]]:
-    """A picture of each size, a text without picture, and all of them in one batch."""
+    """A picture of each size, a text without picture; and in one batch these and a prompt with both pictures."""
     pictures = [
         Image.linear_gradient("L").rotate(90 * i).resize(s).convert("RGB") for i, s in enumerate(SIZES)
     ]
     prompts = [_prompt(encoder, picture) for picture in pictures]
     for size, prompt in zip(SIZES, prompts, strict=True):
         yield f"picture {size[0]}x{size[1]}", collate_prompts([prompt], encoder.pad_id)
-    text = _prompt(encoder, None)
+    text = _prompt(encoder)
     yield "text alone", collate_prompts([text], encoder.pad_id)
-    yield "batch of three", collate_prompts([*prompts, text], encoder.pad_id)
+    yield "batch of four", collate_prompts([*prompts, text, _prompt(encoder, *pictures)], encoder.pad_id)
 
 
-def _prompt(encoder: ChatEncoder, picture: Image.Image | None) -> EncodedPrompt:
-    question = "What is in the picture?" if picture else "How many colours has a rainbow? Name them in order."
-    parts: tuple[int | str, ...] = (question,) if picture is None else (0, question)
-    images = () if picture is None else (ImageRef(picture=picture),)
+def _prompt(encoder: ChatEncoder, *pictures: Image.Image) -> EncodedPrompt:
+    question = (
+        "What is in the picture?" if pictures else "How many colours has a rainbow? Name them in order."
+    )
+    parts: tuple[int | str, ...] = (*range(len(pictures)), question)
+    images = tuple(ImageRef(picture=picture) for picture in pictures)
     talk = (Message("user", parts), Message("assistant", ("-",)))
     return encoder.encode_prompt(Record("check", talk, images))
 

@@ -151,11 +151,15 @@ class OnnxModel:
 
         config: Any = AutoConfig.from_pretrained(self.folder, local_files_only=True)
         sizes = torch.from_numpy(inputs["image_sizes"])
+        # a prompt with several pictures shows one tile of each
+        alone = [n == 1 for n in inputs.get("batch_num_images", [1] * len(sizes)) for _ in range(n)]
         counts = [
             stock.image_size_to_num_patches(
                 size, config.image_grid_pinpoints, config.vision_config.image_size
             )
-            for size in sizes
+            if tiled
+            else 1
+            for size, tiled in zip(sizes, alone, strict=True)
         ]
         tiles = np.concatenate([t[:n] for t, n in zip(inputs["pixel_values"], counts, strict=True)])
         seen = torch.from_numpy(_run(self.vision, {"pixel_values": tiles}))

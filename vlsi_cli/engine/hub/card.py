@@ -20,6 +20,8 @@ from vlsi_cli.errors import ModelError
 
 PAPER = "https://arxiv.org/abs/2412.01822"
 _TEMPLATE = Path(__file__).parent / "card.md.jinja"
+#: What the metadata call questions that have no id on the hub.
+_HELD_OUT = {"vlsi-patterns": "patterns, the built-in picture puzzles", "held-out": "held-out questions"}
 _TAGS = ["vlsi", "knowledge-distillation", "vision-language-model"]
 
 
@@ -81,11 +83,13 @@ class Benchmark:
     """A score on a public benchmark.
 
     Attributes:
-        name, dataset: for people, and the hub id of the data.
-        metric: identifier, e.g. ``accuracy``.
-        value, standard_error: in the benchmark's own unit.
-        n: questions.
-        paper: what the paper prints for its model of the same pair (in some places two figures); never measured here.
+        name, dataset, split: for people; the hub id of the data; what of them was asked, when known.
+        metric, metric_name: identifier, e.g. ``exact_match``, and its name for people.
+        value, standard_error: on a scale that ends at ``best`` (None: unknown); None where it is no mean.
+        n: questions; ``limit`` where only the first of each task were asked.
+        judge: the language model that read the answers, when one did.
+        remarks: what else is to be known, in short.
+        paper: what the paper prints for ``paper_model`` (in some places two figures); never measured here.
     """
 
     name: str
@@ -94,7 +98,14 @@ class Benchmark:
     value: float
     standard_error: float | None
     n: int
+    split: str | None = None
+    metric_name: str | None = None
+    best: float | None = None
+    limit: int | None = None
+    judge: str | None = None
+    remarks: str = ""
     paper: tuple[float, ...] = ()
+    paper_model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,7 @@ class Facts:
         licence: of the pushed model; None when unknown.
         stages, scores: in the order of the run.
         held_out: what the held-out questions were, in words, and ``held_out_id`` their dataset for the metadata.
-        benchmarks: scores on public benchmarks, when there are any.
+        benchmarks: scores on public benchmarks, when there are any; ``measured`` says with what.
         datasets: hub ids of the training data; ``data`` names every source for people.
         picture: the file of the matched layers in the repository, when there is one.
         verbalizers: names of the sets that travel along.
@@ -128,6 +139,7 @@ class Facts:
     held_out: str = ""
     held_out_id: str = ""
     benchmarks: Sequence[Benchmark] = ()
+    measured: Sequence[str] = ()
     datasets: Sequence[str] = ()
     data: Sequence[str] = ()
     picture: str | None = None
@@ -170,6 +182,8 @@ def make_card(facts: Facts) -> str:
         paper=PAPER,
         size=_size,
         cell=_cell,
+        figure=_figure,
+        metric=_scaled,
     )
     # what the template leaves out leaves its empty lines behind
     return re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
@@ -206,13 +220,16 @@ def _results(facts: Facts) -> list[Any]:
     for score in facts.scores:
         if score.who != "small after":
             continue
-        place = {"dataset_type": facts.held_out_id, "dataset_name": facts.held_out.replace("`", "")}
+        place = {
+            "dataset_type": facts.held_out_id,
+            "dataset_name": _HELD_OUT.get(facts.held_out_id, facts.held_out_id),
+        }
         if score.accuracy is not None:
             error = score.standard_error
             args = {"questions": score.n} | ({} if error is None else {"standard_error": round(error, 6)})
             found.append(
                 EvalResult(
-                    **task, **place, metric_type="accuracy", metric_name="Exact answers",
+                    **task, **place, metric_type="accuracy", metric_name="Exact answers, of 1",
                     metric_value=round(score.accuracy, 6), metric_args=args,
                 )
             )  # fmt: skip
@@ -224,16 +241,32 @@ def _results(facts: Facts) -> list[Any]:
                 )
             )  # fmt: skip
     for mark in facts.benchmarks:
-        args = {"questions": mark.n} | (
-            {} if mark.standard_error is None else {"standard_error": mark.standard_error}
-        )
+        more = {"standard_error": mark.standard_error, "limit": mark.limit, "judge": mark.judge}
         found.append(
             EvalResult(
-                **task, dataset_type=mark.dataset, dataset_name=mark.name, metric_type=mark.metric,
-                metric_value=mark.value, metric_args=args,
+                **task, dataset_type=mark.dataset, dataset_name=mark.name, dataset_split=mark.split,
+                metric_type=mark.metric, metric_name=_scaled(mark), metric_value=round(mark.value, 4),
+                metric_args={"questions": mark.n} | {key: _rounded(v) for key, v in more.items() if v is not None},
             )
         )  # fmt: skip
     return found
+
+
+def _scaled(mark: Benchmark) -> str:
+    """A metric's name with the end of its scale, since the hub shows bare numbers."""
+    name = mark.metric_name or mark.metric
+    return name if mark.best is None else f"{name}, of {mark.best:g}"
+
+
+def _figure(value: float | None, mark: Benchmark, digits: int = 1) -> str:
+    """A figure of a benchmark; one on an unknown scale keeps its digits."""
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if mark.best is not None else f"{value:.4g}"
+
+
+def _rounded(value: float | str) -> float | str:
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def _size(parameters: int) -> str:

@@ -41,6 +41,7 @@ _SECRETS = re.compile(
     rb"|xox[abprs]-[A-Za-z0-9-]{10,})|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 _SECRET_KEYS = re.compile(r"(hf|auth|access|api)_?(token|key)|use_auth_token|password|secret", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^/\s@]*:[^/\s@]+@", re.IGNORECASE)
 #: An absolute path: two parts at least, so that a token such as "/" or "/think" is none.
 _ABSOLUTE = re.compile(r"(file://)?(/[^/\s<>]+/|~[\w.-]*/|[A-Za-z]:[\\/]\w|\\\\\w)")
 _TEXT_ENDINGS = (
@@ -96,6 +97,13 @@ def reason_to_stay(
                 else "holds a path of this machine"
             )
     return None
+
+
+def is_secret(key: str, value: str) -> bool:
+    """Whether a value of a configuration must not be shown: by its key, its form, or a password in an address."""
+    if _SECRET_KEYS.fullmatch(key) and value:
+        return True
+    return _SECRETS.search(value.encode()) is not None or _CREDENTIALS.search(value) is not None
 
 
 def is_text(name: str) -> bool:

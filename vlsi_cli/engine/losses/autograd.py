@@ -27,6 +27,7 @@ class Setting:
         kind: of :class:`vlsi_cli.engine.losses.compare.Comparison`.
         vocabulary: V.
         temperature: both models' logits are divided by it.
+        beta: weight of the large model in the mixture of ``jsd``.
         rules: what the small and the large model do to their logits.
         plan: None chooses.
         tile_tokens, tile_words: None chooses.
@@ -35,6 +36,7 @@ class Setting:
     kind: str
     vocabulary: int
     temperature: float = 1.0
+    beta: float = 0.5
     rules: tuple[LogitRule, LogitRule] = (PLAIN, PLAIN)
     plan: Plan | None = None
     tile_tokens: int | None = None
@@ -100,7 +102,8 @@ def _comparison(
         )
         for (states, head), operand, rule in zip(pairs, operands, setting.rules, strict=False)
     ]
-    return Comparison(setting.kind, readouts[0], readouts[1] if len(readouts) > 1 else None, targets)
+    large = readouts[1] if len(readouts) > 1 else None
+    return Comparison(setting.kind, readouts[0], large, targets, beta=setting.beta)
 
 
 class _Known(torch.autograd.Function):

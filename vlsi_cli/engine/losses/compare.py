@@ -108,12 +108,19 @@ class Comparison:
         small: whose states get the gradient.
         large: what it is compared with; None for ``hard``.
         targets: ``[R]`` the right words, for ``hard``.
+        beta: weight of the large model in the mixture of ``jsd``, between 0 and 1.
     """
 
     def __init__(
-        self, kind: str, small: Readout, large: Readout | None, targets: Tensor | None = None
+        self,
+        kind: str,
+        small: Readout,
+        large: Readout | None,
+        targets: Tensor | None = None,
+        *,
+        beta: float = 0.5,
     ) -> None:
-        self.kind, self.small, self.large, self.targets = kind, small, large, targets
+        self.kind, self.small, self.large, self.targets, self.beta = kind, small, large, targets, beta
         self.readouts = (small,) if large is None else (small, large)
 
     @property
@@ -165,7 +172,7 @@ class Comparison:
     def _part(self, tokens: slice) -> Comparison:
         large = self.large.part(tokens) if self.large is not None else None
         targets = self.targets[tokens] if self.targets is not None else None
-        return Comparison(self.kind, self.small.part(tokens), large, targets)
+        return Comparison(self.kind, self.small.part(tokens), large, targets, beta=self.beta)
 
     def _online(self, tiling: Tiling, found: Found, _: bool) -> None:
         small, large, grad = self.small, self.large, found.grad_x
@@ -248,7 +255,7 @@ class Comparison:
         log_s = logits[0].sub_(log_sums[0][tokens, None])
         if self.targets is not None:
             return hard_targets(log_s, self.targets[tokens], words.start, want)
-        return KINDS[self.kind](log_s, logits[1].sub_(log_sums[1][tokens, None]), want)
+        return KINDS[self.kind](log_s, logits[1].sub_(log_sums[1][tokens, None]), want, self.beta)
 
     def train_head(
         self,

@@ -21,6 +21,7 @@ def divergence(
     vocabulary: int,
     kind: DivergenceKind = "forward_kl",
     temperature: float = 1.0,
+    beta: float = 0.5,
     rule_s: LogitRule = PLAIN,
     rule_t: LogitRule = PLAIN,
     plan: Plan | None = None,
@@ -34,7 +35,7 @@ def divergence(
     ======================  ===================================================================  =======
     ``forward_kl``          sum p_t log(p_t / p_s), the paper's KLD [D: direction]               >= 0
     ``reverse_kl``          sum p_s log(p_s / p_t)                                               >= 0
-    ``jsd``                 half of KL(p_s || m) + KL(p_t || m), m the mean of both              <= ln 2
+    ``jsd``                 b KL(p_t || m) + (1 - b) KL(p_s || m), m = b p_t + (1 - b) p_s       <= ln 2
     ``l2``                  sum (p_s - p_t)^2 over the vocabulary (Table 4d's L2) [D]            <= 2
     ``soft_cross_entropy``  - sum p_t log p_s: forward KL plus the large model's entropy         >= 0
     ======================  ===================================================================  =======
@@ -42,6 +43,10 @@ def divergence(
     L2 is between probabilities and not logits (method choice [D]): logits are defined only up to a constant a
     token, and a squared difference of them is ruled by the 150,000 tokens that nobody would say. It is a sum
     over the vocabulary, since a mean over it would shrink the loss and its gradient by that factor.
+
+    ``jsd`` is the generalized Jensen-Shannon divergence of GKD (arXiv 2306.13649, section 3) with the beta of TRL: 1/2
+    is the symmetric one, 0 is taken as the forward KL and 1 as the reverse KL, to which the divergence over beta, or
+    over 1 - beta, tends there.
 
     Both softmaxes divide the logits by ``temperature``; the loss is *not* multiplied by its square.
 
@@ -54,6 +59,7 @@ def divergence(
             (152,064 against 151,936, in some ports random) cannot matter.
         kind: see the table.
         temperature: > 0; the paper's is 1.
+        beta: of ``jsd``, from 0 to 1.
         rule_s, rule_t: what each model does to its logits (a final softcap, a scale).
         plan: how the gradient under a frozen head is made (:mod:`vlsi_cli.engine.losses.compare`); None chooses.
         tile_tokens, tile_words: lengths of a tile; None chooses (:mod:`vlsi_cli.engine.losses.rectangles`).
@@ -69,7 +75,11 @@ def divergence(
         raise ValueError(f"divergence: no kind {kind!r}; one of {', '.join(get_args(DivergenceKind))}")
     if not temperature > 0:
         raise ValueError(f"divergence: the temperature must be positive, not {temperature}")
+    if not 0 <= beta <= 1:
+        raise ValueError(f"divergence: beta must lie between 0 and 1, not {beta}")
+    if kind == "jsd" and beta in (0, 1):
+        kind = "forward_kl" if beta == 0 else "reverse_kl"
     if weight_t.requires_grad or x_t.requires_grad:
         x_t, weight_t = x_t.detach(), weight_t.detach()
-    setting = Setting(kind, vocabulary, temperature, (rule_s, rule_t), plan, tile_tokens, tile_words)
+    setting = Setting(kind, vocabulary, temperature, beta, (rule_s, rule_t), plan, tile_tokens, tile_words)
     return compare(setting, x_s, weight_s, x_t, weight_t)

@@ -32,38 +32,39 @@ class Part(NamedTuple):
     correction: Tensor | None = None
 
 
-# Each takes log-probabilities [t, w] of both models and may overwrite them.
+# Each takes log-probabilities [t, w] of both models and may overwrite them; the weight is the mixture's, for jsd.
 
 
-def _forward_kl(log_s: Tensor, log_t: Tensor, want: bool) -> Part:
+def _forward_kl(log_s: Tensor, log_t: Tensor, want: bool, _: float) -> Part:
     p_t = log_t.exp()
     value = log_t.sub_(log_s).mul_(p_t).sum(-1)
     return Part(value, log_s.exp_().sub_(p_t) if want else None)
 
 
-def _soft_cross_entropy(log_s: Tensor, log_t: Tensor, want: bool) -> Part:
+def _soft_cross_entropy(log_s: Tensor, log_t: Tensor, want: bool, _: float) -> Part:
     p_t = log_t.exp_()
     value = -(p_t * log_s).sum(-1)
     return Part(value, log_s.exp_().sub_(p_t) if want else None)
 
 
-def _reverse_kl(log_s: Tensor, log_t: Tensor, want: bool) -> Part:
+def _reverse_kl(log_s: Tensor, log_t: Tensor, want: bool, _: float) -> Part:
     p_s = log_s.exp()
     terms = log_s.sub_(log_t).mul_(p_s)
     value = terms.sum(-1)
     return Part(value, terms, p_s, value)
 
 
-def _jsd(log_s: Tensor, log_t: Tensor, want: bool) -> Part:
-    log_m = torch.logaddexp(log_s, log_t).sub_(math.log(2.0))
+def _jsd(log_s: Tensor, log_t: Tensor, want: bool, beta: float) -> Part:
+    log_m = torch.logaddexp(log_s + math.log1p(-beta), log_t + math.log(beta))
     large = log_t.exp().mul_(log_t.sub_(log_m)).sum(-1)
     p_s = torch.exp(log_s, out=log_t)
-    terms = log_s.sub_(log_m).mul_(p_s).div_(2)
+    # d/dp_s of both terms together is (1 - beta) log(p_s / m): what the mixture moves by cancels
+    terms = log_s.sub_(log_m).mul_(p_s).mul_(1 - beta)
     small = terms.sum(-1)
-    return Part(large.div_(2).add_(small), terms, p_s, small)
+    return Part(large.mul_(beta).add_(small), terms, p_s, small)
 
 
-def _l2(log_s: Tensor, log_t: Tensor, want: bool) -> Part:
+def _l2(log_s: Tensor, log_t: Tensor, want: bool, _: float) -> Part:
     p_s = log_s.exp_()
     gap = log_t.exp_().neg_().add_(p_s)
     value = gap.square().sum(-1)
@@ -71,8 +72,8 @@ def _l2(log_s: Tensor, log_t: Tensor, want: bool) -> Part:
     return Part(value, first, p_s, first.sum(-1))
 
 
-#: (log_s, log_t, want a gradient) -> the rectangle's part.
-KINDS: dict[str, Callable[[Tensor, Tensor, bool], Part]] = {
+#: (log_s, log_t, want a gradient, beta) -> the rectangle's part.
+KINDS: dict[str, Callable[[Tensor, Tensor, bool, float], Part]] = {
     "forward_kl": _forward_kl,
     "reverse_kl": _reverse_kl,
     "jsd": _jsd,

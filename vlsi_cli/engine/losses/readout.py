@@ -42,6 +42,23 @@ class LogitRule:
     scale: float = 1.0
     softcap: float | None = None
 
+    def apply_(self, product: Tensor, temperature: float = 1.0) -> Tensor:
+        """Logits over ``temperature`` from a head's product, written over it."""
+        gain = self.scale / temperature
+        if self.softcap is None:
+            return product if gain == 1.0 else product.mul_(gain)
+        cap = self.softcap / temperature
+        return product.mul_(gain / cap).tanh_().mul_(cap)
+
+    def bend(self, logits: Tensor, temperature: float = 1.0) -> Tensor | None:
+        """``1 - (logits / cap)^2``, what a cap makes of a gradient with respect to the logits; None without one.
+
+        The constant factor ``scale / temperature`` of such a gradient is left to the caller.
+        """
+        if self.softcap is None:
+            return None
+        return logits.div(self.softcap / temperature).square_().neg_().add_(1.0)
+
 
 #: Most families: the head's product is the logits.
 PLAIN = LogitRule()
@@ -115,9 +132,8 @@ class Readout:
         self._weight, self._operands = weight.detach(), operands
         self._product = product_dtype(weight.device, operands, dtype)
         self._rule, self._temperature = rule, temperature
-        self._cap = rule.softcap / temperature if rule.softcap is not None else None
         self.gain = rule.scale / temperature
-        self.capped, self.exact = self._cap is not None, self._product == dtype
+        self.capped, self.exact = rule.softcap is not None, self._product == dtype
         self._cast: tuple[slice, Tensor] | None = None
 
     def part(self, tokens: slice) -> Readout:
@@ -155,15 +171,11 @@ class Readout:
         else:
             z = _product_of_halves(x, rows, self.dtype)
             z = out.copy_(z) if out is not None else z
-        if self._cap is not None:
-            return z.mul_(self.gain / self._cap).tanh_().mul_(self._cap)
-        return z if self.gain == 1.0 else z.mul_(self.gain)
+        return self._rule.apply_(z, self._temperature)
 
     def bend(self, logits: Tensor) -> Tensor | None:
         """``1 - (logits / cap)^2``, what a cap makes of a gradient with respect to the logits; None without one."""
-        if self._cap is None:
-            return None
-        return logits.div(self._cap).square_().neg_().add_(1.0)
+        return self._rule.bend(logits, self._temperature)
 
     def gather(self, words: Tensor) -> Tensor:
         """``[n, H]`` the head's rows of single words, in :attr:`dtype`."""

@@ -26,7 +26,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlsi_cli.engine.losses.readout import accumulation_dtype, check_head, no_autocast
+from vlsi_cli.engine.losses.readout import (
+    PLAIN,
+    LogitRule,
+    accumulation_dtype,
+    check_head,
+    no_autocast,
+)
 
 __all__ = [
     "Kernel",
@@ -91,13 +97,15 @@ def head_rows(weight: Tensor, vocabulary: int) -> Tensor:
     return rows
 
 
-def project(x: Tensor, rows: Tensor, dtype: torch.dtype, temperature: float = 1.0) -> Tensor:
+def project(
+    x: Tensor, rows: Tensor, dtype: torch.dtype, temperature: float = 1.0, rule: LogitRule = PLAIN
+) -> Tensor:
     """Logits ``[t, V]`` of ``x [t, H]``: a product in the head's dtype, returned in ``dtype``.
 
     The result is a fresh tensor, so a kernel may overwrite it.
     """
     logits = F.linear(x.detach().to(rows.dtype), rows).to(dtype)
-    return logits if temperature == 1.0 else logits.div_(temperature)
+    return rule.apply_(logits, temperature)
 
 
 def log_softmax_(logits: Tensor) -> Tensor:
@@ -106,7 +114,14 @@ def log_softmax_(logits: Tensor) -> Tensor:
 
 
 def through_head(
-    x: Tensor, weight: Tensor, kernel: Kernel, *, vocabulary: int, length: int, temperature: float = 1.0
+    x: Tensor,
+    weight: Tensor,
+    kernel: Kernel,
+    *,
+    vocabulary: int,
+    length: int,
+    temperature: float = 1.0,
+    rule: LogitRule = PLAIN,
 ) -> Tensor:
     """Per-token losses ``[R]`` of ``kernel`` on the tiled logits of ``x`` through ``weight``.
 
@@ -120,11 +135,12 @@ def through_head(
         vocabulary: rows of the head that are tokens.
         length: tokens a tile.
         temperature: the logits are divided by it before the kernel sees them.
+        rule: what the model does to its logits before that.
     """
     grads = torch.is_grad_enabled()
     want_x, want_weight = grads and x.requires_grad, grads and weight.requires_grad
     result: Tensor = _ThroughHead.apply(
-        x, weight, kernel, vocabulary, length, temperature, want_x, want_weight
+        x, weight, kernel, vocabulary, length, temperature, rule, want_x, want_weight
     )
     return result
 
@@ -139,6 +155,7 @@ class _ThroughHead(torch.autograd.Function):
         vocabulary: int,
         length: int,
         temperature: float,
+        rule: LogitRule,
         want_x: bool,
         want_weight: bool,
     ) -> Tensor:
@@ -149,11 +166,14 @@ class _ThroughHead(torch.autograd.Function):
         grad_x = torch.empty(x.shape, dtype=dtype, device=x.device) if early else None
         with no_autocast(x.device):
             for tile in tiles(x.shape[0], length):
-                losses[tile], grad = kernel(tile, project(x[tile], rows, dtype, temperature), early)
+                logits = project(x[tile], rows, dtype, temperature, rule)
+                bend = rule.bend(logits, temperature) if early else None
+                losses[tile], grad = kernel(tile, logits, early)
                 if grad_x is not None and grad is not None:
-                    grad_x[tile] = _times(grad, rows) / temperature
+                    grad = grad if bend is None else grad.mul_(bend)
+                    grad_x[tile] = _times(grad, rows) * (rule.scale / temperature)
         if want_weight:
-            ctx.plan = (kernel, vocabulary, length, temperature, rows.dtype, want_x)
+            ctx.plan = (kernel, vocabulary, length, temperature, rule, rows.dtype, want_x)
             ctx.save_for_backward(x, weight)
         elif grad_x is not None:
             ctx.save_for_backward(grad_x)
@@ -165,8 +185,8 @@ class _ThroughHead(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.early:
             (kept,) = ctx.saved_tensors
-            return (kept * upstream[:, None]).to(ctx.dtype_x), *[None] * 7
-        kernel, vocabulary, length, temperature, head_dtype, want_x = ctx.plan
+            return (kept * upstream[:, None]).to(ctx.dtype_x), *[None] * 8
+        kernel, vocabulary, length, temperature, rule, head_dtype, want_x = ctx.plan
         x, weight = ctx.saved_tensors
         dtype = accumulation_dtype(x, weight)
         rows = weight.detach()[:vocabulary].to(head_dtype)
@@ -176,10 +196,13 @@ class _ThroughHead(torch.autograd.Function):
         largest = (
             upstream.abs().amax().clamp_min(torch.finfo(dtype).tiny) if len(upstream) else upstream.sum()
         )
-        factors = upstream / largest / temperature
+        factors = upstream / largest * (rule.scale / temperature)
         with no_autocast(x.device):
             for tile in tiles(x.shape[0], length):
-                _, grad = kernel(tile, project(x[tile], rows, dtype, temperature), True)
+                logits = project(x[tile], rows, dtype, temperature, rule)
+                bend = rule.bend(logits, temperature)
+                _, grad = kernel(tile, logits, True)
+                grad = grad if bend is None else grad.mul_(bend)
                 grad.mul_(factors[tile, None])
                 if grad_x is not None:
                     grad_x[tile] = _times(grad, rows)
@@ -187,7 +210,7 @@ class _ThroughHead(torch.autograd.Function):
             grad_weight.mul_(largest)
             if grad_x is not None:
                 grad_x = grad_x.mul_(largest).to(x.dtype)
-        return grad_x, grad_weight.to(weight.dtype), *[None] * 6
+        return grad_x, grad_weight.to(weight.dtype), *[None] * 7
 
 
 def _times(grad: Tensor, rows: Tensor) -> Tensor:

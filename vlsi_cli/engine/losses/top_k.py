@@ -18,7 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlsi_cli.engine.losses.readout import accumulation_dtype, check_head, no_autocast
+from vlsi_cli.engine.losses.readout import (
+    PLAIN,
+    LogitRule,
+    accumulation_dtype,
+    check_head,
+    no_autocast,
+)
 from vlsi_cli.engine.losses.tiles import (
     head_rows,
     log_softmax_,
@@ -58,7 +64,15 @@ class TopK:
 
 
 @torch.no_grad()
-def top_k_of(x: Tensor, weight: Tensor, *, vocabulary: int, k: int, tile_tokens: int | None = None) -> TopK:
+def top_k_of(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    vocabulary: int,
+    k: int,
+    rule: LogitRule = PLAIN,
+    tile_tokens: int | None = None,
+) -> TopK:
     """The ``k`` likeliest tokens behind a head, and the mass of the rest.
 
     The mass is summed over the rest itself: one minus the k probabilities would lose a small one.
@@ -68,6 +82,7 @@ def top_k_of(x: Tensor, weight: Tensor, *, vocabulary: int, k: int, tile_tokens:
         weight: ``[>= vocabulary, H]``.
         vocabulary: rows of the head that are tokens.
         k: 1 .. vocabulary - 1.
+        rule: what the model does to its logits.
         tile_tokens: tokens a tile; None chooses by a memory budget.
 
     Returns:
@@ -82,7 +97,7 @@ def top_k_of(x: Tensor, weight: Tensor, *, vocabulary: int, k: int, tile_tokens:
     found: list[TopK] = []
     with no_autocast(x.device):
         for tile in tiles(x.shape[0], length):
-            log_p = log_softmax_(project(x[tile], rows, dtype))
+            log_p = log_softmax_(project(x[tile], rows, dtype, rule=rule))
             top, indices = log_p.topk(k, dim=-1)
             tail = log_p.exp_().scatter_(-1, indices, 0.0).sum(-1)
             found.append(TopK(indices.int(), top, tail))
@@ -97,7 +112,13 @@ def top_k_of(x: Tensor, weight: Tensor, *, vocabulary: int, k: int, tile_tokens:
 
 
 def top_k_divergence(
-    x_s: Tensor, weight_s: Tensor, large: TopK, *, vocabulary: int, tile_tokens: int | None = None
+    x_s: Tensor,
+    weight_s: Tensor,
+    large: TopK,
+    *,
+    vocabulary: int,
+    rule_s: LogitRule = PLAIN,
+    tile_tokens: int | None = None,
 ) -> Tensor:
     """Forward KL(large || small) over the k tokens and the bucket of the others, ``[R]``, in nats.
 
@@ -110,6 +131,7 @@ def top_k_divergence(
         weight_s: ``[>= vocabulary, H_s]``; gets a gradient only when it requires one.
         large: what is known of the large model.
         vocabulary: rows of the head that are tokens.
+        rule_s: what the small model does to its logits; the large one's is in its log-probabilities.
         tile_tokens: tokens a tile; None chooses by a memory budget.
     """
     check_head("top_k_divergence", x_s, weight_s, vocabulary)
@@ -131,8 +153,9 @@ def top_k_divergence(
             return losses, None
         return losses, q.mul_((1 - t / rest)[:, None]).scatter_(-1, indices, top.exp() - p)
 
-    length = tile_length(vocabulary, buffers=3, device=x_s.device, dtype=dtype, tile_tokens=tile_tokens)
-    return through_head(x_s, weight_s, kernel, vocabulary=vocabulary, length=length)
+    buffers = 3 if rule_s.softcap is None else 4
+    length = tile_length(vocabulary, buffers=buffers, device=x_s.device, dtype=dtype, tile_tokens=tile_tokens)
+    return through_head(x_s, weight_s, kernel, vocabulary=vocabulary, length=length, rule=rule_s)
 
 
 @torch.no_grad()
@@ -143,6 +166,7 @@ def top_k_matrix(
     *,
     vocabulary: int,
     mask: Tensor | None = None,
+    rule_s: LogitRule = PLAIN,
     tile_tokens: int | None = None,
 ) -> Tensor:
     """:func:`top_k_divergence` of every small with every large layer, ``[n_small, n_large]``, summed over tokens.
@@ -153,6 +177,7 @@ def top_k_matrix(
 
     Args:
         mask: ``[n_small, n_large]`` bool; False cells are 0.
+        rule_s: what the small model does to its logits.
     """
     shape = (len(xs_s), len(larges))
     cells = [[True] * shape[1]] * shape[0] if mask is None else mask.tolist()
@@ -168,7 +193,7 @@ def top_k_matrix(
                 if not any(cells[s]):
                     continue
                 check_head("top_k_matrix", x, weight_s, vocabulary)
-                log_q = log_softmax_(project(x[tile], rows, dtype))
+                log_q = log_softmax_(project(x[tile], rows, dtype, rule=rule_s))
                 for column, (indices, p, t) in enumerate(known):
                     if not cells[s][column]:
                         continue

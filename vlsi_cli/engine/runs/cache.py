@@ -16,7 +16,7 @@ from vlsi_cli.config.run import DataConfig, DistillConfig
 from vlsi_cli.engine.data.records import BadRecord
 from vlsi_cli.engine.data.stream import RecordStream
 from vlsi_cli.engine.data.template import ChatEncoder, Encoded
-from vlsi_cli.engine.files import only_process, require_space, writing
+from vlsi_cli.engine.files import LOCK_FILE, is_half, only_process, require_space, writing
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.data import training_stream
 from vlsi_cli.engine.runs.identity import content_of, identity_of
@@ -25,6 +25,7 @@ from vlsi_cli.engine.teachers import LiveTeacher
 from vlsi_cli.engine.teachers.building import build_shards
 from vlsi_cli.engine.teachers.cached import CachedTeacher, head_misfit, write_head
 from vlsi_cli.engine.teachers.manifest import (
+    HEAD_FILE,
     MANIFEST_FILE,
     SHARDS,
     CacheIdentity,
@@ -148,12 +149,13 @@ def build(
             manifest = replace(manifest, head=write_head(path, teacher.head))
             manifest.write(path)
         records = batch_size or (config.interaction.batch_size if config.interaction else 1)
+        stream = _ordered(config, encoder)
         try:
             manifest = build_shards(
                 path,
                 manifest,
                 teacher,
-                _ordered(config, encoder),
+                stream,
                 pad_id=encoder.pad_id,
                 batch_size=records,
                 shard_bytes=shard_bytes,
@@ -164,6 +166,8 @@ def build(
                 f"the large model and {records} records at a time do not fit into the memory of {device}",
                 hint=f"lower --batch-size (now {records}), data.max_length or data.max_pixels",
             ) from error
+        finally:
+            stream.close()
     if manifest.skipped:
         why = ", ".join(f"{reason} {count}" for reason, count in sorted(manifest.skipped.items()))
         events(Warn(f"data: {sum(manifest.skipped.values())} records could not be used ({why})"))
@@ -237,7 +241,7 @@ def _ordered(config: DistillConfig, encoder: ChatEncoder) -> RecordStream[Encode
     """The data in their own order, each record once, as the small model reads them."""
     once = tuple(source.model_copy(update={"weight": 1.0}) for source in config.data.sources)
     data: DataConfig = config.data.model_copy(update={"sources": once, "shuffle": False})
-    return training_stream(data, encoder, seed=config.seed)
+    return training_stream(data, encoder, seed=config.seed, digests=True)
 
 
 def _size(identity: CacheIdentity, stream: RecordStream[Encoded, Any], events: Events) -> CacheSize:
@@ -247,7 +251,7 @@ def _size(identity: CacheIdentity, stream: RecordStream[Encoded, Any], events: E
     places = sorted({draw * draws // min(draws, SAMPLE) for draw in range(min(draws, SAMPLE))})
     tokens = 0
     for place in places:
-        _, item = next(stream.numbered_pass(place))
+        item = stream.at(place)
         tokens += 0 if isinstance(item, BadRecord) else int(item.trained[1:].sum())
     tokens = round(tokens * draws / len(places))
     head = 0
@@ -273,7 +277,7 @@ def _readable(count: int) -> str:
 def _begin(path: Path, fresh: CacheManifest, overwrite: bool) -> CacheManifest:
     """The manifest to go on with: that of an unfinished cache of the same identity, or the fresh one, written."""
     with writing(path):
-        if path.is_dir() and any(child.name != ".lock" for child in path.iterdir()):
+        if _holds_something(path):
             if not (path / MANIFEST_FILE).is_file():
                 raise OutputError(f"{path} is not empty and no teacher cache", hint="give another folder")
             if not overwrite:
@@ -284,10 +288,21 @@ def _begin(path: Path, fresh: CacheManifest, overwrite: bool) -> CacheManifest:
                         hint="give another folder, or replace it with --overwrite",
                     )
                 return held
-            shutil.rmtree(path)
+            with only_process(path, f"the teacher cache {path}"):
+                shutil.rmtree(path / SHARDS, ignore_errors=True)
+                (path / MANIFEST_FILE).unlink()  # last: until then it can be told for a cache
+                (path / HEAD_FILE).unlink(missing_ok=True)
         (path / SHARDS).mkdir(parents=True, exist_ok=True)
     fresh.write(path)
     return fresh
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether a folder holds more than what a build leaves that was killed before it had its manifest."""
+    names = {child.name for child in path.iterdir()} if path.is_dir() else set()
+    if SHARDS in names and not any((path / SHARDS).iterdir()):
+        names.discard(SHARDS)
+    return any(name not in (LOCK_FILE, HEAD_FILE) and not is_half(name) for name in names)
 
 
 def _watch(events: Events, wish: Wish, manifest: CacheManifest) -> Any:

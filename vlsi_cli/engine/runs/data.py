@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vlsi_cli.config.run import DataConfig, HubSource, LlavaSource, PatternsSource, Source
 from vlsi_cli.engine.batch import Batch, PromptBatch
 from vlsi_cli.engine.data import sources
 from vlsi_cli.engine.data.collate import collate, collate_prompts
+from vlsi_cli.engine.data.digests import with_digest
 from vlsi_cli.engine.data.huggingface import HuggingFaceSource
+from vlsi_cli.engine.data.lengths import record_length
+from vlsi_cli.engine.data.order import Exchange
 from vlsi_cli.engine.data.records import Record
 from vlsi_cli.engine.data.report import DataReport
-from vlsi_cli.engine.data.stream import RecordSource, RecordStream
+from vlsi_cli.engine.data.schedule import RecordSource
+from vlsi_cli.engine.data.stream import RecordStream, alone
 from vlsi_cli.engine.data.template import ChatEncoder, Encoded, EncodedPrompt
 
 _Item = TypeVar("_Item")
@@ -62,20 +66,38 @@ def training_stream(
     report: DataReport | None = None,
     rank: int = 0,
     world_size: int = 1,
+    exchange: Exchange = alone,
     digests: bool = False,
 ) -> RecordStream[Encoded, Batch]:
-    """Endless training batches of a configuration: ``stream.next_batch(n)``; ``digests`` as in ``collate``."""
+    """Endless training batches of a configuration: ``stream.next_step(n)``. Close it: it may have workers.
+
+    ``rank``, ``world_size`` and ``exchange`` as in :class:`RecordStream`, ``digests`` as in ``collate``.
+    """
     together = partial(_collate, pad_id=encoder.pad_id, digests=digests)
-    return _stream(config, encoder.encode, together, seed, report, rank, world_size)
+    return _stream(
+        config,
+        partial(_encode_with_digest, encoder) if digests else encoder.encode,
+        together,
+        seed,
+        report,
+        rank=rank,
+        world_size=world_size,
+        exchange=exchange,
+        group_steps=config.group_by_length,
+        measure=partial(record_length, encoder),
+    )
 
 
 def prompt_stream(
     config: DataConfig, encoder: ChatEncoder, *, seed: int, report: DataReport | None = None
 ) -> RecordStream[EncodedPrompt, PromptBatch]:
     """Generation prompts of held-out data: ``stream.one_pass(samples)`` gives them one by one."""
-    return _stream(
-        config, encoder.encode_prompt, partial(_collate_prompts, pad_id=encoder.pad_id), seed, report, 0, 1
-    )
+    together = partial(_collate_prompts, pad_id=encoder.pad_id)
+    return _stream(config, encoder.encode_prompt, together, seed, report)
+
+
+def _encode_with_digest(encoder: ChatEncoder, record: Record) -> Encoded:
+    return with_digest(encoder.encode(record))
 
 
 def _collate(records: list[Encoded], *, pad_id: int, digests: bool) -> Batch:
@@ -92,8 +114,7 @@ def _stream(
     collate_items: Callable[[list[_Item]], _Out],
     seed: int,
     report: DataReport | None,
-    rank: int,
-    world_size: int,
+    **settings: Any,
 ) -> RecordStream[_Item, _Out]:
     return RecordStream(
         open_sources(config, seed),
@@ -103,6 +124,7 @@ def _stream(
         shuffle=config.shuffle,
         policy=config.on_bad_record,
         report=report,
-        rank=rank,
-        world_size=world_size,
+        workers=config.workers,
+        prefetch=config.prefetch,
+        **settings,
     )

@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-import gc
 import shlex
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from vlsi_cli.config.loading import Resolved
-from vlsi_cli.config.run import DistillConfig, ModelConfig, StageConfig
+from vlsi_cli.config.run import DistillConfig, StageConfig
+from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.backbones.lora import has_lora, merge_lora
 from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.files import require_space
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.data import training_stream
+from vlsi_cli.engine.runs.failures import keep_failure
 from vlsi_cli.engine.runs.folder import RunFolder
-from vlsi_cli.engine.runs.identity import needs_teacher
-from vlsi_cli.engine.runs.measure import encoder_for, measure
-from vlsi_cli.engine.runs.stages import interaction_stage, optimizer_steps, reinforcement_stage
+from vlsi_cli.engine.runs.measure import encoder_for, measure, record
+from vlsi_cli.engine.runs.results import RunResults
+from vlsi_cli.engine.runs.samples import LayerSamples
+from vlsi_cli.engine.runs.stages import cut_step, optimizer_steps
 from vlsi_cli.engine.runs.teachers import describe_pair, open_cache
+from vlsi_cli.engine.runs.tracking import tracked
 from vlsi_cli.engine.runs.watch import StageWatch
-from vlsi_cli.engine.stages import VerbalizationStage
-from vlsi_cli.engine.teachers import CachedTeacher, LiveTeacher, Teacher
+from vlsi_cli.engine.sharding import is_sharded, shard
 from vlsi_cli.engine.training import Checkpoints, Stage, train_stage
+from vlsi_cli.engine.training.checkpoint import Checkpoint, written_by
 from vlsi_cli.engine.training.signals import Wish, heed_signals
-from vlsi_cli.engine.verbalizing import Verbalizers
 from vlsi_cli.errors import DataError, Interrupted, OutputError
-from vlsi_cli.events import Events, Note, Report, RunEnded, RunStarted, Warn
+from vlsi_cli.events import Events, Note, Report, RunEnded, RunStarted, Warn, ignore
 
 
 def run(
-    resolved: Resolved, *, output: Path, events: Events, resume: bool = False, overwrite: bool = False
+    resolved: Resolved,
+    *,
+    output: Path,
+    events: Events,
+    resume: bool = False,
+    overwrite: bool = False,
+    skip_damaged: bool = False,
 ) -> Report:
     """Distil: verbalization of both models, interaction, reinforcement, as far as the configuration has them.
 
@@ -44,32 +50,53 @@ def run(
         events: told of everything that happens.
         resume: go on with the run in ``output``; what is complete is not done again.
         overwrite: replace a run that is already in ``output``.
+        skip_damaged: resume from the newest undamaged checkpoint.
 
     Returns:
         The report; the student in it has been reloaded by plain transformers and compared.
 
     Raises:
-        VlsiError: any branch of it; a run that was started can be resumed after each of them.
+        VlsiError: any branch of it; a run that was started can be resumed after each.
     """
+    with processes.joined(models.own_device(resolved.config)):
+        return _run(
+            resolved, output, events if processes.is_first() else ignore, resume, overwrite, skip_damaged
+        )
+
+
+def _run(
+    resolved: Resolved, output: Path, events: Events, resume: bool, overwrite: bool, skip_damaged: bool
+) -> Report:
     started = time.perf_counter()
-    folder = RunFolder.open(output) if resume else RunFolder.create(output, resolved, overwrite=overwrite)
+
+    def begin() -> RunFolder:
+        return RunFolder.open(output) if resume else RunFolder.create(output, resolved, overwrite=overwrite)
+
+    folder = processes.on_first(begin)
+    output = folder.path
     again = f"vlsi distill --resume {shlex.quote(str(output))}"
-    with folder.held(), heed_signals() as wish:
+    skipped = (lambda text: events(Warn(text))) if skip_damaged else None
+    checkpoints = Checkpoints(folder.checkpoints, resolved.config.keep_checkpoints, skipped)
+    following = tracked(resolved, folder, events, resumed=resume)
+    with folder.held(), heed_signals() as wish, following as told:
         try:
-            _Distillation(resolved.config, folder, events, wish).run()
+            _Distillation(resolved.config, folder, told, wish, checkpoints).run()
         except Interrupted as stopped:
-            raise Interrupted(stopped.message, resume=again, exit_code=stopped.exit_code) from None
+            known = Interrupted(stopped.message, resume=again, exit_code=stopped.exit_code)
+            known.shared = stopped.shared
+            raise known from None
+        except KeyboardInterrupt:  # a second Ctrl-C
+            lost = "stopped at once; what came after the newest checkpoint is lost"
+            raise Interrupted(lost, resume=again) from None
         except (DataError, OutputError) as error:  # what is mended outside the configuration
-            hint = f"{error.hint}\n" if error.hint else ""
-            error.hint = f"{hint}then go on with: {again}"
+            error.hint = "\n".join(filter(None, (error.hint, f"then go on with: {again}")))
             raise
     state = folder.state
+    scores = (state.scores.get(who) for who in ("small before", "small after", "large"))
     report = Report(
         run=output,
         student=folder.student,
-        scores=tuple(
-            state.scores[who] for who in ("small before", "small after", "large") if who in state.scores
-        ),
+        scores=tuple(score for score in scores if score is not None),
         stages=tuple(state.stages.values()),
         seconds=time.perf_counter() - started,
     )
@@ -77,18 +104,14 @@ def run(
     return report
 
 
-class _Distillation:
-    """One run in progress: the objects that its stages share, loaded when first needed."""
+class _Distillation(RunResults):
+    """One run in progress: the order of its stages, and their training."""
 
-    def __init__(self, config: DistillConfig, folder: RunFolder, events: Events, wish: Wish) -> None:
-        self.config, self.folder, self.events, self.wish = config, folder, events, wish
-        self.device, self.dtype = models.place(config)
-        self.checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
-        self._student: Backbone | None = None
-        self._teacher: Backbone | None = None
-        self._cached: CachedTeacher | None = None
-        self._small_verbalizers: Verbalizers | None = None
-        self._large_verbalizers: Verbalizers | None = None
+    def __init__(
+        self, config: DistillConfig, folder: RunFolder, events: Events, wish: Wish, checkpoints: Checkpoints
+    ) -> None:
+        super().__init__(config, folder, wish)
+        self.events, self.checkpoints = events, checkpoints
 
     # ---------------------------------------------------------------- order of events
 
@@ -98,7 +121,7 @@ class _Distillation:
             n for n in ("verbalization", "interaction", "reinforcement") if getattr(config, n) is not None
         ]
         self.events(RunStarted(self.folder.path, tuple(names)))
-        for key in self.folder.state.stages:
+        for key in self.folder.state.stages if processes.is_first() else ():
             self.checkpoints.drop(key)  # a kill can come between a stage's end and this
         if self.folder.state.student:
             self._measure("small after")
@@ -124,13 +147,10 @@ class _Distillation:
             self._verbalize("small")
         if config.interaction is not None and not self._complete("interaction"):
             self._interact()
-        self._forget_teacher()
+        self.forget_teacher()
         if config.reinforcement is not None:
             self._reinforce()
         self._finish()
-
-    def _complete(self, key: str) -> bool:
-        return key in self.folder.state.stages
 
     def _check_space(self) -> None:
         """Checkpoints, verbalizers, the layers after step 2 and the student must fit on the disk."""
@@ -143,143 +163,69 @@ class _Distillation:
                 sets.append(sum(parameter.numel() for parameter in made.parameters()))
         full = models.trains_weights(config)
         needed_bytes = models.disk_space(self.student, sets, full=full, keep=config.keep_checkpoints)
-        require_space(self.folder.path, needed_bytes, "checkpoints, verbalizers and the small model")
-
-    # ---------------------------------------------------------------- models
-
-    @property
-    def student(self) -> Backbone:
-        """The small model as far as the complete stages have brought it."""
-        if self._student is None:
-            config, done = self.config, self.folder.state.student
-            model = ModelConfig(id=str(self.folder.student)) if done else config.student
-            trained = not done and models.trains_weights(config)
-            self._student = models.load_model(model, config, self.dtype, self.device, trained=trained)
-            if not done and self._complete("interaction"):
-                models.restore_layers(self.folder.interaction, self._student)
-            self._stop_if_asked()
-        return self._student
-
-    @property
-    def teacher(self) -> Backbone:
-        if self._teacher is None:
-            assert self.config.teacher is not None
-            self._teacher = models.load_model(
-                self.config.teacher,
-                self.config,
-                self.dtype,
-                self.device,
-                trained=False,
-                chat_template=self.student.processor.chat_template,
-            )
-            self._stop_if_asked()
-        return self._teacher
-
-    def _forget_teacher(self) -> None:
-        """Give the large model's memory back before the last step."""
-        self._teacher = self._cached = self._large_verbalizers = self._small_verbalizers = None
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _verbalizers(self, side: str) -> Verbalizers:
-        """The trained set of a side: from this process, from the run folder, or the one to be reused."""
-        held = self._large_verbalizers if side == "large" else self._small_verbalizers
-        if held is not None:
-            return held
-        backbone, model = self._side(side)
-        path = model.verbalizers or self.folder.verbalizers(side)
-        return models.stored_verbalizers(path, backbone, models.target_layers(model, backbone))
-
-    def _side(self, side: str) -> tuple[Backbone, Any]:
-        if side == "large":
-            return self.teacher, self.config.teacher
-        return self.student, self.config.student
+        what = "checkpoints, verbalizers and the small model"
+        processes.on_first(lambda: require_space(self.folder.path, needed_bytes, what))
 
     # ---------------------------------------------------------------- stages
 
     def _verbalize(self, side: str) -> None:
-        config = self.config
-        backbone, model = self._side(side)
-        settings = config.large_verbalization if side == "large" else config.verbalization
+        backbone, _ = self._side(side)
+        settings = self.config.large_verbalization if side == "large" else self.config.verbalization
         assert settings is not None
-        key = f"verbalization-{side}"
-        targets = models.target_layers(model, backbone)
-        seed = models.derived_seed(config.seed, key)
-        verbalizers = models.new_verbalizers(backbone, targets, config.verbalizer, seed).to(self.device)
-        self._train(key, side, VerbalizationStage(backbone, verbalizers), settings, backbone)
-        final = self.folder.state.stages[key]
-        facts = {"steps": final.steps, "loss": dict(final.per_layer), "seed": config.seed}
-        models.store_verbalizers(self.folder.verbalizers(side), backbone, verbalizers, facts)
-        self._mark(key)
-        if side == "large":
-            self._large_verbalizers = verbalizers
-        else:
-            self._small_verbalizers = verbalizers
+        stage = self.verbalization(side)
+        self._train(f"verbalization-{side}", side, stage, settings, backbone)
+        self.keep_verbalizers(side, stage)
+        self._mark(f"verbalization-{side}")
 
     def _interact(self) -> None:
         settings = self.config.interaction
         assert settings is not None
-        assert self.config.teacher is not None
-        student, words = self.student, settings.verbalizes
-        small = models.target_layers(self.config.student, student)
-        teacher: Teacher | None = self._cached
-        if teacher is None and needs_teacher(settings):
-            matches_words = words and settings.intermediate != "ce"
-            said = self._verbalizers("large") if matches_words else None
-            large = models.target_layers(self.config.teacher, self.teacher)
-            teacher = LiveTeacher(self.teacher, said, large, self.dtype)
-        stage = interaction_stage(
-            settings,
-            student,
-            teacher,
-            self._verbalizers("small") if words else None,
-            targets=small,
-            seed=models.derived_seed(self.config.seed, "interaction"),
-        )
-        self._train("interaction", "small", stage, settings, student)
-        self._settle(student)
-        models.store_layers(self.folder.interaction, student)
-        if stage.verbalizers is not None:
-            facts = {"after": "interaction", "teacher": self.config.teacher.id, "seed": self.config.seed}
-            models.store_verbalizers(
-                self.folder.verbalizers("small-after"), student, stage.verbalizers, facts
-            )
+        stage = self.interaction()
+        self._train("interaction", "small", stage, settings, self.student)
+        self.keep_layers(stage)
         self._mark("interaction")
 
     def _reinforce(self) -> None:
         settings = self.config.reinforcement
         assert settings is not None
-        student = self.student
-        seed = models.derived_seed(self.config.seed, "reinforcement")
-        stage = reinforcement_stage(settings, student, seed=seed)
-        self._train("reinforcement", "small", stage, settings, student)
-        self._settle(student)
-
-    @staticmethod
-    def _settle(student: Backbone) -> None:
-        """Adapters become part of the weights they adapt, and everything is frozen again."""
-        if has_lora(student):
-            merge_lora(student)
-        student.freeze()
+        stage = self.reinforcement()
+        self._train("reinforcement", "small", stage, settings, self.student)
+        self.take_back(stage)
 
     def _train(self, key: str, side: str, stage: Stage, settings: StageConfig, backbone: Backbone) -> None:
         """Train one stage, from its newest checkpoint if there is one."""
         config, report = self.config, DataReport()
-        accelerator = models.new_accelerator(self.device, self.dtype)
+        accelerator = models.new_accelerator(self.device, self.dtype, some_idle=stage.some_idle)
+        begun = self.folder.state.processes
         stream = training_stream(
             config.data,
             encoder_for(backbone, config.data),
             seed=models.derived_seed(config.seed, f"data of {stage.name}"),
             report=report,
-            digests=key == "interaction" and self._cached is not None,
+            rank=processes.rank(),
+            world_size=processes.size(),
+            exchange=processes.gather,
+            digests=self._looks_records_up(key),
         )
-        steps = optimizer_steps(settings, stream.records_per_epoch, stage.name)
-        checkpoint = self.checkpoints.latest(key)
+        steps = optimizer_steps(settings, stream.records_per_epoch, stage.name, begun)
+        batch_size, accumulation = cut_step(settings, begun, processes.size())
+        checkpoint = self._latest(key)
         first = checkpoint.step if checkpoint is not None else 0
+        if self.sharding != "none":
+            shard(stage, stage.units())
         self.folder.forget_after(key, first)
         watch = StageWatch(
-            self.folder, self.events, key=key, stage=stage.name, side=side, total=steps, first=first
+            self.folder,
+            self.events,
+            key=key,
+            stage=stage.name,
+            side=side,
+            total=steps,
+            first=first,
+            device=self.device,
+            teacher_clock=stage.teacher_clock,
+            sample=self._sampler(key, stage, backbone, steps),
+            data=report if first == 0 and not self.folder.state.stages else None,
         )
         optimizer = settings.optimizer
         backbone.set_gradient_checkpointing(settings.gradient_checkpointing)
@@ -290,8 +236,8 @@ class _Distillation:
                 accelerator,
                 key=key,
                 steps=steps,
-                batch_size=settings.batch_size,
-                accumulation=settings.gradient_accumulation,
+                batch_size=batch_size,
+                accumulation=accumulation,
                 learning_rate=optimizer.learning_rate,
                 final_learning_rate=optimizer.final_learning_rate,
                 warmup_steps=optimizer.warmup_steps,
@@ -306,27 +252,74 @@ class _Distillation:
                 wish=self.wish,
                 on_step=watch.step,
                 on_checkpoint=watch.checkpoint,
+                on_failure=partial(keep_failure, self.folder, self.events, key, stage),
             )
         finally:
             accelerator.free_memory()  # it would keep the stage, its teacher and its moments
             backbone.set_gradient_checkpointing(False)
+            stream.close()
             self.folder.note_data(key, report.to_dict())
         if report.skipped:
             self.events(Warn(f"data: {report.summary()}; data.json names them"))
-        self.folder.state.stages[key] = watch.end()
+        self.folder.state.stages[key] = processes.on_first(watch.end)
+
+    def _latest(self, key: str) -> Checkpoint | None:
+        """The newest checkpoint of a stage, on every process; the first looks first, and removes damaged ones."""
+        found: list[Checkpoint | None] = []
+        processes.on_first(lambda: found.append(self.checkpoints.latest(key)))
+        with processes.together():
+            if not found:
+                found.append(self.checkpoints.latest(key))
+        checkpoint = found[0]
+        if checkpoint is not None and written_by(checkpoint) != processes.size():
+            self.events(
+                Note(
+                    f"the checkpoint was written by {written_by(checkpoint)} processes and this run has "
+                    f"{processes.size()}: each step keeps its records, and dropout gets new random numbers"
+                )
+            )
+        return checkpoint
+
+    def _sampler(self, key: str, stage: Stage, backbone: Backbone, steps: int) -> Callable[[int], None]:
+        """What is called after each step for sample answers; nothing where no layer of the small model speaks."""
+        verbalizers = getattr(stage, "verbalizers", None)
+        if not self.config.watch.samples or verbalizers is None or key == "verbalization-large":
+            return lambda step: None
+        if self.sharding != "none":  # layers are read one by one there, outside of what gathers them in order
+            self.events(Warn("no sample answers in this stage: what speaks is divided among the processes"))
+            return lambda step: None
+        if not processes.is_first():
+            return lambda step: None
+        return LayerSamples(
+            self.config,
+            self.folder,
+            self.events,
+            key=key,
+            stage=stage,
+            backbone=backbone,
+            verbalizers=verbalizers,
+            total=steps,
+            dtype=self.dtype,
+            asked_to_stop=lambda: self.wish.signal is not None,
+        ).after
+
+    def _looks_records_up(self, key: str) -> bool:
+        """Whether a stage finds what it knows of records by their digests."""
+        models_here = (self._student, self._teacher)
+        remembers = any(each is not None and each.vision_memory is not None for each in models_here)
+        return remembers or (key == "interaction" and self._cached is not None)
 
     def _mark(self, key: str) -> None:
         """A stage and what it leaves are on disk; only now is it complete, and its checkpoints go."""
         self.folder.save_state()
-        self.checkpoints.drop(key)
+        processes.on_first(lambda: self.checkpoints.drop(key))
         self._stop_if_asked()
 
     # ---------------------------------------------------------------- ends
 
     def _finish(self) -> None:
         """Write the stock checkpoint, prove that it loads as what was trained, and measure it."""
-        models.write_student(self.folder.student, self.student, self.dtype)
-        self.folder.state.student = True
+        self.keep_student()
         self._mark("reinforcement")
         self._measure("small after")
 
@@ -334,8 +327,8 @@ class _Distillation:
         if self.config.evaluation.data is None or who in self.folder.state.scores:
             return  # before the property below loads a model for nothing
         backbone = self.teacher if who == "large" else self.student
-        measure(who, backbone, self.config, self.dtype, self.folder, self.events, self._stop_if_asked)
-
-    def _stop_if_asked(self) -> None:
-        if self.wish.signal is not None:
-            raise Interrupted("stopped between two steps; nothing is lost", exit_code=self.wish.exit_code)
+        shared = not is_sharded(backbone.model)
+        check = self._stop_if_told if shared else self._stop_if_asked
+        with processes.together():
+            share = measure(who, backbone, self.config, self.dtype, self.events, check, shared=shared)
+        record(who, processes.gather(share) if shared else [share], self.folder, self.events)

@@ -3,19 +3,22 @@
 OUTPUT/report.json, report.md, report.html   the last run's figures and settings
 OUTPUT/models/NAME-IDENTITY/BENCHMARK/       answers.jsonl, verdicts.jsonl, samples.jsonl, result.json
 OUTPUT/harness.log                           what the harness says
+
+Of several processes each answers its share, into a file of its own until the first one takes it over; the first alone
+asks the judge, scores and writes.
 """
 
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -23,27 +26,29 @@ from vlsi_cli.config import harness as place
 from vlsi_cli.config.benchmarks import Benchmark, paper
 from vlsi_cli.config.evaluating import Asked, EvaluationPlan
 from vlsi_cli.config.evaluation import EvaluationConfig
-from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.load import load_backbone
-from vlsi_cli.engine.backbones.processors import PROCESSOR_FILES
 from vlsi_cli.engine.devices import precision_name, resolve_device, resolve_precision
 from vlsi_cli.engine.evaluation import harness
 from vlsi_cli.engine.evaluation.generation import Answerer
+from vlsi_cli.engine.evaluation.identity import folder_name, identity
 from vlsi_cli.engine.evaluation.judge import Judge
 from vlsi_cli.engine.evaluation.scores import Paired, Result, Sample, paired
-from vlsi_cli.engine.files import file_sha256, write_json, writing
+from vlsi_cli.engine.files import only_process, write_json, writing
 from vlsi_cli.engine.runs import evaluation_report as report_files
 from vlsi_cli.engine.runs.folder import environment
-from vlsi_cli.errors import Interrupted, OutputError
+from vlsi_cli.errors import Interrupted, ProcessError
 from vlsi_cli.events import BenchmarkStarted, Events, Warn
 
 if TYPE_CHECKING:
+    from vlsi_cli.engine.evaluation.running import Evaluated
     from vlsi_cli.engine.evaluation.tasks import Task
 
-try:
-    import fcntl
-except ImportError:  # not on Windows, where the folder is not locked
-    fcntl = None  # type: ignore[assignment]
+Made = TypeVar("Made")
+
+_PATIENCE = timedelta(days=7)
+"""How long processes wait for the first, which may be asking a judge thousands of times."""
+_GOES_ON = "the same command goes on from here"
 
 
 @dataclass(frozen=True)
@@ -70,31 +75,70 @@ class EvaluationReport:
         return tuple(result for result in self.results if result.score is None)
 
 
-def run(config: EvaluationConfig, plan: EvaluationPlan, events: Events) -> EvaluationReport:
+def run(config: EvaluationConfig, plan: EvaluationPlan, events: Events) -> EvaluationReport | None:
     """Evaluate; whatever was answered before by the same weights, processor and settings is not asked again.
+
+    Returns:
+        The report; None in every process but the first.
 
     Raises:
         ConfigError: no such device, or a task that cannot be asked.
         DataError: a data set that cannot be read.
         EvaluationError: the judge failed, or memory ran out with one question.
         OutputError: the folder cannot be written, or another process works in it.
-        Interrupted: Ctrl-C; the answers so far are kept.
+        ProcessError: another process has ended before its time.
+        Interrupted: Ctrl-C or SIGTERM; the answers so far are kept.
     """
-    device = resolve_device(config.device)
+    device = processes.own_device(resolve_device(config.device), chosen=":" in config.device)
     dtype = resolve_precision(config.precision, device)
-    judge = None
-    if config.judge is not None and any(b.judge != "none" or not b.known for b in plan.benchmarks):
-        judge = Judge(config.judge.model, config.judge.url, config.judge.timeout, config.judge.attempts)
-        judge.probe(pictures=any(benchmark.verdict == "pair" for benchmark in plan.benchmarks))
-    for title in plan.skipped:
-        events(Warn(f"{title} is left out: it needs a judge"))
-    with _held(config.output):
-        try:
-            return _run(config, plan, events, device, dtype, judge)
-        except KeyboardInterrupt as error:
-            raise Interrupted(
-                "interrupted; the answers so far are kept", hint="the same command goes on from here"
-            ) from error
+    try:
+        with _told_to_end(), processes.joined(torch.device("cpu"), _PATIENCE):
+            judge = None
+            if processes.is_first():
+                judge = _judge(config, plan)
+                for title in plan.skipped:
+                    events(Warn(f"{title} is left out: it needs a judge"))
+            with _held(config.output) if processes.is_first() else nullcontext():
+                return _run(config, plan, events, device, dtype, judge)
+    except KeyboardInterrupt as error:
+        code = 143 if isinstance(error, _Terminated) else 130
+        stopped = Interrupted("interrupted; the answers so far are kept", hint=_GOES_ON, exit_code=code)
+        stopped.shared = True  # it reaches every process
+        raise stopped from error
+    except ProcessError as error:
+        error.hint = f"the answers so far are kept: {_GOES_ON}"
+        raise
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, where no launcher sends it."""
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Let the first process say what SIGTERM means. The others end at once, with every answer on the disk."""
+    if threading.current_thread() is not threading.main_thread() or not processes.is_first():
+        yield
+        return
+    kind = _Terminated if processes.size() == 1 else processes.Terminated
+
+    def end(number: int, frame: Any) -> None:
+        raise kind
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _judge(config: EvaluationConfig, plan: EvaluationPlan) -> Judge | None:
+    """The judge, which has answered; None when none is configured or none is needed."""
+    if config.judge is None or all(b.judge == "none" and b.known for b in plan.benchmarks):
+        return None
+    judge = Judge(config.judge.model, config.judge.url, config.judge.timeout, config.judge.attempts)
+    judge.probe(pictures=any(benchmark.verdict == "pair" for benchmark in plan.benchmarks))
+    return judge
 
 
 def _run(
@@ -104,49 +148,30 @@ def _run(
     device: torch.device,
     dtype: torch.dtype,
     judge: Judge | None,
-) -> EvaluationReport:
-    log = config.output / "harness.log"
+) -> EvaluationReport | None:
+    log = config.output / (f"harness.{processes.rank()}.log" if processes.rank() else "harness.log")
     root = place.tasks_folder()
     with harness.quiet(log):
         harness.load()
-        from vlsi_cli.engine.evaluation import guard, running
+        from vlsi_cli.engine.evaluation import guard
         from vlsi_cli.engine.evaluation import tasks as making
 
         guard.install()
-        loaded = {b.name: making.load_tasks(b, root, b.limited(config.limit)) for b in plan.benchmarks}
+        loaded = _in_turn(
+            lambda: {b.name: making.load_tasks(b, root, b.limited(config.limit)) for b in plan.benchmarks}
+        )
     results: list[Result] = []
     samples: dict[tuple[str, str], list[Sample]] = {}
     identities: dict[str, Any] = {}
     for asked in plan.models:
-        low, high = config.min_pixels, config.max_pixels
-        backbone = load_backbone(asked.id, dtype=dtype, device=device, min_pixels=low, max_pixels=high)
-        identities[asked.id] = identity(backbone, low, high)
-        folder = config.output / "models" / _folder_name(asked.id, identities[asked.id]["identity"])
-        write_json(folder / "model.json", {"id": asked.id, **identities[asked.id]})
-        size = None if config.batch_size == "auto" else config.batch_size
-        answerer = Answerer(backbone, size, told=lambda text: events(Warn(text)))
-        for benchmark in plan.benchmarks:
-            limit = benchmark.limited(config.limit)
-            questions = sum(running.asked(task, limit) for task in loaded[benchmark.name])
-            events(BenchmarkStarted(asked.id, benchmark.title, questions))
-            with harness.quiet(log):
-                evaluated = running.run_benchmark(
-                    benchmark,
-                    loaded[benchmark.name],
-                    answerer,
-                    folder / benchmark.name,
-                    model=asked.id,
-                    paper=paper().get(asked.row or "", {}).get(benchmark.name, []),
-                    judge=judge,
-                    limit=limit,
-                    longest=config.max_new_tokens,
-                    code=[where for where in (root, config.tasks_dir) if where is not None],
-                    events=events,
-                )
+        identities[asked.id], found = _model(asked, config, plan, loaded, events, device, dtype, judge, log)
+        if asked != plan.models[-1]:
+            gc.collect()  # the model is gone before the next one comes
+        for evaluated in found:
             results.append(evaluated.result)
-            samples[asked.id, benchmark.name] = evaluated.samples
-        del backbone, answerer
-        gc.collect()
+            samples[asked.id, evaluated.result.benchmark] = evaluated.samples
+    if not processes.is_first():
+        return None
     report = EvaluationReport(
         output=config.output,
         results=tuple(results),
@@ -158,6 +183,63 @@ def _run(
     if config.html:
         _page(config.output, report, loaded, samples, plan)
     return report
+
+
+def _model(
+    asked: Asked,
+    config: EvaluationConfig,
+    plan: EvaluationPlan,
+    loaded: dict[str, list[Task]],
+    events: Events,
+    device: torch.device,
+    dtype: torch.dtype,
+    judge: Judge | None,
+    log: Path,
+) -> tuple[dict[str, Any], list[Evaluated]]:
+    """One model on every benchmark: its identity, and what came of it in the process that scores."""
+    from vlsi_cli.engine.evaluation import running
+
+    low, high = config.min_pixels, config.max_pixels
+    backbone = load_backbone(asked.id, dtype=dtype, device=device, min_pixels=low, max_pixels=high)
+    facts = {**processes.on_first(lambda: identity(backbone, low, high)), "paper": asked.row}
+    folder = config.output / "models" / folder_name(asked.id, facts["identity"])
+    if processes.is_first():
+        write_json(folder / "model.json", {"id": asked.id, **facts})
+    size = None if config.batch_size == "auto" else config.batch_size
+    answerer = Answerer(backbone, size, told=lambda text: events(Warn(text)))
+    found = []
+    for benchmark in plan.benchmarks:
+        limit = benchmark.limited(config.limit)
+        tasks = loaded[benchmark.name]
+        events(BenchmarkStarted(asked.id, benchmark.title, sum(running.asked(task, limit) for task in tasks)))
+        with harness.quiet(log):
+            evaluated = running.run_benchmark(
+                benchmark,
+                tasks,
+                answerer,
+                folder / benchmark.name,
+                model=asked.id,
+                paper=paper().get(asked.row or "", {}).get(benchmark.name, []),
+                judge=judge,
+                limit=limit,
+                longest=config.max_new_tokens,
+                code=[
+                    where.absolute()
+                    for where in (place.tasks_folder(), config.tasks_dir)
+                    if where is not None
+                ],
+                events=events,
+            )
+        if evaluated is not None:
+            found.append(evaluated)
+    return facts, found
+
+
+def _in_turn(work: Callable[[], Made]) -> Made:
+    """What every process makes for itself, the first one before the others, which find its caches then."""
+    made = work() if processes.is_first() else None
+    processes.wait()
+    return work() if made is None else made
 
 
 def _page(
@@ -172,38 +254,6 @@ def _page(
     evaluation_page.write(output / "report.html", report, loaded, samples, plan)
 
 
-# ---------------------------------------------------------------- what answers depend on
-
-
-def identity(backbone: Backbone, low: int | None, high: int | None) -> dict[str, Any]:
-    """Digests of what an answer depends on besides its question: weights, configuration, processor, precision.
-
-    A file that the hub's cache keeps under its SHA-256 is not read again for it.
-    """
-    weights = {path.name: _sha256(path) for path in sorted(backbone.folder.glob("*.safetensors"))}
-    names = ("config.json", "generation_config.json", *PROCESSOR_FILES)
-    rest = {name: _sha256(backbone.folder / name) for name in names if (backbone.folder / name).is_file()}
-    facts = {
-        "weights": weights,
-        "files": rest,
-        "pixels": [low, high],
-        "precision": precision_name(backbone.dtype),
-        "processor": type(backbone.processor.image_processor).__name__,
-    }
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return {"identity": digest, **facts}
-
-
-def _sha256(path: Path) -> str:
-    blob = path.resolve().name
-    return blob if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob) else file_sha256(path)
-
-
-def _folder_name(id: str, digest: str) -> str:
-    name = "-".join(Path(id).parts[-2:])
-    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.') or 'model'}-{digest[:10]}"
-
-
 def _settings(
     config: EvaluationConfig, identities: dict[str, Any], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
@@ -211,6 +261,7 @@ def _settings(
         "configuration": config.model_dump(mode="json"),
         "models": identities,
         "device": str(device),
+        "processes": processes.size(),
         "precision": precision_name(dtype),
         "decoding": "greedy",
         "harness": f"{place.PACKAGE} {place.installed()}",
@@ -231,20 +282,12 @@ def _pairs(
 
 @contextmanager
 def _held(output: Path) -> Iterator[None]:
-    """Keep other processes out of the folder: two of them would write into one journal.
+    """Keep other commands out of the folder: two of them would write into one journal.
 
     Raises:
-        OutputError: another process works in it, or it cannot be written.
+        OutputError: another command works in it, or it cannot be written.
     """
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-        lock = (output / ".lock").open("w")
-    with lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OutputError(
-                    f"another process evaluates into {output}", hint="wait for it, or give another --output"
-                ) from None
+    with only_process(output, f"the evaluation in {output}"):
         yield

@@ -5,6 +5,9 @@ environment.json            versions and machine
 progress.json               stages that are complete, scores that are measured
 metrics.jsonl               one line an optimizer step
 matches.jsonl               one line an interaction step: every micro-batch's matched layers
+samples.jsonl               sample answers of the small model's layers on the way, where they were asked for
+trackers.json               the run's name in trackers; tensorboard/, wandb/: what those two wrote
+failures/                   steps that were not finite, each with all that runs it again
 data.json                   records used and not used, and why
 checkpoints/                inside the stage that is running
 verbalizers/large, small    trained sets, apart from any backbone
@@ -16,20 +19,21 @@ student/                    the stock checkpoint
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from vlsi_cli import __version__
+from vlsi_cli.config.folders import holds_something
 from vlsi_cli.config.loading import CONFIG_FILE, Resolved
-from vlsi_cli.engine.files import only_process, write_json, writing
+from vlsi_cli.engine import processes
+from vlsi_cli.engine.files import LOCK_FILE, new_file, only_process, sweep, write_json, writing
 from vlsi_cli.errors import CheckpointError, OutputError
 from vlsi_cli.events import Score, StageReport
 
@@ -38,15 +42,16 @@ _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers",
 
 @dataclass
 class State:
-    """What of a run is complete: stages by key, scores by who answered."""
+    """What of a run is complete: stages by key, scores by who answered; and how many processes began it."""
 
     stages: dict[str, StageReport] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
     student: bool = False
+    processes: int = 1
 
 
 class RunFolder:
-    """Paths, progress and logs of one run.
+    """Paths, progress and logs of one run. Of several processes the first alone writes.
 
     Args:
         path: the folder; made by :meth:`create`, found by :meth:`open`.
@@ -62,19 +67,26 @@ class RunFolder:
     def create(cls, path: Path, resolved: Resolved, *, overwrite: bool) -> RunFolder:
         """A new run folder with its configuration and environment.
 
+        The configuration is written last and removed last: a folder that has one is a run, and what a kill leaves
+        before that is no run and may be taken over by the next.
+
         Raises:
-            OutputError: it holds something, and ``overwrite`` was not asked for; or it cannot be written.
+            OutputError: it holds something, and ``overwrite`` was not asked for; another process is working in it; or
+                it cannot be written.
         """
         folder = cls(path)
+        folder.state.processes = processes.size()
         with writing(path):
-            if path.is_dir() and any(path.iterdir()):
-                if not overwrite or not (path / CONFIG_FILE).is_file():
-                    raise OutputError(f"{path} is not empty", hint="give another --output")
-                shutil.rmtree(path)
             path.mkdir(parents=True, exist_ok=True)
-        resolved.save(path)
-        write_json(path / "environment.json", environment())
-        folder.save_state()
+            is_run = (path / CONFIG_FILE).is_file()
+            if holds_something(path) and not (overwrite and is_run):
+                raise OutputError(f"{path} is not empty", hint="give another --output")
+            with only_process(path, f"the run {path}"):
+                if is_run:
+                    _empty(path)
+                write_json(path / "environment.json", environment())
+                folder.save_state()
+                resolved.save(path)
         return folder
 
     @classmethod
@@ -91,6 +103,7 @@ class RunFolder:
                 stages={key: StageReport(**value) for key, value in saved["stages"].items()},
                 scores={key: Score(**value) for key, value in saved["scores"].items()},
                 student=bool(saved["student"]),
+                processes=int(saved.get("processes", 1)),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"the progress of the run {path} cannot be read: {error}") from error
@@ -103,10 +116,14 @@ class RunFolder:
         Raises:
             OutputError: another process is working on this run.
         """
-        with writing(self.path), only_process(self.path, f"the run {self.path}"):
-            for left in [*self.path.rglob(".*.partial"), *self.path.rglob(".*.old")]:
-                shutil.rmtree(left, ignore_errors=True)
+        with ExitStack() as stack:
+            with writing(self.path):  # not around the block: a failure of its own is no failure to write here
+                processes.on_first(lambda: self._take(stack))
             yield
+
+    def _take(self, stack: ExitStack) -> None:
+        stack.enter_context(only_process(self.path, f"the run {self.path}"))
+        sweep(self.path)
 
     def verbalizers(self, side: str) -> Path:
         """Where the set of ``large`` or ``small`` lives."""
@@ -123,11 +140,15 @@ class RunFolder:
             "stages": {key: asdict(report) for key, report in self.state.stages.items()},
             "scores": {key: asdict(score) for key, score in self.state.scores.items()},
             "student": self.state.student,
+            "processes": self.state.processes,
         }
-        write_json(self.path / "progress.json", value)
+        if processes.is_first():
+            write_json(self.path / "progress.json", value)
 
     def write(self, name: str, value: Any) -> None:
         """Write a JSON file of the folder."""
+        if not processes.is_first():
+            return
         target = self.path / name
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -135,6 +156,8 @@ class RunFolder:
 
     def note_data(self, stage: str, report: dict[str, Any]) -> None:
         """Put what became of a stage's records into ``data.json``."""
+        if not processes.is_first():
+            return
         file = self.path / "data.json"
         known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         write_json(file, known | {stage: report})
@@ -148,13 +171,20 @@ class RunFolder:
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
         """Add a line to a JSON Lines file."""
+        if not processes.is_first():
+            return
         with writing(self.path / name), (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def forget_after(
-        self, stage: str, step: int, names: Iterable[str] = ("metrics.jsonl", "matches.jsonl")
+        self,
+        stage: str,
+        step: int,
+        names: Iterable[str] = ("metrics.jsonl", "matches.jsonl", "samples.jsonl"),
     ) -> None:
         """Drop the lines of a stage past ``step``: steps that a killed run logged and a resumed one repeats."""
+        if not processes.is_first():
+            return
         for name in names:
             file = self.path / name
             if not file.is_file():
@@ -165,9 +195,17 @@ class RunFolder:
                     for line in file.read_text(encoding="utf-8").splitlines()
                     if _stays(line, stage, step)
                 ]
-                partial = file.with_suffix(".partial")
-                partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-                os.replace(partial, file)
+                with new_file(file) as part:
+                    part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _empty(path: Path) -> None:
+    """Remove an old run, its configuration last: killed in between, it can still be told for one."""
+    for old in sorted(path.iterdir(), key=lambda old: old.name == CONFIG_FILE):
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
+        elif old.name != LOCK_FILE:
+            old.unlink()
 
 
 def _stays(line: str, stage: str, step: int) -> bool:

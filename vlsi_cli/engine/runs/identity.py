@@ -89,6 +89,9 @@ def identity_of(
         targets=targets,
         dtype=stored_dtype(config, config.teacher),
         precision=compute_precision(config),
+        quantization=config.teacher.quantization,
+        logit_scale=(rule := large.family.logit_rule(large.config)).scale,
+        logit_softcap=rule.softcap,
         verbalizers_sha256=read_manifest(resolve_verbalizers(said)).tensors_sha256
         if said is not None
         else None,
@@ -200,6 +203,12 @@ def _check_model(path: Path, identity: CacheIdentity, config: DistillConfig) -> 
             f"it is of {_named(identity.model, identity.revision)}, and this run's teacher is "
             f"{_named(model.id, model.revision)}",
             f"name that model with --teacher {identity.model}, or build a cache of this one",
+        )
+    if model.quantization != identity.quantization:
+        raise _foreign(
+            path,
+            f"it was built with teacher.quantization {identity.quantization}, and this run has {model.quantization}",
+            f"set teacher.quantization to {identity.quantization}, or build a cache without it",
         )
     if model.verbalizers is not None and identity.content == "words":
         given = read_manifest(resolve_verbalizers(model.verbalizers)).tensors_sha256

@@ -14,6 +14,7 @@ from vlsi_cli.config.loading import Resolved
 from vlsi_cli.config.run import DistillConfig, HubSource, MatchingConfig, ModelConfig, PatternsSource, Source
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.compatibility import check_pair
+from vlsi_cli.engine.backbones.folders import is_hub_id, resolve_verbalizers
 from vlsi_cli.engine.backbones.load import Description
 from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.data.collate import collate, in_groups
@@ -32,8 +33,10 @@ from vlsi_cli.engine.runs.match_reports import (
     write_pictures,
 )
 from vlsi_cli.engine.runs.measure import encoder_for
+from vlsi_cli.engine.runs.readers import AFTER_STEP_2
+from vlsi_cli.engine.runs.student import restore_layers
 from vlsi_cli.engine.teachers import LayerDivergences, LiveTeacher, layer_divergences
-from vlsi_cli.engine.verbalizing import read_manifest
+from vlsi_cli.engine.verbalizing import head_fingerprint, read_manifest
 from vlsi_cli.errors import CheckpointError, ConfigError, TrainingError
 from vlsi_cli.events import Events, Note, Warn
 
@@ -48,7 +51,7 @@ def run(
     samples: int,
     draws: int,
     batch_size: int | None = None,
-    student_verbalizers: Path | None = None,
+    student_verbalizers: str | Path | None = None,
     run_folder: Path | None = None,
     at: At = "end",
     ends: float = 0.1,
@@ -65,8 +68,8 @@ def run(
         samples: records to read.
         draws: draws of every batch for the drawn frequencies.
         batch_size: records that share a draw; None takes that of the configured interaction.
-        student_verbalizers: the small model's set; None reads it by the logit lens. The large model's is
-            ``teacher.verbalizers`` of the configuration.
+        student_verbalizers: the small model's set: its folder, a run, or the hub id of a model that was pushed with its
+            sets; None reads it by the logit lens. The large model's is ``teacher.verbalizers`` of the configuration.
         run_folder: a run whose verbalizers, small model and matches are read in place of those.
         at: whether the small model of the run is read as its interaction began or as it ended.
         ends: share of the run's steps that count as its start and as its end.
@@ -94,7 +97,12 @@ class _Pair:
     """Two models that were checked before any weights were read, with their verbalizers."""
 
     def __init__(
-        self, resolved: Resolved, events: Events, student_verbalizers: Path | None, run: Path | None, at: At
+        self,
+        resolved: Resolved,
+        events: Events,
+        student_verbalizers: str | Path | None,
+        run: Path | None,
+        at: At,
     ) -> None:
         self.config, self.events, self.run, self.at = resolved.config, events, run, at
         config, student, teacher = self.config, self.config.student, self.config.teacher
@@ -102,9 +110,18 @@ class _Pair:
             raise ConfigError(
                 f"'{config.name}' has no large model to compare with", hint="give --teacher and --student"
             )
-        self.sets = {"small": student_verbalizers, "large": teacher.verbalizers}
+        self.trained_on = False  # whether the small model's head was trained on after its set
         if run is not None:
             self.sets = _sets_of_run(run, config, at)
+            self.shown = self.sets
+        else:
+            given, name = student_verbalizers, _set_of_student(student.id, student_verbalizers)
+            self.sets = {
+                "small": _set_in(given, name),
+                "large": _set_in(teacher.verbalizers, "large"),
+            }
+            self.shown = {"small": Path(given) if given is not None else None, "large": teacher.verbalizers}
+            self.trained_on = given is not None and name == AFTER_STEP_2
         self.device, self.dtype = models.place(config)
         described = models.describe_model(student, config)
         template = described.processor.chat_template
@@ -137,9 +154,16 @@ class _Pair:
             model, self.config, self.dtype, self.device, trained=False, chat_template=template
         )
         if side == "small" and self.run is not None and self.at == "end":
-            models.restore_layers(RunFolder(self.run).interaction, backbone)
+            restore_layers(RunFolder(self.run).interaction, backbone)
         path, targets = self.sets[side], self.targets[side]
-        words = None if path is None else models.stored_verbalizers(path, backbone, targets)
+        trained_on = side == "small" and self.trained_on
+        words = None
+        if path is not None:
+            words = models.stored_verbalizers(path, backbone, targets, any_head=trained_on)
+        if trained_on and read_manifest(path).head_sha256 != head_fingerprint(backbone.head.weight):  # type: ignore[arg-type]
+            self.events(
+                Note("step 3 has trained the small model's head on since its verbalizers were trained")
+            )
         return LiveTeacher(backbone, words, targets, self.dtype)
 
     def survey(self, samples: int, batch_size: int | None, draws: int) -> Survey:
@@ -218,13 +242,13 @@ class _Pair:
     def _batches(self, student: Backbone, samples: int, size: int, report: DataReport) -> Iterator[Batch]:
         encoder = encoder_for(student, self.config.data)
         seed = models.derived_seed(self.config.seed, "data of match-layers")
-        stream = training_stream(self.config.data, encoder, seed=seed, report=report)
-        for group in in_groups(stream.one_pass(samples), size):
-            yield collate(group, encoder.pad_id)
+        with training_stream(self.config.data, encoder, seed=seed, report=report) as stream:
+            for group in in_groups(stream.one_pass(samples), size):
+                yield collate(group, encoder.pad_id)
 
     def side(self, side: str) -> SideReport:
         """What is to be said of one model."""
-        reader, path = self.readers[side], self.sets[side]
+        reader, path = self.readers[side], self.shown[side]
         reading = (
             "logit lens: final norm and head, no trained verbalizers"
             if path is None
@@ -234,6 +258,22 @@ class _Pair:
         if side == "small" and self.run is not None:
             state = f"as the interaction of {self.run} {'ended' if self.at == 'end' else 'began'}"
         return SideReport(reader.name, reader.targets, reader.backbone.num_layers, reading, state)
+
+
+def _set_in(place: str | Path | None, name: str) -> Path | None:
+    """The folder of a set; what is neither there nor a hub id is for the reader of its manifest to refuse."""
+    if place is None or not (is_hub_id(place) or Path(place).expanduser().is_dir()):
+        return None if place is None else Path(place)
+    return resolve_verbalizers(place, name)
+
+
+def _set_of_student(student: str, place: str | Path | None) -> str:
+    """Which set of a place is the small model's: that of step 2 for a student that lies beside it, else the base's."""
+    if place is None:
+        return "small"
+    folder, beside = Path(student).expanduser(), Path(place).expanduser()
+    same = folder.resolve() in (beside.resolve(), (beside / "student").resolve())
+    return AFTER_STEP_2 if student == str(place) or (beside.is_dir() and same) else "small"
 
 
 def _sets_of_run(run: Path, config: DistillConfig, at: At) -> dict[str, Path | None]:

@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
-from vlsi_cli.config.run import DistillConfig, ModelConfig, VerbalizerConfig
+from vlsi_cli.config.run import DistillConfig, ModelConfig, Sharding, VerbalizerConfig
+from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.folders import resolve_verbalizers
 from vlsi_cli.engine.backbones.load import Description, describe, load_backbone
-from vlsi_cli.engine.backbones.saving import save_student, verify_student
+from vlsi_cli.engine.backbones.placement import divide
 from vlsi_cli.engine.devices import (
     precision_name,
     resolve_attention,
     resolve_device,
     resolve_precision,
 )
-from vlsi_cli.engine.files import new_folder, replace_folder, writing
 from vlsi_cli.engine.verbalizing import (
     Verbalizers,
     decoder_layers_like,
     head_fingerprint,
     load_verbalizers,
+    read_manifest,
     save_verbalizers,
 )
-from vlsi_cli.errors import CheckpointError, CompatibilityError, ConfigError
+from vlsi_cli.errors import CompatibilityError, ConfigError
 
 _ACCELERATE = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -45,29 +47,69 @@ def place(config: DistillConfig) -> tuple[torch.device, torch.dtype]:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = resolve_device(config.device)
+    device = own_device(config)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device, resolve_precision(config.precision, device)
 
 
-def new_accelerator(device: torch.device, dtype: torch.dtype) -> Accelerator:
-    """An accelerator for one stage: what it prepares it keeps, and its loss scale is the stage's own.
+def own_device(config: DistillConfig) -> torch.device:
+    """The device of this process.
 
     Raises:
-        ConfigError: started as one of several processes.
+        ConfigError: one that this machine lacks, or that several processes cannot share.
+    """
+    return processes.own_device(resolve_device(config.device), chosen=":" in config.device)
+
+
+def resolve_sharding(word: Sharding) -> Sharding:
+    """What this run divides among its processes: ``none``, ``student`` or ``both``.
+
+    Raises:
+        ConfigError: accelerate's configuration asks for what this program does not have.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise ConfigError(
+            "accelerate's configuration asks for DeepSpeed, which this program does not use: FSDP2 divides the same",
+            hint="`sharding: student` divides what ZeRO-3 does, `both` the large model too; see docs/scaling.md",
+        )
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if fsdp and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ConfigError(
+            "accelerate's configuration asks for FSDP 1, and this program divides by FSDP2",
+            hint="set fsdp_version: 2 in fsdp_config",
+        )
+    if processes.size() == 1:
+        return "none"
+    return word if word != "auto" else "both" if fsdp else "none"
+
+
+def new_accelerator(device: torch.device, dtype: torch.dtype, *, some_idle: bool = False) -> Accelerator:
+    """An accelerator for one stage: what it prepares it keeps, and its loss scale is the stage's own.
+
+    Args:
+        some_idle: whether some of what trains takes no part in some losses, which DistributedDataParallel must know.
     """
     mixed = _ACCELERATE[precision_name(dtype)]
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
         # accelerate keeps the settings of a process's first run for good; a second run may have others
         AcceleratorState._reset_state()
-    made = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed, gradient_accumulation_steps=1)
-    if made.num_processes != 1:
-        raise ConfigError(
-            f"this is one of {made.num_processes} processes, and several are not supported yet",
-            hint="start vlsi by itself, without accelerate launch or torchrun",
+    # Buffers are rotary frequencies, the same everywhere. Gradients that lie in the buckets they are sent in are not
+    # held twice.
+    copies = DistributedDataParallelKwargs(
+        broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=some_idle
+    )
+    asked = os.environ.pop("ACCELERATE_USE_FSDP", None)  # carried out by engine.sharding, not by accelerate
+    try:
+        return Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision=mixed,
+            gradient_accumulation_steps=1,
+            kwargs_handlers=[copies],
         )
-    return made
+    finally:
+        if asked is not None:
+            os.environ["ACCELERATE_USE_FSDP"] = asked
 
 
 def derived_seed(seed: int, purpose: str) -> int:
@@ -84,10 +126,13 @@ def load_model(
     *,
     trained: bool,
     chat_template: str | None = None,
+    divided: bool = False,
 ) -> Backbone:
     """Load one side: a model whose own weights train in fp32, any other in the compute dtype.
 
-    ``chat_template`` takes the place of the model's own: both sides must read the same prompts.
+    Args:
+        chat_template: takes the place of the model's own: both sides must read the same prompts.
+        divided: among the processes, layer by layer as they are read, so that no device ever holds all of them.
     """
     if trained and model.dtype not in ("auto", "fp32"):
         raise ConfigError(
@@ -111,10 +156,15 @@ def load_model(
         min_pixels=config.data.min_pixels,
         max_pixels=config.data.max_pixels,
         chat_template=chat_template,
-        placement=model.placement,
+        placement="disk" if divided else model.placement,
+        quantization=model.quantization,
     )
+    if divided:
+        divide(backbone)
     if chat_template is not None:
         backbone.processor.chat_template = chat_template
+    if model.vision_memory:
+        backbone.remember_vision(int(model.vision_memory * 2**30))
     return backbone
 
 
@@ -196,12 +246,34 @@ def store_verbalizers(
     )
 
 
-def stored_verbalizers(path: Path, backbone: Backbone, targets: tuple[int, ...]) -> Verbalizers:
-    """Read a set back for its base, or refuse it; ``path`` may also be a run or a hub id with sets in it."""
+@torch.no_grad()
+def rebuilt_verbalizers(
+    backbone: Backbone, targets: tuple[int, ...], make: VerbalizerConfig, values: Mapping[str, Tensor]
+) -> Verbalizers:
+    """A set with the given numbers, by the names of its parameters."""
+    made = new_verbalizers(backbone, targets, make, 0)
+    for name, parameter in made.named_parameters():
+        parameter.copy_(values[name])
+    return made
+
+
+def stored_verbalizers(
+    path: Path, backbone: Backbone, targets: tuple[int, ...], *, any_head: bool = False
+) -> Verbalizers:
+    """Read a set back for its base, or refuse it.
+
+    Args:
+        path: the set; or a run, or a hub id, with the set of a large model in it.
+        backbone: the base.
+        targets: layers that the set must have.
+        any_head: take a set that was trained through another head than the base's.
+    """
+    folder = resolve_verbalizers(path)
+    head = read_manifest(folder).head_sha256 if any_head else head_fingerprint(backbone.head.weight)
     verbalizers, _ = load_verbalizers(
-        resolve_verbalizers(path),
+        folder,
         base_id=backbone.id,
-        head_sha256=head_fingerprint(backbone.head.weight),
+        head_sha256=head,
         hidden_size=backbone.hidden_size,
         layers=targets,
         norm=backbone.final_norm,
@@ -224,53 +296,3 @@ def disk_space(student: Backbone, verbalizers: list[int], *, full: bool, keep: i
     trained = max([*verbalizers, small if full else small // 10])
     checkpoints = 12 * trained * (keep + 1)  # fp32 values and two moments
     return checkpoints + 4 * (2 * sum(verbalizers) + 2 * small)
-
-
-# ---------------------------------------------------------------- what step 2 leaves
-
-
-def store_layers(path: Path, backbone: Backbone) -> None:
-    """Write the decoder layers (step 2 changes nothing else of the model), whole or not at all."""
-    layers = {
-        name: p.detach().cpu().contiguous() for part, name, p in backbone.named_parts() if part == "layers"
-    }
-    with new_folder(path) as partial:
-        save_file(layers, partial / "layers.safetensors")
-
-
-@torch.no_grad()
-def restore_layers(path: Path, backbone: Backbone) -> None:
-    """Put the stored decoder layers into a freshly loaded model.
-
-    Raises:
-        CheckpointError: they cannot be read, or belong to another model.
-    """
-    try:
-        stored = cast(dict[str, Tensor], load_file(path / "layers.safetensors"))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"the layers after step 2 in {path} cannot be read: {error}") from error
-    held = {name: p for part, name, p in backbone.named_parts() if part == "layers"}
-    if {n: t.shape for n, t in stored.items()} != {n: p.shape for n, p in held.items()}:
-        raise CheckpointError(f"the layers after step 2 in {path} are not those of {backbone.id}")
-    for name, parameter in held.items():
-        parameter.copy_(stored[name])
-
-
-def write_student(target: Path, student: Backbone, dtype: torch.dtype) -> None:
-    """Write the stock checkpoint in the precision computed in; it gets its name only once it is proved to load.
-
-    The model in memory is rounded first, so that what is measured and what is stored are the same numbers. Buffers
-    (rotary frequencies) stay as they are, which ``model.to(dtype)`` would not leave them.
-
-    Raises:
-        OutputError: it cannot be written.
-        CheckpointError: what was written is not the model in memory.
-    """
-    for parameter in student.model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    unproved = target.with_name(f".{target.name}")
-    save_student(student, unproved, dtype=dtype)
-    # Weights must be equal bit for bit. So must logits on a CPU; a GPU may choose other kernels.
-    verify_student(unproved, student, tolerance=0.0 if student.device.type == "cpu" else 0.05)
-    with writing(target):
-        replace_folder(unproved, target)

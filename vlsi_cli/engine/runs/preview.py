@@ -8,7 +8,7 @@ from vlsi_cli.config.run import DataConfig
 from vlsi_cli.engine.backbones.folders import resolve_folder
 from vlsi_cli.engine.backbones.processors import load_processor
 from vlsi_cli.engine.data.preview import Piece, pieces
-from vlsi_cli.engine.data.stream import EndOfSource
+from vlsi_cli.engine.data.schedule import EndOfSource
 from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.engine.runs.data import open_sources
 from vlsi_cli.errors import DataError

@@ -20,6 +20,7 @@ from vlsi_cli.engine.hub.licences import Licence, licence_of
 from vlsi_cli.engine.hub.upload import Hub, Target
 from vlsi_cli.engine.reports.heatmap import draw_matches
 from vlsi_cli.engine.runs.match_history import read_history
+from vlsi_cli.engine.runs.push_evaluation import scores_for
 from vlsi_cli.engine.runs.push_facts import Run, find_run, plain_versions, run_facts
 from vlsi_cli.errors import ConfigError, HubError, Interrupted, ModelError, VlsiError
 from vlsi_cli.events import Events, Note, Warn, ignore
@@ -36,12 +37,14 @@ class Along:
         metrics: every step's metrics, the matched layers, the scores and the versions of the run.
         onnx: folders of exported graphs.
         licence: identifier for the card, in place of that of the small base.
+        evaluations: output folders of ``vlsi eval`` whose scores go on the card; none: one in the run folder, if any.
     """
 
     verbalizers: bool = False
     metrics: bool = False
     onnx: tuple[Path, ...] = ()
     licence: str | None = None
+    evaluations: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ def run(
     Raises:
         ModelError, CheckpointError: what was given cannot be loaded by a reader, or is not finished.
         ConfigError: options that do not fit together.
+        DataError: no evaluation in a folder that was given as one.
         HubError: files that must not travel, or a hub that refuses or fails. Nothing is half visible then.
         Interrupted: stopped by Ctrl-C.
     """
@@ -119,6 +123,7 @@ def run(
     if hub is not None:
         hub.check()  # before the minutes that a large model takes to load
     items = contents.model_items(folder, source)
+    scores = scores_for(folder, found.folder.path if found else None, along.evaluations, source, events)
     family = _load(folder, source)
     if found is not None:
         items = [item for item in items if item.path != CARD] + _of_run(found, along)
@@ -126,6 +131,7 @@ def run(
     card = own_card(folder) if found is None else None
     if card is None:
         facts = _facts(source, folder, found, target.repo, family, along, items, ask=not dry_run)
+        facts = replace(facts, benchmarks=scores.benchmarks, measured=scores.measured)
         if facts.licence is None:
             asked = "a dry run does not ask the hub" if dry_run else "no card of its base states one"
             events(Warn(f"the card names no licence ({asked}): give one with --license"))
@@ -193,7 +199,7 @@ def _find(source: str) -> tuple[Path, Run | None]:
 
 
 def _require_fitting(source: str, folder: Path, found: Run | None, along: Along) -> None:
-    """Refuse what only a run has, and a licence for a card that is not written here."""
+    """Refuse what only a run has, and a licence or scores for a card that is not written here."""
     if found is not None:
         return
     for option, given in (("--with-verbalizers", along.verbalizers), ("--with-metrics", along.metrics)):
@@ -201,10 +207,15 @@ def _require_fitting(source: str, folder: Path, found: Run | None, along: Along)
             raise ConfigError(
                 f"{option} was given, but '{source}' is a model and not a run", hint="give the run's folder"
             )
-    if along.licence is not None and (folder / CARD).is_file():
-        raise ConfigError(
-            f"--license was given, but '{source}' has a card of its own", hint=f"change it in {folder / CARD}"
-        )
+    for option, wanted in (
+        ("--license", along.licence is not None),
+        ("--evaluation", bool(along.evaluations)),
+    ):
+        if wanted and (folder / CARD).is_file():
+            raise ConfigError(
+                f"{option} was given, but '{source}' has a card of its own",
+                hint=f"change it in {folder / CARD}",
+            )
 
 
 def _load(folder: Path, shown: str) -> str:
@@ -318,6 +329,7 @@ def _command(source: str, target: Target, along: Along) -> str:
     for option, value in (("--branch", target.branch), ("--tag", target.tag), ("--license", along.licence)):
         words += [option, value] if value is not None else []
     words += ["--with-verbalizers"] * along.verbalizers + ["--with-metrics"] * along.metrics
-    for folder in along.onnx:
-        words += ["--with-onnx", str(folder)]
+    for option, folders in (("--with-onnx", along.onnx), ("--evaluation", along.evaluations)):
+        for folder in folders:
+            words += [option, str(folder)]
     return shlex.join(words)

@@ -10,8 +10,10 @@ import torch
 
 from vlsi_cli.config.loading import CONFIG_FILE, load_saved
 from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.backbones.folders import is_hub_id, resolve_verbalizer_sets
 from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.runs import models
+from vlsi_cli.engine.runs.student import restore_layers
 from vlsi_cli.engine.verbalizing import (
     Verbalizers,
     decoder_layers_like,
@@ -22,7 +24,8 @@ from vlsi_cli.engine.verbalizing import (
 from vlsi_cli.engine.verbalizing.manifest import MANIFEST_FILE
 from vlsi_cli.errors import CheckpointError, ConfigError, ModelError
 
-_AFTER_STEP_2 = "small-after"
+AFTER_STEP_2 = "small-after"
+_NAMES = ("large", "small", AFTER_STEP_2)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Reader:
         name: what the user called it.
         backbone: the model, frozen.
         verbalizers: a trained set, or None: the logit lens.
-        source: the set's folder.
+        source: the set's folder, or its place in a repository of the hub.
         later_head: whether the head was trained on after the set (a student read by the set of its step 2).
         layers: decoder layers to read, the last one included.
     """
@@ -61,6 +64,14 @@ class Reader:
     source: Path | None
     later_head: bool
     layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Set:
+    """A set of verbalizers: its folder, and what to call that."""
+
+    folder: Path
+    shown: Path
 
 
 def find_model(word: str) -> Origin:
@@ -89,14 +100,15 @@ def load_reader(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    places: Sequence[Path],
+    places: Sequence[str | Path],
     layers: Sequence[int] | None,
-) -> tuple[Reader, list[Path]]:
+) -> tuple[Reader, list[str | Path]]:
     """Load a model and the first fitting set of verbalizers.
 
     Args:
         origin: from :func:`find_model`.
-        places: sets of verbalizers, or run folders with some, that may be this model's.
+        places: sets of verbalizers that may be this model's: their folders, runs or folders of pushed models with
+            some, or hub ids of models that were pushed with some.
         layers: decoder layers to read; None takes those that have a verbalizer, or all without any.
 
     Returns:
@@ -111,11 +123,11 @@ def load_reader(
     chosen, foreign = _choose(origin, backbone, places)
     verbalizers, later_head = None, False
     if chosen is not None:
-        manifest = read_manifest(chosen)
+        manifest = read_manifest(chosen.folder)
         head = head_fingerprint(backbone.head.weight)
         later_head = manifest.head_sha256 != head
         verbalizers, _ = load_verbalizers(
-            chosen,
+            chosen.folder,
             base_id=origin.shown,
             head_sha256=manifest.head_sha256 if later_head else head,
             hidden_size=backbone.hidden_size,
@@ -125,16 +137,18 @@ def load_reader(
         )
         verbalizers.requires_grad_(False).eval()
     read = _layers(origin.shown, backbone, verbalizers, layers)
-    return Reader(origin.shown, backbone, verbalizers, chosen, later_head, read), foreign
+    source = chosen.shown if chosen is not None else None
+    return Reader(origin.shown, backbone, verbalizers, source, later_head, read), foreign
 
 
-def refuse_foreign(place: Path, names: Sequence[str]) -> None:
+def refuse_foreign(place: str | Path, names: Sequence[str]) -> None:
     """Say why the verbalizers in ``place`` belong to none of the models called ``names``.
 
     Raises:
         CheckpointError: always.
     """
-    sets = [place] if (place / MANIFEST_FILE).is_file() else sorted((place / "verbalizers").glob("*"))
+    folder = resolve_verbalizer_sets(str(place), _NAMES) if is_hub_id(place) else Path(place)
+    sets = [folder] if (folder / MANIFEST_FILE).is_file() else sorted((folder / "verbalizers").glob("*"))
     bases = sorted({read_manifest(path).base_id for path in sets if (path / MANIFEST_FILE).is_file()})
     if not bases:
         raise CheckpointError(
@@ -153,7 +167,7 @@ def _load(origin: Origin, device: torch.device, dtype: torch.dtype) -> Backbone:
     if config is not None and origin.interaction:
         backbone = models.load_model(config.student, config, dtype, device, trained=False)
         assert origin.run is not None
-        models.restore_layers(origin.run / "stages" / "interaction", backbone)
+        restore_layers(origin.run / "stages" / "interaction", backbone)
         return backbone
     pixels = config.data if config is not None else None
     return load_backbone(
@@ -165,12 +179,15 @@ def _load(origin: Origin, device: torch.device, dtype: torch.dtype) -> Backbone:
     )
 
 
-def _choose(origin: Origin, backbone: Backbone, places: Sequence[Path]) -> tuple[Path | None, list[Path]]:
+def _choose(
+    origin: Origin, backbone: Backbone, places: Sequence[str | Path]
+) -> tuple[_Set | None, list[str | Path]]:
     """The first set that belongs to the model, and the places that hold none."""
     head = head_fingerprint(backbone.head.weight)
+    home = (origin.run or backbone.folder).resolve()
     chosen, foreign = None, []
     for place in places:
-        fitting = [path for path in _sets(origin, place) if _fits(origin, path, head)]
+        fitting = [found for found in _sets(origin, home, place) if _fits(home, found.folder, head)]
         if fitting:
             chosen = chosen or fitting[0]
         else:
@@ -178,23 +195,33 @@ def _choose(origin: Origin, backbone: Backbone, places: Sequence[Path]) -> tuple
     return chosen, foreign
 
 
-def _sets(origin: Origin, place: Path) -> list[Path]:
-    """Sets of verbalizers in a place, the likeliest for this model first."""
-    if (place / MANIFEST_FILE).is_file() or not (place / "verbalizers").is_dir():
-        return [place]
-    own = origin.run is not None and origin.run.resolve() == place.resolve()
-    # The base and the model after step 2 have one head, and a set each: only where the model comes from tells them.
-    names = (_AFTER_STEP_2,) if own else ("large", "small")
-    return [path for name in names if ((path := place / "verbalizers" / name) / MANIFEST_FILE).is_file()]
+def _sets(origin: Origin, home: Path, place: str | Path) -> list[_Set]:
+    """Sets of verbalizers in a place, the likeliest for this model first.
+
+    The base and the model after step 2 have one head, and a set each: only where the model comes from tells them.
+    """
+    others = ("large", "small")
+    if is_hub_id(place):
+        names = (AFTER_STEP_2,) if str(place) == origin.folder else others
+        folder = resolve_verbalizer_sets(str(place), names)
+    else:
+        folder = Path(place).expanduser()
+        if (folder / MANIFEST_FILE).is_file() or not (folder / "verbalizers").is_dir():
+            return [_Set(folder, folder)]
+        names = (AFTER_STEP_2,) if folder.resolve() == home else others
+    found = [Path("verbalizers") / name for name in names]
+    return [
+        _Set(folder / path, Path(place) / path) for path in found if (folder / path / MANIFEST_FILE).is_file()
+    ]
 
 
-def _fits(origin: Origin, path: Path, head: str) -> bool:
+def _fits(home: Path, path: Path, head: str) -> bool:
     if not path.is_dir() or not (path / MANIFEST_FILE).is_file():
         read_manifest(path)  # says what is there instead
     if read_manifest(path).head_sha256 == head:
         return True
     # Step 3 trains the head on. The set that was trained together with this very student is still its own.
-    return origin.run is not None and path.resolve() == (origin.run / "verbalizers" / _AFTER_STEP_2).resolve()
+    return path.resolve() == (home / "verbalizers" / AFTER_STEP_2).resolve()
 
 
 def _layers(

@@ -64,10 +64,39 @@ def reinforcement_stage(settings: ReinforcementConfig, student: Backbone, *, see
     return ReinforcementStage(student, (*parts, *VISION) if settings.vision else parts)
 
 
-def optimizer_steps(settings: StageConfig, records: int | None, name: str) -> int:
+def cut_step(settings: StageConfig, before: int, now: int) -> tuple[int, int]:
+    """Records a process and micro-batch, and micro-batches a step, of a run that ``before`` processes began.
+
+    A step keeps its records whatever the number of processes is now: each takes at most as many at a time as the
+    configuration says, and as many micro-batches as that needs.
+
+    Raises:
+        ConfigError: the records of a step cannot be dealt out to so many processes.
+    """
+    records = settings.effective_batch * before
+    if records % now:
+        fitting = [n for n in range(1, 2 * before + 1) if records % n == 0]
+        raise ConfigError(
+            f"the run was begun by {before} processes with {records} records a step, which {now} cannot share evenly",
+            hint=f"resume with {', '.join(map(str, fitting[:-1]))} or {fitting[-1]} processes"
+            if len(fitting) > 1
+            else "resume with one process",
+        )
+    each = records // now
+    size = next(n for n in range(min(settings.batch_size, each), 0, -1) if each % n == 0)
+    return size, each // size
+
+
+def add_adapters(student: Backbone, settings: InteractionConfig | ReinforcementConfig, seed: int) -> None:
+    """The adapters that a stage trains, if its settings ask for some."""
+    _parts(student, settings.train, settings.lora, (), seed)
+
+
+def optimizer_steps(settings: StageConfig, records: int | None, name: str, processes: int = 1) -> int:
     """Optimizer steps of a stage: as given, or enough for its epochs.
 
     Args:
+        processes: how many began the run; a step has the records of all of them.
         records: records of one epoch; None when the data have no end.
         name: of the stage, for the message.
 
@@ -80,7 +109,7 @@ def optimizer_steps(settings: StageConfig, records: int | None, name: str) -> in
         raise ConfigError(
             f"{name}.epochs is {settings.epochs}, but the data have no end", hint=f"give {name}.steps"
         )
-    return max(1, math.ceil((settings.epochs or 1.0) * records / settings.effective_batch))
+    return max(1, math.ceil((settings.epochs or 1.0) * records / (settings.effective_batch * processes)))
 
 
 def _parts(

@@ -6,7 +6,10 @@ import torch
 
 from vlsi_cli.config.run import DistillConfig
 from vlsi_cli.engine.backbones.compatibility import check_pair
+from vlsi_cli.engine.backbones.families import read_config
 from vlsi_cli.engine.backbones.load import Description
+from vlsi_cli.engine.backbones.quantization import check_quantization
+from vlsi_cli.engine.devices import resolve_device
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.identity import check_cache, compute_precision
 from vlsi_cli.engine.teachers import CachedTeacher
@@ -18,10 +21,14 @@ def describe_pair(config: DistillConfig, events: Events) -> tuple[Description, D
 
     Raises:
         CompatibilityError: naming everything that does not fit.
+        ConfigError: weights that cannot be quantized here.
     """
     assert config.teacher is not None
     small = models.describe_model(config.student, config)
     large = models.describe_model(config.teacher, config, chat_template=small.processor.chat_template)
+    if config.teacher.quantization != "none":
+        raw = read_config(large.folder, config.teacher.id)
+        check_quantization(config.teacher.quantization, resolve_device(config.device), raw, config.teacher.id)
     targets_small = models.target_layers(config.student, small)
     targets_large = models.target_layers(config.teacher, large)
     for fact in check_pair(large, small, targets_large, targets_small):

@@ -36,7 +36,7 @@ class ModelReading:
         num_layers: its decoder layers.
         layers: those that were read.
         through: ``verbalizers`` or ``logit lens``.
-        verbalizers: folder of the set, None for the logit lens.
+        verbalizers: folder of the set or its place in a repository of the hub, None for the logit lens.
         later_head: whether the model's head was trained on after the set.
         precision: of the computation.
     """
@@ -131,7 +131,7 @@ def run(
     compare: str | None,
     prompt: str,
     puzzle_index: int,
-    verbalizers: Sequence[Path],
+    verbalizers: Sequence[str | Path],
     logit_lens: bool,
     layers: Sequence[int] | None,
     place: int | None,
@@ -149,7 +149,8 @@ def run(
         model, compare: hub ids, folders, run folders, or models of the demo pair.
         prompt: the question; "" means the puzzle's own, or a request for a description.
         puzzle_index: which puzzle, when no image is named.
-        verbalizers: sets of verbalizers, or run folders that hold some; each must belong to one of the models.
+        verbalizers: sets of verbalizers, run folders that hold some, or hub ids of models that were pushed with some;
+            each must belong to one of the models.
         logit_lens: read without trained verbalizers, even where there are some.
         layers: decoder layers to read; None for those with a verbalizer, or for all.
         place, top_k: see :func:`read_answers`.
@@ -170,7 +171,8 @@ def run(
     where = resolve_device(device)
     dtype = resolve_precision(precision, where)
     origins = [find_model(word) for word in (model, compare) if word is not None]
-    own = [o.run for o in origins if o.run is not None and (o.run / "verbalizers").is_dir()]
+    homes = [o.run if o.run is not None else Path(o.folder).expanduser() for o in origins]
+    own = [home for home in homes if (home / "verbalizers").is_dir()]
     places = [] if logit_lens else [*verbalizers, *dict.fromkeys(own)]
     foreign = set(verbalizers if not logit_lens else ())
     readers: list[ModelReading] = []
@@ -179,7 +181,7 @@ def run(
         reader, unused = load_reader(origin, device=where, dtype=dtype, places=places, layers=layers)
         foreign &= set(unused)
         if foreign and number + 1 == len(origins):
-            refuse_foreign(min(foreign), [origin.shown for origin in origins])
+            refuse_foreign(min(foreign, key=str), [origin.shown for origin in origins])
         readers.append(_described(reader))
         events(Note(f"reading {len(reader.layers)} layers of {origin.shown}"))
         limits = {"max_new_tokens": max_new_tokens, "place": place, "top_k": top_k}

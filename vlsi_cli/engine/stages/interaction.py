@@ -8,8 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.batch import Batch
+from vlsi_cli.engine.gauges import DeviceClock
 from vlsi_cli.engine.losses import (
     AllPairs,
     FeatureProjectors,
@@ -25,6 +27,7 @@ from vlsi_cli.engine.teachers.teacher import Teacher, TeacherStates
 from vlsi_cli.engine.training.stage import Stage, StageOutput, add_terms
 from vlsi_cli.engine.verbalizing.reading import Taps, read_layers, verbalize
 from vlsi_cli.engine.verbalizing.verbalizer import Verbalizers
+from vlsi_cli.errors import TrainingError
 
 LayerLoss = Literal["kld", "l2", "ce", "none"]
 #: From a divergence matrix to the matches; draws come from the stage's generator.
@@ -79,16 +82,18 @@ class InteractionStage(Stage):
     ) -> None:
         super().__init__()
         self._backbone, self._teacher = (backbone,), (teacher,)
-        self._trained = backbone.set_trainable(parts)
+        self._names = [name for name, _ in backbone.set_trainable(parts)]
         self.model = backbone.model
         self.targets = tuple(targets) if intermediate != "none" else ()
         self.verbalizers = verbalizers.requires_grad_(True) if verbalizers is not None else None
         self.intermediate, self.last, self.features = intermediate, last, features
+        self.some_idle = last == "none"  # the layers behind the last target layer
         self._matcher, self._vocabulary = matcher, vocabulary
         self.generator = torch.Generator().manual_seed(seed)
         self._needed = needed
         self.projectors: FeatureProjectors | None = None
         if teacher is not None:
+            self.teacher_clock = DeviceClock(backbone.device)
             if self._needed is None:
                 self._needed = reachable(len(self.targets), len(teacher.targets)) if self.targets else None
             if features:
@@ -99,11 +104,17 @@ class InteractionStage(Stage):
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """The small model's trained parts, then its verbalizers, then the projectors of features."""
-        own = [(f"model.{name}", parameter) for name, parameter in self._trained]
+        held = dict(self.model.named_parameters())
+        own = [(f"model.{name}", held[name]) for name in self._names]
         for prefix, module in (("verbalizers", self.verbalizers), ("projectors", self.projectors)):
             if module is not None:
                 own += [(f"{prefix}.{name}", parameter) for name, parameter in module.named_parameters()]
         return own
+
+    def units(self) -> list[nn.Module]:
+        """The decoder layers and every block of the verbalizers."""
+        said = self.verbalizers.blocks() if self.verbalizers is not None else []
+        return [*self._backbone[0].layers, *said]
 
     def set_train_mode(self) -> None:
         """Train mode for the small model's trained parts and the verbalizers only."""
@@ -116,7 +127,7 @@ class InteractionStage(Stage):
         """Terms of every small target layer and of the last one, and which large layers were matched."""
         backbone, teacher = self._backbone[0], self._teacher[0]
         sequences = self.verbalizers is not None and self.verbalizers.needs_sequence
-        states = teacher.states(batch, self._large_layers(teacher)) if teacher is not None else None
+        states = self._ask(teacher, batch) if teacher is not None else None
         taps = read_layers(backbone, batch, self.targets, sequences=sequences)
         small = {layer: self._enter_head(taps, layer, batch) for layer in self.targets}
         terms: dict[str, Tensor] = {}
@@ -150,6 +161,11 @@ class InteractionStage(Stage):
             losses.append(add_terms(terms, "last", self._pair(x, teacher, states, None, self.last)))
         return StageOutput(torch.stack(losses).sum(), terms, matched)
 
+    def _ask(self, teacher: Teacher, batch: Batch) -> TeacherStates:
+        assert self.teacher_clock is not None
+        with self.teacher_clock.running():
+            return teacher.states(batch, self._large_layers(teacher))
+
     def _large_layers(self, teacher: Teacher) -> tuple[int, ...]:
         """Target layers that any match could need: all of them unless no layer is matched."""
         return teacher.targets if self.targets and self.intermediate != "ce" else ()
@@ -176,8 +192,9 @@ class InteractionStage(Stage):
                 [states.top_k.layers[layer] for layer in teacher.targets],
                 vocabulary=self._vocabulary,
                 mask=self._needed,
+                rule_s=self._backbone[0].logit_rule,
             )
-            return self._matcher(matrix / max(tokens, 1), self.generator), None
+            return self._drawn(matrix, tokens), None
         theirs = [states.layers[layer] for layer in teacher.targets]
         pairs = None
         if self.features:
@@ -195,8 +212,24 @@ class InteractionStage(Stage):
                     rule_t=states.rule,
                 )
             matrix = pairs.matrix
-        matches = self._matcher(matrix / max(tokens, 1), self.generator)
+        matches = self._drawn(matrix, tokens)
         return matches, pairs if self.intermediate == "kld" else None
+
+    def _drawn(self, matrix: Tensor, tokens: int) -> list[Match]:
+        """Matches by the mean over the response tokens of this micro-batch on all processes.
+
+        Their generators are in the same state, so that all of them draw the same.
+        """
+        assert self.generator is not None
+        if processes.size() > 1:
+            sums = torch.cat([matrix.flatten().double(), matrix.new_tensor([tokens], dtype=torch.float64)])
+            *cells, tokens = processes.add_up(sums).tolist()
+            matrix = torch.tensor(cells, dtype=torch.float64).reshape(matrix.shape).to(matrix.dtype)
+        try:
+            return self._matcher(matrix / max(tokens, 1), self.generator)
+        except TrainingError as error:
+            error.shared = processes.size() > 1
+            raise
 
     def _pair(
         self, x: Tensor, teacher: Teacher, states: TeacherStates, large: int | None, kind: LayerLoss
@@ -204,7 +237,9 @@ class InteractionStage(Stage):
         """``[R]`` loss of one small layer against large layer ``large``, or against the last one."""
         if states.top_k is not None:
             known = states.top_k.last if large is None else states.top_k.layers[large]
-            return top_k_divergence(x, self._backbone[0].head.weight, known, vocabulary=self._vocabulary)
+            rule = self._backbone[0].logit_rule
+            head = self._backbone[0].head.weight
+            return top_k_divergence(x, head, known, vocabulary=self._vocabulary, rule_s=rule)
         x_large = states.last if large is None else states.layers[large]
         if self.features and kind == "l2":
             return feature_l2(x, x_large)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.batch import Batch
@@ -30,12 +32,19 @@ class ReinforcementStage(Stage):
     def __init__(self, backbone: Backbone, parts: tuple[str, ...] = LANGUAGE_MODEL) -> None:
         super().__init__()
         self._backbone = (backbone,)
-        self._trained = backbone.set_trainable(parts)
+        self._names = [name for name, _ in backbone.set_trainable(parts)]
         self.model = backbone.model
+        self._sees = any(part in VISION for part in parts)
+        self.some_idle = self._sees  # not every family uses all of its vision tower, nor every batch
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """The parameters of the chosen parts."""
-        return self._trained
+        held = dict(self.model.named_parameters())
+        return [(name, held[name]) for name in self._names]
+
+    def units(self) -> list[nn.Module]:
+        """The decoder layers."""
+        return list(self._backbone[0].layers)
 
     def set_train_mode(self) -> None:
         """Train mode for the trained parts only."""
@@ -44,7 +53,7 @@ class ReinforcementStage(Stage):
     def forward(self, batch: Batch) -> StageOutput:
         """Cross-entropy through the model's own head at the response positions."""
         backbone = self._backbone[0]
-        states = backbone.forward_base(batch.inputs)[batch.rows, batch.cols]
+        states = backbone.forward_batch(batch)[batch.rows, batch.cols]
         losses = cross_entropy(
             states,
             backbone.head.weight,
@@ -53,4 +62,10 @@ class ReinforcementStage(Stage):
             rule=backbone.logit_rule,
         )
         terms: dict[str, Tensor] = {}
-        return StageOutput(add_terms(terms, "last", losses), terms)
+        loss = add_terms(terms, "last", losses)
+        if self._sees and isinstance(self, FSDPModule):
+            # Divided gradients are added up in one piece: a process whose batch has no picture must bring zeros for
+            # the vision tower, and not nothing.
+            seen = (p for part, _, p in backbone.named_parts() if part in VISION)
+            loss = loss + torch.stack([p.reshape(-1)[0] for p in seen]).sum() * 0.0
+        return StageOutput(loss, terms)

@@ -36,6 +36,10 @@ class VerbalizationStage(Stage):
         """Every parameter of the set."""
         return list(self.verbalizers.named_parameters())
 
+    def units(self) -> list[nn.Module]:
+        """Every block of every verbalizer."""
+        return self.verbalizers.blocks()
+
     def forward(self, batch: Batch) -> StageOutput:
         """Sum of the layers' cross-entropies; ``terms`` has one entry a target layer."""
         backbone = self._backbone[0]

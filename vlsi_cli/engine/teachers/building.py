@@ -134,7 +134,13 @@ class _Filler:
             assert dtypes == {_DTYPES[identity.dtype]}, f"states in {dtypes}, not in {identity.dtype}"
             return {"states": torch.stack(list(states), 1).cpu()}
         found: list[TopK] = [
-            top_k_of(state, self._teacher.head, vocabulary=identity.vocabulary, k=identity.k)
+            top_k_of(
+                state,
+                self._teacher.head,
+                vocabulary=identity.vocabulary,
+                k=identity.k,
+                rule=self._teacher.backbone.logit_rule,
+            )
             for state in states
         ]
         return {

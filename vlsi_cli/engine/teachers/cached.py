@@ -14,7 +14,7 @@ from torch import Tensor
 from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.data.digests import HALF
 from vlsi_cli.engine.files import file_sha256, new_file
-from vlsi_cli.engine.losses import TopK
+from vlsi_cli.engine.losses import LogitRule, TopK
 from vlsi_cli.engine.teachers.manifest import HEAD_FILE, CacheManifest, read_cache_manifest
 from vlsi_cli.engine.teachers.shards import Shard
 from vlsi_cli.engine.teachers.teacher import TeacherStates, TopKStates
@@ -78,6 +78,11 @@ class CachedTeacher:
             self._head = _read_head(self.folder, self.manifest).to(self.device)
         return self._head
 
+    @property
+    def rule(self) -> LogitRule:
+        """What the large model does to its logits behind its head; in stored log-probabilities it is done."""
+        return LogitRule(self.manifest.identity.logit_scale, self.manifest.identity.logit_softcap)
+
     def states(self, batch: Batch, layers: Collection[int]) -> TeacherStates:
         """The stored states of a batch's records, in the batch's order.
 
@@ -96,7 +101,7 @@ class CachedTeacher:
         end = len(self.targets)
         if "states" in held:
             states = {layer: held["states"][:, place].contiguous() for layer, place in places.items()}
-            return TeacherStates(states, held["states"][:, end].contiguous())
+            return TeacherStates(states, held["states"][:, end].contiguous(), self.rule)
         known = {layer: _top_k(held, place) for layer, place in places.items()}
         nothing = torch.empty(0, self.hidden_size, device=self.device)
         return TeacherStates({}, nothing, top_k=TopKStates(known, _top_k(held, end)))

@@ -68,13 +68,16 @@ def layer_divergences(
     matrices, tokens, records = [], [], 0
     for batch in batches:
         batch = batch.to(device)
-        ours, theirs = (side.states(batch, side.targets).layers for side in (small, large))
+        small_states, large_states = (side.states(batch, side.targets) for side in (small, large))
+        ours, theirs = small_states.layers, large_states.layers
         sums = divergence_matrix(
             [ours[layer] for layer in small.targets],
             small.head,
             [theirs[layer] for layer in large.targets],
             large.head,
             vocabulary=vocabulary,
+            rule_s=small_states.rule,
+            rule_t=large_states.rule,
         )
         matrices.append(sums.double().cpu() / max(batch.num_tokens, 1))
         _require_finite(matrices[-1], small, large)

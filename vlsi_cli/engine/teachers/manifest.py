@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 from vlsi_cli.engine.files import write_json
 from vlsi_cli.errors import CheckpointError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE, HEAD_FILE, SHARDS = "manifest.json", "head.safetensors", "shards"
 
 #: What the stored layers are: verbalized target layers, final-normed target layers (Table 4d'), or none of them.
@@ -42,6 +42,8 @@ class CacheIdentity:
         targets: its target layers that are stored, beside the last layer.
         dtype: of stored states, ``fp32``, ``bf16`` or ``fp16``: the model's own, so that nothing is rounded.
         precision: what the forward pass computed in.
+        quantization: of the decoder layers, ``none``, ``8bit`` or ``4bit``.
+        logit_scale, logit_softcap: what the model does to its logits behind its head (``losses.LogitRule``).
         verbalizers_sha256: of the verbalizers' tensors; None where there are none.
         vocabulary: the tokenizer's length, at which distributions are cut.
         tokenizer, chat_template, images: digests of how records become token ids and pixels.
@@ -61,6 +63,9 @@ class CacheIdentity:
     targets: tuple[int, ...]
     dtype: str
     precision: str
+    quantization: str
+    logit_scale: float
+    logit_softcap: float | None
     verbalizers_sha256: str | None
     vocabulary: int
     tokenizer: str
@@ -227,7 +232,8 @@ def read_cache_manifest(folder: Path) -> CacheManifest:
                 shard.file == f"{number:05d}.safetensors" and shard.bytes > 0 and shard.start < shard.stop
                 for number, shard in enumerate(manifest.shards)
             )
-            and manifest.complete == (bool(manifest.shards) and manifest.shards[-1].stop == manifest.draws)
+            # A kill can come between the last shard and the word that all is complete.
+            and (not manifest.complete or (manifest.shards and manifest.shards[-1].stop == manifest.draws))
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error

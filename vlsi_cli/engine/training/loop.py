@@ -9,28 +9,39 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
+from vlsi_cli.engine import processes
 from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.data.stream import RecordStream
 from vlsi_cli.engine.training.checkpoint import (
     Checkpoint,
     Checkpoints,
+    mixed_seed,
     pack,
     random_states,
     set_random_states,
     unpack,
 )
 from vlsi_cli.engine.training.optimizer import learning_rate_at, make_optimizer
+from vlsi_cli.engine.training.parallel import (
+    accumulate_gradients,
+    agreed,
+    clip,
+    common_counts,
+    common_terms,
+    prepare,
+)
 from vlsi_cli.engine.training.signals import Wish
 from vlsi_cli.engine.training.stage import Stage, StageOutput
-from vlsi_cli.errors import Interrupted, TrainingError
+from vlsi_cli.errors import Interrupted, TrainingError, VlsiError
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,36 @@ class Progress:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A step whose loss or gradient is not finite, before anything is changed by it.
+
+    Attributes:
+        step: its number, from 1; ``total`` steps make the stage.
+        message: what is not finite.
+        terms: the losses as in :class:`Progress`; ``micro_batches`` the same sums over response tokens for each
+            micro-batch, undivided. Both empty where layers could not even be matched.
+        grad_norm: before clipping.
+        learning_rate: the rate that the step would have used.
+        random: the states of the generators before it.
+        draw: draws its micro-batches once more.
+        scaler: state of the loss scaling, None without one.
+        last_checkpoint: steps done at the newest checkpoint of this stage (0: none).
+    """
+
+    step: int
+    total: int
+    message: str
+    terms: dict[str, float]
+    micro_batches: list[dict[str, float]]
+    grad_norm: float
+    learning_rate: float
+    random: dict[str, Tensor]
+    draw: Callable[[], list[Batch]]
+    scaler: dict[str, Any] | None
+    last_checkpoint: int
+
+
 def train_stage(
     stage: Stage,
     stream: RecordStream[Any, Batch],
@@ -82,6 +123,7 @@ def train_stage(
     wish: Wish | None = None,
     on_step: Callable[[Progress], None] = lambda progress: None,
     on_checkpoint: Callable[[Any, int], None] = lambda path, step: None,
+    on_failure: Callable[[Failure], str | None] = lambda failure: None,
 ) -> None:
     """Train a stage to its last step.
 
@@ -101,6 +143,8 @@ def train_stage(
         resume: a checkpoint of this stage to go on from.
         wish: asked after every micro-batch whether to stop.
         on_step, on_checkpoint: told of what happens.
+        on_failure: told of a step that is not finite, while everything is as it was before it; what it returns is
+            one more line of the error's hint.
 
     Raises:
         TrainingError: a loss or a gradient that is not finite, or no memory left on the device.
@@ -113,33 +157,63 @@ def train_stage(
     optimizer = make_optimizer(trained, betas=betas, weight_decay=weight_decay)
     first = 0
     if resume is None:
-        torch.manual_seed(seed)
+        torch.manual_seed(mixed_seed(seed, 0, processes.rank()))
     else:
-        unpack(resume, trained, optimizer, stage.generator, device)
+        unpack(resume, trained, optimizer, stage.generator, device, seed=seed)
         stream.load_state_dict(resume.values["stream"])
         if accelerator.scaler is not None and resume.values.get("scaler"):
             accelerator.scaler.load_state_dict(resume.values["scaler"])
         first = resume.step
         resume.tensors.clear()  # as large as the model and its moments
-    # The optimizer is made beside its parameters; moving it would put AdamW's step counts on the device too.
-    module, prepared = accelerator.prepare(stage, optimizer, device_placement=[True, False])
+    prepared = prepare(stage, optimizer, accelerator)
     stage.set_train_mode()
 
     def save(step: int, place: dict[str, Any]) -> None:
         if checkpoints is not None:
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-            values = {"stream": place, "scaler": scaler}
-            path = checkpoints.save(key, step, pack(trained, optimizer, stage.generator, device), values)
+            values = {"stream": place, "scaler": scaler, "processes": processes.size()}
+            tensors = pack(trained, optimizer, stage.generator, device)
+            path = processes.on_first(partial(checkpoints.save, key, step, tensors, values))
             on_checkpoint(path, step)
 
+    def draw(place: dict[str, Any] | None = None) -> list[Batch]:
+        if place is not None:
+            stream.load_state_dict(place)
+        return stream.next_step(batch_size, accumulation)
+
     def asked() -> bool:
+        if wish is not None:  # one process may have been asked alone
+            wish.signal = agreed(wish.signal or 0) or None
         return wish is not None and wish.signal is not None
 
-    def stop(step: int, place: dict[str, Any]) -> Interrupted:
+    def stop(step: int, place: dict[str, Any]) -> VlsiError:
         save(step, place)
         code = wish.exit_code if wish is not None else Interrupted.exit_code
-        return Interrupted(
-            f"stopped after step {step} of {steps} of {key}; a checkpoint is saved", exit_code=code
+        return _of_all(
+            Interrupted(
+                f"stopped after step {step} of {steps} of {key}; a checkpoint is saved", exit_code=code
+            )
+        )
+
+    def not_finite(
+        step: int,
+        message: str,
+        rate: float,
+        before: tuple[dict[str, Any], dict[str, Tensor]],
+        terms: dict[str, float] | None = None,
+        outputs: Sequence[StageOutput] = (),
+        norm: float = math.nan,
+    ) -> VlsiError:
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+        sums = [{name: float(value) for name, value in each.terms.items()} for each in outputs]
+        again = partial(draw, before[0])
+        failure = Failure(
+            step + 1, steps, message, terms or {}, sums, norm, rate, before[1], again, scaler, saved
+        )
+        hint = f"lower the learning rate, or compute in bf16 or fp32; checkpoints up to step {saved} are good"
+        more = on_failure(failure)  # which draws again: all processes together
+        return _of_all(
+            TrainingError(f"step {step + 1} of {key}: {message}", hint="\n".join(filter(None, [hint, more])))
         )
 
     saved = first
@@ -151,33 +225,34 @@ def train_stage(
         )
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batches = [stream.next_batch(batch_size) for _ in range(accumulation)]
-        tokens = sum(batch.num_tokens for batch in batches)
-        inputs = sum(batch.num_input_tokens for batch in batches)
+        batches = draw()
+        tokens, inputs = common_counts(batches)
         try:
-            outputs = accumulate_gradients(module, batches, tokens, accelerator, asked)
+            outputs = accumulate_gradients(prepared.module, batches, tokens, accelerator, asked)
             if outputs is None:  # asked to stop inside the step: it is as if it had not begun
                 set_random_states(before[1], stage.generator, device)
                 raise stop(step, before[0])
-            norm = _clip(parameters, max_grad_norm, accelerator)
+            norm = clip(parameters, max_grad_norm, accelerator)
+        except (
+            TrainingError
+        ) as error:  # matching met a divergence that is not finite, before there was a loss
+            raise not_finite(step, f"{error} (learning rate {rate:.2g})", rate, before) from error
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"{key} does not fit into the memory of {device} (step {step + 1}, {batch_size} records at a time)",
                 hint="lower batch_size and raise gradient_accumulation, set gradient_checkpointing: true, or lower "
                 "data.max_length or data.max_pixels",
             ) from error
-        terms = {name: _mean([each.terms[name] for each in outputs], tokens) for name in outputs[0].terms}
+        terms = common_terms(outputs, tokens)
         loss = sum(terms.values())
         # Under loss scaling a norm may overflow: the scaler then leaves the step out and lowers the scale.
         if not math.isfinite(loss) or (accelerator.scaler is None and not math.isfinite(norm)):
             odd = [name for name, value in terms.items() if not math.isfinite(value)]
             what = f"loss of {', '.join(odd)}" if odd else "gradient"
-            raise TrainingError(
-                f"step {step + 1} of {key}: the {what} is not finite (learning rate {rate:.2g})",
-                hint=f"lower the learning rate, or compute in bf16 or fp32; checkpoints up to step {saved} are good",
-            )
-        prepared.step()
-        prepared.zero_grad(set_to_none=True)
+            message = f"the {what} is not finite (learning rate {rate:.2g})"
+            raise not_finite(step, message, rate, before, terms, outputs, norm)
+        prepared.optimizer.step()
+        prepared.optimizer.zero_grad(set_to_none=True)
         on_step(
             Progress(
                 step + 1,
@@ -201,41 +276,7 @@ def train_stage(
             saved = step + 1
 
 
-def accumulate_gradients(
-    module: nn.Module,
-    batches: list[Batch],
-    tokens: int,
-    accelerator: Accelerator,
-    stop: Callable[[], bool] = lambda: False,
-) -> list[StageOutput] | None:
-    """Add up the gradient of one optimizer step, micro-batch by micro-batch.
-
-    Args:
-        module: the stage, as the accelerator prepared it.
-        batches: the step's micro-batches; taken out of the list as they are used, since a step of many holds
-            gigabytes of pixels.
-        tokens: response tokens of all of them: what every sum is divided by.
-        accelerator: scales the loss where the precision needs it.
-        stop: asked before each micro-batch but the first.
-
-    Returns:
-        What the stage said of each micro-batch, without gradients; None when it was asked to stop (the
-        gradients are then incomplete).
-    """
-    outputs: list[StageOutput] = []
-    while batches:
-        if outputs and stop():
-            return None
-        output: StageOutput = module(batches.pop(0).to(accelerator.device))
-        accelerator.backward(output.loss / max(tokens, 1))
-        outputs.append(StageOutput(output.loss.detach(), output.terms, output.matched))
-    return outputs
-
-
-def _clip(parameters: list[nn.Parameter], limit: float | None, accelerator: Accelerator) -> float:
-    norm = accelerator.clip_grad_norm_(parameters, limit if limit is not None else math.inf)
-    return float(norm) if norm is not None else math.nan
-
-
-def _mean(sums: list[Tensor], tokens: int) -> float:
-    return float(torch.stack([value.double() for value in sums]).sum()) / max(tokens, 1)
+def _of_all(error: VlsiError) -> VlsiError:
+    """Raised by every process alike, and told by one."""
+    error.shared = processes.size() > 1
+    return error

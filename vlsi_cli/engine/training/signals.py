@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM as a wish that the loop fulfils at the end of a step."""
+"""Ctrl-C, SIGTERM and SIGUSR1 as a wish that the loop fulfils at the end of a step.
+
+Job schedulers warn before they take a machine away: SLURM with the signal that ``--signal`` names (SIGUSR1 by
+custom), others with SIGTERM. All three leave a checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+#: SIGINT first: it alone acts as it always did when it comes a second time. (Windows has no SIGUSR1.)
+HEEDED = (signal.SIGINT, signal.SIGTERM, *((signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()))
+
 
 @dataclass
 class Wish:
@@ -18,13 +25,16 @@ class Wish:
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of a program ended by the signal: 130 for SIGINT, 143 for SIGTERM."""
+        """What a shell expects of a program ended by the signal: 130 for SIGINT, 143 for SIGTERM, 138 for SIGUSR1."""
         return 128 + (self.signal or signal.SIGINT)
 
 
 @contextmanager
 def heed_signals() -> Iterator[Wish]:
-    """Turn the first SIGINT or SIGTERM inside the block into a wish; a second one acts as it always did.
+    """Turn the first of SIGINT, SIGTERM and SIGUSR1 inside the block into a wish.
+
+    After it, Ctrl-C acts as it always did. SIGTERM and SIGUSR1 that come again change nothing: launchers pass them on
+    to processes that the scheduler has signalled already, and schedulers send one after the other.
 
     Outside the main thread, where Python delivers no signals, the wish never comes true.
     """
@@ -32,12 +42,12 @@ def heed_signals() -> Iterator[Wish]:
     if threading.current_thread() is not threading.main_thread():
         yield wish
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in HEEDED}
 
     def note(number: int, frame: FrameType | None) -> None:
-        wish.signal = number
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        if wish.signal is None:
+            wish.signal = number
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     try:
         for number in before:

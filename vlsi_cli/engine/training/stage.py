@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from vlsi_cli.engine.batch import Batch
+from vlsi_cli.engine.gauges import DeviceClock
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,14 @@ class StageOutput:
     matched: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
 
+# What wraps a module's forward (FSDP2) looks for tensors in what it returns.
+_pytree.register_pytree_node(
+    StageOutput,
+    lambda output: ([output.loss, output.terms], output.matched),
+    lambda children, matched: StageOutput(*children, matched),  # type: ignore[call-arg]
+)
+
+
 class Stage(nn.Module, ABC):
     """A stage of the method, as the loop sees it.
 
@@ -34,16 +44,24 @@ class Stage(nn.Module, ABC):
 
     Attributes:
         name: ``verbalization``, ``interaction`` or ``reinforcement``.
-        generator: host generator of everything that the stage draws, part of a checkpoint; None where
-            nothing is drawn.
+        generator: host generator of everything that the stage draws, part of a checkpoint, and in the same state on
+            every process; None where nothing is drawn.
+        some_idle: whether some of what trains has no part in the loss, in no batch.
+        teacher_clock: time spent on the large model; None where none is asked.
     """
 
     name: str
     generator: torch.Generator | None = None
+    some_idle: bool = False
+    teacher_clock: DeviceClock | None = None
 
     @abstractmethod
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters that train, in a fixed order; everything else stays bit for bit what it is."""
+
+    def units(self) -> list[nn.Module]:
+        """The modules that are divided one by one where a run divides what trains; each is called as a whole."""
+        return []
 
     @abstractmethod
     def forward(self, batch: Batch) -> StageOutput:

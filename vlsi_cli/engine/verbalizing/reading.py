@@ -42,7 +42,7 @@ def read_layers(backbone: Backbone, batch: Batch, layers: Sequence[int], *, sequ
     """
     where = {} if sequences else {"rows": batch.rows, "cols": batch.cols}
     with backbone.tap(layers, **where, calls=sequences) as tapped:
-        last = backbone.forward_base(batch.inputs)
+        last = backbone.forward_batch(batch)
         found = {layer: tapped[layer] for layer in layers}
     return Taps(found, dict(tapped.call), last[batch.rows, batch.cols])
 

@@ -112,6 +112,10 @@ class Verbalizers(nn.Module):
         """Whether the backbone's final norm stands before the head."""
         return self._norm[0] is not None
 
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of all layers, each called as a whole."""
+        return [block for blocks in self.layers.values() for block in blocks.children()]
+
     def forward(self, layer: int, hidden: Tensor, call: dict[str, Any] | None = None) -> Tensor:
         """States that enter the head, for the raw output of target layer ``layer``.
 

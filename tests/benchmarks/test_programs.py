@@ -1,0 +1,69 @@
+"""The benchmarks of a step, of the cancellation, and the programme for a GPU still run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.invariants.tree import ROOT
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+def test_the_benchmark_of_a_step_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import step
+
+    names = ["sft", "last", "vlsi", "vlsi-cached", "vlsi-cached-vision"]
+    program = [
+        "step.py",
+        "--shapes",
+        "tiny,tiny",
+        "--length",
+        "64",
+        "--steps",
+        "1",
+        "--only",
+        ",".join(names),
+    ]
+    monkeypatch.setattr(sys, "argv", [*program, "--output", str(tmp_path)])
+    step.main()
+    rows = json.loads((tmp_path / "step-tiny-tiny-cpu.json").read_text())["rows"]
+    assert [row["name"] for row in rows if row["seconds"] > 0 and row["planned"] > 0] == names
+    shares = {row["name"]: row["shares"] for row in rows}
+    assert "large model" not in shares["sft"]
+    assert "vision" in shares["vlsi-cached"]
+    assert "vision" not in shares["vlsi-cached-vision"]  # the tower ran in the steps before
+    assert 0 < shares["vlsi"]["verbalizers"] < 1
+    assert shares["vlsi"]["large model"] > shares["vlsi-cached"]["large model"]
+    assert "vlsi-cached" in capsys.readouterr().out
+
+
+def test_the_gradient_is_exact_however_near_the_models_are() -> None:
+    """The error of S - Q grows as the models near each other; in fp32 it stays far below what training would see."""
+    from benchmarks import cancellation
+
+    rows = cancellation.measure("cpu", 4, 16, 600)
+    assert len(rows) == 8
+    for row in rows:
+        assert row["recomputed"] < 1e-5 / row["noise"]
+        assert row["online"] < 1e-4 / row["noise"]
+
+
+def test_the_programme_for_a_gpu(tmp_path: Path) -> None:
+    """Every part is a program of this folder; one of them runs, and a part without time is said to be left out."""
+    from benchmarks import gpu
+
+    whole = gpu.parts("cuda", tiny=False, memory=140.0)
+    assert all((ROOT / "benchmarks" / part.program[0]).is_file() for part in whole)
+    assert len({part.name for part in whole}) == len(whole)
+    program = [sys.executable, str(ROOT / "benchmarks/gpu.py"), "--device", "cpu", "--tiny", "--only"]
+    program += ["cancellation,blocks", "--output", str(tmp_path)]
+    done = subprocess.run([*program, "--budget", "0"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "not begun: the budget is spent" in done.stdout
+    assert json.loads((tmp_path / "gpu.json").read_text())["device"] == "cpu"

@@ -1,0 +1,73 @@
+"""Where a run may write, and which run `--resume auto` goes on with."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from vlsi_cli.config import folders
+from vlsi_cli.config.loading import Resolved, resolve
+from vlsi_cli.errors import CheckpointError, OutputError
+
+MADE = resolve("demo")
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(folder: str, resolved: Resolved = MADE, *, finished: bool = False) -> Path:
+    path = Path(folder)
+    resolved.save(path)
+    progress = {"student": finished, "stages": {}, "scores": {"small after": {}} if finished else {}}
+    (path / "progress.json").write_text(json.dumps(progress))
+    return path
+
+
+def test_auto_starts_where_there_is_nothing(tmp_path: Path) -> None:
+    assert folders.to_go_on_with(None, MADE) is None
+    assert folders.to_go_on_with(tmp_path / "new", MADE) is None
+
+
+def test_auto_takes_the_highest_number_that_is_unfinished_and_of_the_same_configuration() -> None:
+    run("runs/demo-2")
+    wanted = run("runs/demo-10")
+    os.utime(wanted, (0, 0))  # the oldest by the clock
+    run("runs/demo-11", finished=True)
+    run("runs/demo-12", resolve("demo", ["seed=5"]))
+    (run("runs/demo-13") / "config.yaml").write_text("{")
+    Path("runs/demo-14").mkdir()
+    assert folders.to_go_on_with(None, MADE) == wanted
+    assert folders.to_go_on_with(None, resolve("demo", ["seed=6"])) is None
+
+
+def test_auto_with_an_output_goes_on_with_what_is_in_it_even_if_complete() -> None:
+    assert folders.to_go_on_with(run("mine", finished=True), MADE) == Path("mine")
+
+
+def test_auto_refuses_another_configuration_and_names_the_key() -> None:
+    with pytest.raises(OutputError, match="another configuration: seed is 0 there, 5 here") as refused:
+        folders.to_go_on_with(run("mine"), resolve("demo", ["seed=5"]))
+    assert "--resume mine" in str(refused.value.hint)
+
+
+def test_auto_refuses_a_damaged_run_in_the_output() -> None:
+    path = run("mine")
+    (path / "config.yaml").write_text("{")
+    with pytest.raises(CheckpointError, match="configuration of the run mine is damaged"):
+        folders.to_go_on_with(path, MADE)
+
+
+def test_what_a_kill_leaves_before_the_configuration_is_no_run_and_in_nobodys_way() -> None:
+    path = Path("mine")
+    path.mkdir()
+    for name in (".lock", "environment.json", ".config.partial.yaml", "progress.json"):
+        (path / name).write_text("half")
+    assert folders.for_new_run(path, "demo") == path
+    (path / "notes.txt").write_text("keep me")
+    with pytest.raises(OutputError, match="not empty and not a run folder"):
+        folders.for_new_run(path, "demo")

@@ -1,0 +1,99 @@
+"""Files and folders that are whole or not there, and what is swept after a kill."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vlsi_cli.engine import files
+from vlsi_cli.errors import OutputError
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_takes_the_place_of_another_at_its_end_only(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    for text in ("one", "two"):
+        with files.new_folder(target) as partial:
+            (partial / "a.txt").write_text(text)
+            assert not target.exists() or (target / "a.txt").read_text() == "one"
+        assert (target / "a.txt").read_text() == text
+        assert names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_folder_is_replaced_with_and_without_a_swap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool
+) -> None:
+    if not swaps:
+        monkeypatch.setattr(files, "_swap", lambda a, b: False)
+    new, target = tmp_path / "new", tmp_path / "old"
+    for path in (new, target):
+        path.mkdir()
+        (path / "a.txt").write_text(path.name)
+    files.replace_folder(new, target)
+    assert names(tmp_path) == ["old"]
+    assert (target / "a.txt").read_text() == "new"
+
+
+def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    with pytest.raises(OutputError, match="no space is left"), files.new_folder(target):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OutputError, match="no space is left"), files.new_file(tmp_path / "a.json"):
+        raise OSError(28, "No space left on device")
+    assert names(tmp_path) == ["model"]
+
+
+def test_half_folders_of_the_dead_are_swept_and_those_of_the_living_stay(tmp_path: Path) -> None:
+    for name in (".model-dead.partial", ".model-gone.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(b"half")
+    (tmp_path / ".progress-x.partial.json").write_text("{")
+    (tmp_path / ".gitignore").write_text("*")
+    with files.new_folder(tmp_path / "inside" / "live") as living:
+        (living / ".config-y.partial.json").write_text("{")
+        files.sweep(tmp_path)
+        assert names(tmp_path) == [".gitignore", "inside"]
+        assert names(living) == [".config-y.partial.json"]
+
+
+def test_the_next_writer_of_a_folder_sweeps_what_a_killed_one_left(tmp_path: Path) -> None:
+    (tmp_path / ".model-dead.partial").mkdir()
+    (tmp_path / ".other-dead.partial").mkdir()
+    (tmp_path / ".model-gone.old").mkdir()
+    with files.new_folder(tmp_path / "model"):
+        pass
+    assert names(tmp_path) == [".other-dead.partial", "model"]
+
+
+def test_an_old_folder_that_a_kill_left_without_a_successor_is_put_back(tmp_path: Path) -> None:
+    (tmp_path / ".model-x.old" / "model").mkdir(parents=True)
+    with pytest.raises(OutputError), files.new_folder(tmp_path / "model"):
+        raise OSError(28, "No space left on device")
+    assert names(tmp_path) == ["model"]
+
+
+def test_files_and_the_list_of_their_names_reach_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is renamed is flushed before, and the folder that lists it after."""
+    done: list[str] = []
+    sync, rename = os.fsync, os.rename
+
+    def syncing(handle: int) -> None:
+        done.append(f"sync {Path(os.readlink(f'/proc/self/fd/{handle}')).name}")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "rename", lambda a, b, **k: (done.append("rename"), rename(a, b, **k)))
+    with files.new_folder(tmp_path / "model") as partial:
+        (partial / "sub").mkdir()
+        (partial / "sub" / "a.txt").write_text("a")
+    assert done.index("sync a.txt") < done.index("rename") < done.index(f"sync {tmp_path.name}")
+    assert done.index("sync sub") < done.index("rename")

@@ -1,0 +1,59 @@
+"""The clock counts marked blocks only, and memory is told in bytes."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import pytest
+import torch
+
+from vlsi_cli.engine.gauges import DeviceClock, forget_peak, memory_in_use, peak_memory
+
+CPU = torch.device("cpu")
+
+
+def test_the_clock_adds_up_and_begins_anew() -> None:
+    clock = DeviceClock(CPU)
+    for _ in range(2):
+        with clock.running():
+            time.sleep(0.01)
+    time.sleep(0.05)
+    with pytest.raises(ValueError, match="inside"), clock.running():  # a failing block is counted too
+        raise ValueError("inside")
+    first = clock.take()
+    assert first >= 0.02
+    assert clock.take() == 0.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's account of a process")
+def test_memory_of_the_process() -> None:
+    before = memory_in_use(CPU)
+    assert before is not None
+    held = torch.ones(32 * 2**20 // 4)
+    now, peak = memory_in_use(CPU), peak_memory(CPU)
+    assert now is not None
+    assert peak is not None
+    assert now - before >= 0.9 * held.numel() * 4
+    assert peak >= now * 0.99
+    forget_peak(CPU)
+
+
+@pytest.mark.gpu
+def test_events_measure_the_device_and_not_the_host() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    clock, x = DeviceClock(device), torch.randn(4096, 4096, device=device)
+    torch.cuda.synchronize()
+    with clock.running():
+        for _ in range(20):
+            x = x @ x / 64
+    began = time.perf_counter()
+    seconds = clock.take()
+    waited = time.perf_counter() - began
+    assert 0 < seconds < waited + 1.0
+    assert clock.take() == 0.0
+    forget_peak(device)
+    peak, held = peak_memory(device), memory_in_use(device)
+    assert peak is not None
+    assert held is not None
+    assert peak >= held >= x.numel() * 4

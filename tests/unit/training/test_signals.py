@@ -1,0 +1,35 @@
+"""Signals as a wish: what counts, what comes twice, and what is put back."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from vlsi_cli.engine.training.signals import HEEDED, heed_signals
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
+def test_each_becomes_a_wish_with_its_exit_code(number: str, code: int) -> None:
+    before = [signal.getsignal(each) for each in HEEDED]
+    with heed_signals() as wish:
+        assert wish.signal is None
+        signal.raise_signal(signal.Signals[number])
+        assert wish.signal == signal.Signals[number]
+        assert wish.exit_code == code
+    assert [signal.getsignal(each) for each in HEEDED] == before
+
+
+def test_what_schedulers_send_may_come_again_and_the_first_counts() -> None:
+    with heed_signals() as wish:
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
+            signal.raise_signal(number)
+        assert wish.exit_code == 138
+
+
+def test_a_second_ctrl_c_stops_at_once() -> None:
+    with heed_signals() as wish:
+        signal.raise_signal(signal.SIGTERM)
+        assert wish.signal is not None
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,41 @@
+"""How long a record will be, found without decoding its pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlsi_cli.engine.data.images import image_size
+from vlsi_cli.engine.data.records import BadRecord, Record
+from vlsi_cli.engine.data.template import ChatEncoder
+
+
+def record_length(encoder: ChatEncoder, record: Record) -> int:
+    """Tokens of the encoded record, image tokens included.
+
+    Text is rendered and tokenized as :meth:`ChatEncoder.encode` does. How many tokens an image becomes is what the
+    processor says of its size; some of them count a few too many or too few, so the length is good for an order only.
+    A record that seems too long, and one of a processor that does not know, is encoded.
+
+    Raises:
+        BadRecord: as :meth:`ChatEncoder.encode`, but damaged pixels are not seen.
+    """
+    count = getattr(encoder.processor, "_get_num_multimodal_tokens", None)
+    if record.images and count is None:
+        return len(encoder.encode(record).input_ids)
+    try:
+        segments = [piece for turn in encoder.turns(record) for piece in turn]
+        sizes = [image_size(ref, encoder.limits) for ref in record.images]
+    except BadRecord as bad:
+        raise bad.at(record=record.id, where=record.where) from bad
+    texts = [segment.replace(encoder.image_token, "") for segment in segments]
+    length = sum(len(encoder.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+    if sizes:
+        length += _image_tokens(count, sizes)
+    if encoder.max_length is not None and length > encoder.max_length:
+        return len(encoder.encode(record).input_ids)
+    return length
+
+
+def _image_tokens(count: Any, sizes: list[tuple[int, int]]) -> int:
+    found = count(image_sizes=[[height, width] for width, height in sizes])
+    return sum(int(tokens) for tokens in found["num_image_tokens"])

@@ -1,0 +1,98 @@
+"""What a device is busy with: seconds of a part of its work, and bytes in use. Cheap enough for every step."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+
+
+class DeviceClock:
+    """Adds up the time that a device spends on marked blocks.
+
+    On CUDA by a pair of events in the stream, which makes nobody wait; they are read in :meth:`take`, when the step's
+    loss has been read and the work is done anyway. Elsewhere by the host's clock.
+
+    Args:
+        device: where the work runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device if device.type == "cuda" else None
+        self._pairs: list[tuple[Any, Any]] = []
+        self._seconds = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the block."""
+        if self._cuda is None:
+            began = time.perf_counter()
+            try:
+                yield
+            finally:
+                self._seconds += time.perf_counter() - began
+            return
+        stream = torch.cuda.current_stream(self._cuda)
+        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        first.record(stream)
+        yield
+        last.record(stream)
+        self._pairs.append((first, last))
+
+    def take(self) -> float:
+        """Seconds since the last call; the count begins anew."""
+        for first, last in self._pairs:
+            last.synchronize()
+            self._seconds += first.elapsed_time(last) / 1e3
+        seconds, self._seconds, self._pairs = self._seconds, 0.0, []
+        return seconds
+
+
+def memory_in_use(device: torch.device) -> int | None:
+    """Bytes held now: tensors on a CUDA or MPS device, elsewhere what is resident of this process; None: unknown."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return int(torch.mps.current_allocated_memory())
+    return _status("VmRSS")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes held so far: on CUDA since :func:`forget_peak`, elsewhere by this process in its life.
+
+    None on MPS, which keeps no such count, and where the system tells nothing.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return None
+    known = _status("VmHWM")
+    if known is not None or sys.platform == "win32":
+        return known
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def forget_peak(device: torch.device) -> None:
+    """Begin a new count of the peak, where the device allows it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _status(name: str) -> int | None:
+    """A line of Linux's account of this process, in bytes."""
+    try:
+        lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    found = next((line.split()[1] for line in lines if line.startswith(f"{name}:")), None)
+    return None if found is None else 1024 * int(found)

@@ -1,0 +1,99 @@
+"""Start a command in several processes, by torchrun's own launcher, and end as they end."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+from vlsi_cli.config.launching import Count
+from vlsi_cli.errors import ConfigError, ProcessError
+
+#: Signals that torchrun hands on to the processes, each of which then saves and ends.
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
+#: Seconds that they get for it before they are killed: the checkpoint of a large model takes its time.
+PATIENCE = 900
+
+
+def launch(processes: Count, words: Sequence[str], launcher: Sequence[str] = ()) -> int:
+    """Run ``vlsi WORDS`` in several processes on this machine, or as this machine's part of several.
+
+    Standard input, output and error are theirs; only the first of them speaks. Ctrl-C and the other signals of
+    :data:`SIGNALS` reach all of them.
+
+    Args:
+        processes: how many on this machine; ``auto``: one a GPU, or one where there is none.
+        words: the command line behind ``vlsi``.
+        launcher: more for torchrun, such as ``--nnodes 2 --rdzv-endpoint host:29400``.
+
+    Returns:
+        The exit code of the process that failed first, 0 when none did, 128 and its number after a signal.
+
+    Raises:
+        ConfigError: an argument that torchrun does not have.
+        ProcessError: the first of them, which speaks for all, was killed.
+    """
+    import torch
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    count = processes if processes != "auto" else max(torch.cuda.device_count(), 1)
+    parser = run.get_args_parser()
+    known = parser.format_help()
+    own = [f"--nproc-per-node={count}"]
+    if "--shutdown-timeout" in known:  # torch 2.13 and newer; older ones wait half a minute
+        own.append(f"--shutdown-timeout={PATIENCE}")
+    if "--signals-to-handle" in known:
+        own.append(f"--signals-to-handle={','.join(SIGNALS)}")
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            arguments = parser.parse_args([*own, *launcher, "--module", "vlsi_cli", *words])
+    except SystemExit:
+        cause = complaint.getvalue().strip().splitlines()[-1:] or ["they are not torchrun's"]
+        raise ConfigError(
+            f"the launcher's arguments after -- cannot be used: {cause[0].split('error: ')[-1]}",
+            hint="`torchrun --help` lists them",
+        ) from None
+    if arguments.training_script != "vlsi_cli":
+        raise ConfigError(
+            f"'{arguments.training_script}' after -- is not an argument of torchrun",
+            hint="`torchrun --help` lists them",
+        )
+    # It would tell of every process that ended what that process has told itself. Its loggers have levels of their own.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    threads = max((os.cpu_count() or 1) // count, 1)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    try:
+        run.run(arguments)
+    except ChildFailedError as failed:
+        ended = _by_time(failed.failures)
+        if ended[0].local_rank == 0 and all(int(each.exitcode) < 0 for each in ended):
+            raise ProcessError(
+                f"the first of {count} processes was ended by {signal.Signals(-int(ended[0].exitcode)).name}",
+                hint="the kernel's log says if memory ran out; what was written is kept",
+            ) from None
+        return _cause([int(each.exitcode) for each in ended])
+    except SignalException as stopped:
+        return 128 + int(stopped.sigval)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
+
+
+def _by_time(failures: dict[int, Any]) -> list[Any]:
+    return [failures[rank] for rank in sorted(failures, key=lambda r: (failures[r].timestamp, r))]
+
+
+def _cause(codes: list[int]) -> int:
+    """The code that says why: not that of a process that was ended, or lost another; signals are negative here."""
+    own = [code for code in codes if code > 0 and code != ProcessError.exit_code]
+    code = [*own, *codes][0]
+    return code if code > 0 else 128 - code

@@ -1,0 +1,120 @@
+"""One optimizer step on all processes: what they feed together, and the gradient that comes of it.
+
+A step's gradient is ``sum over all response tokens of all processes / N``, N their number, however many processes
+there are. DistributedDataParallel and FSDP2 both *average* over W processes, so each process's sum is multiplied by
+W / N. Under DistributedDataParallel only the last micro-batch of a step is exchanged; divided gradients are exchanged
+in every one, since keeping them whole in between would take the memory that dividing them gave.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from vlsi_cli.engine import processes, sharding
+from vlsi_cli.engine.batch import Batch
+from vlsi_cli.engine.training.stage import Stage, StageOutput
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A stage and its optimizer as they train.
+
+    Attributes:
+        module: the stage in whatever wraps it.
+        optimizer: accelerate's, which knows about loss scaling.
+    """
+
+    module: nn.Module
+    optimizer: Any
+
+
+def prepare(stage: Stage, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> Prepared:
+    """Wrap a stage for the processes of the run; a stage that is divided already needs no wrapper."""
+    # The optimizer is made beside its parameters; moving it would put AdamW's step counts on the device too.
+    if sharding.is_sharded(stage):
+        return Prepared(stage, accelerator.prepare(optimizer, device_placement=[False]))
+    module, prepared = accelerator.prepare(stage, optimizer, device_placement=[True, False])
+    return Prepared(module, prepared)
+
+
+def common_counts(batches: Iterable[Batch]) -> tuple[int, int]:
+    """Response tokens and input tokens of a step, of all processes."""
+    held = list(batches)
+    own = [sum(batch.num_tokens for batch in held), sum(batch.num_input_tokens for batch in held)]
+    tokens, inputs = map(sum, zip(*processes.gather_ints(own), strict=True))
+    return tokens, inputs
+
+
+def common_terms(outputs: list[StageOutput], tokens: int) -> dict[str, float]:
+    """The mean over the step's response tokens of each term, over all processes."""
+    names = list(outputs[0].terms)
+    sums = [torch.stack([each.terms[name].double() for each in outputs]).sum() for name in names]
+    total = processes.add_up(torch.stack(sums)).tolist()
+    return {name: value / max(tokens, 1) for name, value in zip(names, total, strict=True)}
+
+
+def accumulate_gradients(
+    module: nn.Module,
+    batches: list[Batch],
+    tokens: int,
+    accelerator: Accelerator,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[StageOutput] | None:
+    """Add up the gradient of one optimizer step, micro-batch by micro-batch.
+
+    Args:
+        module: the stage, as it was prepared.
+        batches: the step's micro-batches of this process, as many on each; taken out of the list as they are used,
+            since a step of many holds gigabytes of pixels.
+        tokens: response tokens of all of them, on all processes: what every sum is divided by.
+        accelerator: scales the loss where the precision needs it.
+        stop: asked before each micro-batch but the first; answers alike on all processes.
+
+    Returns:
+        What the stage said of each micro-batch, without gradients; None when it was asked to stop (the
+        gradients are then incomplete).
+    """
+    outputs: list[StageOutput] = []
+    while batches:
+        if outputs and stop():
+            return None
+        batch = batches.pop(0).to(accelerator.device)
+        with _exchanged(module, accelerator, last=not batches):
+            with accelerator.autocast() if sharding.is_sharded(module) else nullcontext():
+                output: StageOutput = module(batch)
+            loss = output.loss / max(tokens, 1)
+            accelerator.backward(loss * processes.size() if processes.size() > 1 else loss)
+        outputs.append(StageOutput(output.loss.detach(), output.terms, output.matched))
+    return outputs
+
+
+def clip(parameters: list[nn.Parameter], limit: float | None, accelerator: Accelerator) -> float:
+    """Scale the gradients of all processes down to a common norm; returns what it was."""
+    if not any(sharding.is_piece(parameter) for parameter in parameters):
+        norm = accelerator.clip_grad_norm_(parameters, limit if limit is not None else math.inf)
+        return float(norm) if norm is not None else math.nan
+    accelerator.unscale_gradients()
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    found = sharding.norm_of(gradients)
+    if limit is not None:
+        factor = float((limit / (found + 1e-6)).clamp(max=1.0))  # as torch.nn.utils.clip_grad_norm_
+        for gradient in gradients:
+            gradient.mul_(factor)
+    return float(found)
+
+
+def _exchanged(module: nn.Module, accelerator: Accelerator, *, last: bool) -> AbstractContextManager[Any]:
+    return nullcontext() if last else accelerator.no_sync(module)
+
+
+def agreed(value: int) -> int:
+    """The largest of a small number of every process, such as the signal that one of them was sent."""
+    return max(number for (number,) in processes.gather_ints([value]))
