@@ -44,7 +44,8 @@ STEP = """\
 Forward, backward, clipping and AdamW of one micro-batch with random weights; the median of some steps. SFT and TRL's
 way train the whole language model, the others its decoder layers (VLsI: and the verbalizers). Shares are of the step:
 the large model's pass with its verbalizers, or the reading of its states; verbalizers of both sides going forward; the
-small model's vision tower. Memory is the peak of everything, models included.
+small model's vision tower. Memory is the peak of everything, models included, and beside it what `vlsi plan` counts
+over that. `small` and `large` are a pair for a CPU: 14 layers of width 256 and 512, 3 target layers each, 18,900 words.
 """
 HEAD = """\
 # Performance
@@ -54,7 +55,8 @@ HEAD = """\
 What a divergence through two language heads costs. Times are multiples of the products that no exact method can do
 without, measured in the same process around each technique (processor seconds of one thread, the median of runs that
 take turns); so they carry over to other machines better than seconds do. Memory is what a technique takes beyond its
-inputs. Figures of a GPU are not here yet.
+inputs. Figures of a GPU are not here yet: `python benchmarks/gpu.py` takes all of them in one command that ends within
+eight minutes, and this page shows them once they are stored.
 
 The peers are dependencies of the benchmark alone:
 
@@ -91,9 +93,10 @@ Their figures, from their own settings, not repeated here:
 
 ## What it cannot do yet
 
-- There is no fused kernel for CUDA: the rectangles run as torch operations there too. `Readout` in
-  `vlsi_cli/engine/losses/readout.py` is where one would go.
-- JSD, reverse KL and L2 have no one-walk form; they keep the logits of a block of tokens, or project twice.
+- There is no fused kernel for CUDA: the rectangles run as torch operations there too, uncompiled. A Triton kernel, or
+  rectangles through `torch.compile`, could not be tested where this was written, and nothing untested is offered.
+  `Readout` in `vlsi_cli/engine/losses/readout.py` is where one would go, with what is there as its oracle.
+- JSD (of any β), reverse KL and L2 have no one-walk form; they keep the logits of a block of tokens, or project twice.
 """
 
 
@@ -249,29 +252,26 @@ def _cancellation(device: str) -> str:
 def _step(path: Path) -> str:
     found = json.loads(path.read_text(encoding="utf-8"))
     device = path.stem.rpartition("-")[2]
-    plan = (
-        " planned / measured |" if device == "cuda" else ""
-    )  # resident bytes of a process are no fair measure
     lines = [
         f"### {found['small']} from {found['large']}{_on(found)}\n",
         f"{found['records']} records of {found['length']} tokens, half of them a picture's, a tenth response;",
         f"{found['precision']}; {_versions(found)}.\n",
         _command("step.py", device, *_unless(f"--shapes {found['small']},{found['large']}", "small,large")),
-        f"| way | time, × last-layer step | tokens/s | peak memory |{plan} large model | verbalizers | vision |",
-        "|---|---|---|---|---|---|---|" + ("---|" if plan else ""),
+        "| way | time, × last layer | tokens/s | peak memory | plan / peak | large model | verbalizers | vision |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     base = next(row["seconds"] for row in found["rows"] if row["name"] == "last")
     for row in found["rows"]:
         title = WAYS[row["name"]]
         if "why_not" in row:
-            lines.append(f"| {title} | not run: {row['why_not']} | | | | | |" + (" |" if plan else ""))
+            lines.append(f"| {title} | not run: {row['why_not']} | | | | | | |")
             continue
-        planned = f" {row['planned'] / row['peak']:.2f} |" if row["planned"] else " |"
+        planned = f"{row['planned'] / row['peak']:.2f}" if row["planned"] else ""
         shares = (row["shares"].get(part) for part in ("large model", "verbalizers", "vision"))
         cells = " | ".join("" if share is None else f"{share:.1%}" for share in shares)
         lines.append(
             f"| {title} | {row['seconds'] / base:.2f} | {row['tokens_per_second']:,.0f} | "
-            f"{row['peak'] / 2**20:,.0f} MiB |{planned if plan else ''} {cells} |"
+            f"{row['peak'] / 2**20:,.0f} MiB | {planned} | {cells} |"
         )
     return "\n".join([*lines, ""])
 

@@ -10,6 +10,7 @@ differs in the second digit. Matched layers are equal exactly: no draw falls wit
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from tests.runs.ranks import gradients
 from vlsi_cli import events
 from vlsi_cli.config.loading import load_saved, resolve
 from vlsi_cli.config.run import StageConfig
+from vlsi_cli.engine.runs import reproduce
 from vlsi_cli.engine.runs.distill import run
 from vlsi_cli.engine.runs.stages import cut_step
 from vlsi_cli.errors import ConfigError, Interrupted
@@ -202,6 +204,19 @@ def test_what_one_process_meets_ends_all(launch: Path) -> None:
         assert each["kind"] == "TrainingError"
         assert each["shared"]
         assert "step 1 of interaction: the loss of last is not finite" in each["message"]
+
+
+def test_one_process_runs_again_what_two_did(launch: Path) -> None:
+    """The step that was spoilt from outside: alone it has the same matches, and no loss that is not finite."""
+    (bundle,) = (launch / "nan" / "failures").iterdir()
+    again = reproduce.run(bundle, events=events.ignore)
+    assert again.processes == 2
+    assert len(again.micro_batches) == 2  # gradient_accumulation; each of what both processes fed at once
+    assert set(again.terms) == set(again.terms_then) == {"1", "2", "3", "last"}
+    spoilt = again.terms.pop("last")
+    assert (math.isfinite(spoilt), math.isfinite(again.terms_then["last"])) == (True, False)
+    assert not again.same
+    assert again.terms == {name: pytest.approx(again.terms_then[name], rel=TOLERANCE) for name in again.terms}
 
 
 @pytest.mark.parametrize(

@@ -57,20 +57,26 @@ def broken(
 
 
 @pytest.mark.parametrize(
-    ("stage", "side", "step"),
+    ("stage", "side", "step", "sets"),
     [
-        ("verbalization", "large", 3),
-        ("verbalization", "small", 1),
-        ("interaction", "small", 3),
-        ("reinforcement", "small", 5),
+        ("verbalization", "large", 3, ()),
+        ("verbalization", "small", 1, ()),
+        ("interaction", "small", 3, ("data.workers=1",)),  # the run that it is compared with has none
+        ("reinforcement", "small", 5, ()),
     ],
 )
 def test_killed_and_resumed_is_as_if_never_killed(
-    whole: Path, pair: tuple[Path, Path], tmp_path: Path, stage: str, side: str, step: int
+    whole: Path,
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    stage: str,
+    side: str,
+    step: int,
+    sets: tuple[str, ...],
 ) -> None:
     """SIGKILL after a step that has no checkpoint of its own; then every weight is equal, bit for bit."""
     output = tmp_path / "run"
-    assert broken(output, pair, stage, side, step, signal.SIGKILL) == -signal.SIGKILL
+    assert broken(output, pair, stage, side, step, signal.SIGKILL, *sets) == -signal.SIGKILL
     assert not (output / "student").exists()
     run(load_saved(output), output=output, events=events.ignore, resume=True)
     for name in (

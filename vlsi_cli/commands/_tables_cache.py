@@ -41,6 +41,7 @@ def _facts(report: CacheReport) -> Table:
     kept = f"top {about['k']} tokens and tail mass" if top_k else f"states, {about['dtype']}"
     layers = ", ".join(map(str, about["targets"]))
     last = "the last layer alone"
+    rounded = "" if about["quantization"] == "none" else f", layers in {about['quantization']},"
     rows = {
         "folder": str(report.path),
         "large model": about["model"] + (f" at {about['revision']}" if about["revision"] else ""),
@@ -48,7 +49,7 @@ def _facts(report: CacheReport) -> Table:
         "keeps": kept,
         "layers": f"{layers} and the last ({about['content']})" if layers else last,
         "verbalizers": (about["verbalizers_sha256"] or "none")[:12],
-        "computed in": f"{about['precision']} on {report.versions.get('device', '?')}",
+        "computed in": f"{about['precision']}{rounded} on {report.versions.get('device', '?')}",
     }
     built = {
         "complete": "yes" if report.complete else f"no: {report.records:,} records of {report.draws:,}",

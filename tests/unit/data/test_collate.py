@@ -11,7 +11,7 @@ import torch
 from tests.tiny import FAMILIES, QWEN, tiny_folder
 from tests.unit.data.kit import conversation, picture
 from vlsi_cli.engine.backbones.processors import load_processor
-from vlsi_cli.engine.data.collate import collate, collate_prompts
+from vlsi_cli.engine.data.collate import collate, collate_prompts, merge
 from vlsi_cli.engine.data.records import Message, Record, make_record
 from vlsi_cli.engine.data.template import ChatEncoder, Encoded
 from vlsi_cli.errors import ModelError
@@ -59,6 +59,24 @@ def test_a_batch_is_its_records(family: str) -> None:
                 alone = model.model(**collate([encoded[i]], coder.pad_id).inputs).last_hidden_state[0]
                 # fp32 sums in another order, two layers deep
                 torch.testing.assert_close(together[row, : len(alone)], alone, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_merged_batches_are_one_of_all_records(family: str) -> None:
+    coder, _ = parts(family)
+    encoded = [coder.encode(record) for record in records()]
+    for cut in ([0], [1], [2], [1, 1]), ([1, 1], [0, 2]), ([2, 0], [1]), ([1], [1]):
+        once = collate([encoded[i] for part in cut for i in part], coder.pad_id, digests=True)
+        merged = merge([collate([encoded[i] for i in part], coder.pad_id, digests=True) for part in cut])
+        assert (merged.records, merged.digests) == (once.records, once.digests)
+        real = once.inputs["attention_mask"].bool()
+        assert set(merged.inputs) == set(once.inputs)
+        for name, value in once.inputs.items():
+            held = merged.inputs[name]
+            assert held.shape == value.shape, name
+            assert torch.equal(held[real], value[real]) if name == "input_ids" else torch.equal(held, value)
+        for name in ("rows", "cols", "targets"):
+            assert torch.equal(getattr(merged, name), getattr(once, name)), name
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -60,6 +60,35 @@ def collate(records: Sequence[Encoded], pad_id: int, *, digests: bool = False) -
     )
 
 
+def merge(batches: Sequence[Batch]) -> Batch:
+    """Batches put together into one, as if their records had been collated together.
+
+    Args:
+        batches: of one model; at least one. Padding is filled with the first token of the first record, which
+            nobody looks at.
+    """
+    sizes = [len(batch.records) for batch in batches]
+    length = max(batch.inputs["input_ids"].shape[1] for batch in batches)
+    filler = int(batches[0].inputs["input_ids"][0, 0])
+    inputs = {}
+    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        if name in batches[0].inputs:
+            value = filler if name == "input_ids" else 0
+            rows = [batch.inputs[name] for batch in batches]
+            inputs[name] = torch.cat(
+                [torch.nn.functional.pad(row, (0, length - row.shape[1]), value=value) for row in rows]
+            )
+    tensors = [{name: t for name, t in batch.inputs.items() if name not in inputs} for batch in batches]
+    return Batch(
+        inputs=inputs | _image_tensors(tensors, sizes),
+        rows=torch.cat([batch.rows + sum(sizes[:number]) for number, batch in enumerate(batches)]),
+        cols=torch.cat([batch.cols for batch in batches]),
+        targets=torch.cat([batch.targets for batch in batches]),
+        records=tuple(record for batch in batches for record in batch.records),
+        digests=tuple(digest for batch in batches for digest in batch.digests),
+    )
+
+
 def collate_prompts(prompts: Sequence[EncodedPrompt], pad_id: int) -> PromptBatch:
     """A left-padded batch: generation continues from the last column of every row."""
     return PromptBatch(
@@ -90,7 +119,10 @@ def _inputs(
     return inputs | _image_tensors([record.tensors for record in records])
 
 
-def _image_tensors(per_record: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _image_tensors(
+    per_record: Sequence[dict[str, Tensor]], sizes: Sequence[int] | None = None
+) -> dict[str, Tensor]:
+    """``sizes``: how many records each entry stands for; None: one."""
     with_images = [tensors for tensors in per_record if tensors]
     if not with_images:
         return {}
@@ -105,7 +137,11 @@ def _image_tensors(per_record: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]
         values = [tensors[name] for tensors in with_images]
         if nested:
             empty = values[0].new_zeros((1, 0, *values[0].shape[2:]))
-            values = [tensors.get(name, empty) for tensors in per_record]
+            counts = sizes or [1] * len(per_record)
+            values = [
+                tensors.get(name, empty.expand(count, *empty.shape[1:]))
+                for tensors, count in zip(per_record, counts, strict=True)
+            ]
         result[name] = torch.cat(_same_shape(name, values))
     return result
 

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -210,6 +211,8 @@ def _set_up(reader: bytes) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)  # as many workers as wanted, not as many times the cores
     _reader = pickle.loads(reader)
+    if transformers := sys.modules.get("transformers"):
+        transformers.logging.set_verbosity_error()  # it would speak into the run's progress
 
 
 def _end_with(parent: Any) -> None:

@@ -71,7 +71,7 @@ def keep_failure(folder: RunFolder, events: Events, key: str, stage: Stage, fail
     """Write the bundle; a failure to do so must not hide the step's own, so it is a warning.
 
     All processes call it together. The bundle holds the micro-batches of all of them, one after another, and is run
-    again by one process: the same sums, and the same gradient if the matches are.
+    again by one process, which puts together what they fed at the same time.
 
     Returns:
         The line that says how to run the step again; None when nothing was kept.
@@ -117,6 +117,7 @@ def _write(
             "grad_norm": _word(failure.grad_norm),
             "last_checkpoint": failure.last_checkpoint,
             "scaler": failure.scaler,
+            "processes": processes.size(),
             "micro_batches": [
                 {
                     "records": list(batch.records),

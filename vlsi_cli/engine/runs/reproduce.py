@@ -11,6 +11,7 @@ import torch
 
 from vlsi_cli.config.loading import load_saved
 from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.data.collate import in_groups, merge
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.failures import Bundle, not_finite, read_failure
 from vlsi_cli.engine.runs.folder import RunFolder
@@ -22,6 +23,9 @@ from vlsi_cli.engine.training.parallel import accumulate_gradients
 from vlsi_cli.engine.training.signals import Wish
 from vlsi_cli.errors import CheckpointError, ConfigError, TrainingError
 from vlsi_cli.events import Events, Note
+
+#: Relative: several processes add their tokens in fp32 before the sums are added, and pad to other lengths.
+ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,12 @@ class Reproduction:
     """What the step gave then and gives now.
 
     Attributes:
-        stage, step, learning_rate: which step it is.
+        stage, step, learning_rate: which step it is; ``processes`` how many took it.
         message_then: what was not finite; ``message`` where layers cannot be matched now either: no loss comes of it.
         terms_then, terms: loss of each layer, mean over the step's response tokens.
         grad_norm_then, grad_norm: before clipping.
-        same: whether every term is what it was, infinities and all.
+        same: whether every term is what it was, infinities and all; where several processes took the step, up to the
+            order of their sums.
         micro_batches: where in the step it happens.
         parameters: trained parameters that are not finite before the step.
         gradients: trained parameters whose gradient is not finite.
@@ -53,6 +58,7 @@ class Reproduction:
     stage: str
     step: int
     learning_rate: float
+    processes: int
     message_then: str
     message: str | None
     terms_then: dict[str, float]
@@ -123,8 +129,10 @@ def _stage(parts: RunParts, key: str) -> tuple[Stage, Any, Backbone]:
 def _step(bundle: Bundle, stage: Stage, accelerator: Any) -> Reproduction:
     trained = dict(stage.trained())
     before = not_finite(trained)
-    tokens = sum(batch.num_tokens for batch in bundle.batches)
-    sizes = [(batch.records, batch.num_tokens) for batch in bundle.batches]
+    count = int(bundle.facts["processes"])
+    batches = [merge(group) if count > 1 else group[0] for group in in_groups(bundle.batches, count)]
+    tokens = sum(batch.num_tokens for batch in batches)
+    sizes = [(batch.records, batch.num_tokens) for batch in batches]
     if accelerator.scaler is not None and bundle.facts["scaler"]:
         accelerator.scaler.load_state_dict(bundle.facts["scaler"])
     module = accelerator.prepare(stage)
@@ -132,7 +140,7 @@ def _step(bundle: Bundle, stage: Stage, accelerator: Any) -> Reproduction:
     set_random_states(bundle.random, stage.generator, accelerator.device)
     outputs, message = [], None
     try:
-        for batch in bundle.batches:  # one by one, to know where it happens
+        for batch in batches:  # one by one, to know where it happens
             outputs += accumulate_gradients(module, [batch], tokens, accelerator) or []
     except TrainingError as error:
         message = str(error)
@@ -145,7 +153,8 @@ def _step(bundle: Bundle, stage: Stage, accelerator: Any) -> Reproduction:
         columns = {name: torch.tensor([each[name] for each in sums], dtype=torch.float64) for name in sums[0]}
         terms = {name: float(column.sum()) / max(tokens, 1) for name, column in columns.items()}
     then = {name: float(value) for name, value in bundle.facts["terms"].items()}
-    same = set(then) == set(terms) and all(_equal(then[name], terms[name]) for name in then)
+    rounding = 0.0 if count == 1 else ROUNDING
+    same = set(then) == set(terms) and all(_equal(then[name], terms[name], rounding) for name in then)
     if message is not None:
         same = not then and str(bundle.facts["message"]).startswith(message)
     finite = [float(p.detach()[p.isfinite()].abs().max()) for p in trained.values() if p.isfinite().any()]
@@ -154,6 +163,7 @@ def _step(bundle: Bundle, stage: Stage, accelerator: Any) -> Reproduction:
         stage=bundle.stage,
         step=bundle.step,
         learning_rate=float(bundle.facts["learning_rate"]),
+        processes=count,
         message_then=str(bundle.facts["message"]),
         message=message,
         terms_then=then,
@@ -162,8 +172,8 @@ def _step(bundle: Bundle, stage: Stage, accelerator: Any) -> Reproduction:
         grad_norm=norm,
         same=same,
         micro_batches=tuple(
-            MicroBatch(records, count, {name: value / max(count, 1) for name, value in each.items()})
-            for (records, count), each in zip(sizes, [*sums, *[{}] * (len(sizes) - len(sums))], strict=True)
+            MicroBatch(records, held, {name: value / max(held, 1) for name, value in each.items()})
+            for (records, held), each in zip(sizes, [*sums, *[{}] * (len(sizes) - len(sums))], strict=True)
         ),
         parameters=tuple(before),
         gradients=tuple(odd),
@@ -171,7 +181,9 @@ def _step(bundle: Bundle, stage: Stage, accelerator: Any) -> Reproduction:
     )
 
 
-def _equal(a: float, b: float) -> bool:
+def _equal(a: float, b: float, rounding: float) -> bool:
+    if math.isfinite(a) and math.isfinite(b):
+        return math.isclose(a, b, rel_tol=rounding)
     return a == b or (math.isnan(a) and math.isnan(b))
 
 
