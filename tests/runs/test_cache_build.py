@@ -72,6 +72,16 @@ def test_a_wish_to_stop_keeps_finished_shards(pair: Pair, live: Path, cache: Pat
     assert contents(tmp_path / "cache") == contents(cache)
 
 
+def test_a_kill_between_the_last_shard_and_the_end_is_gone_on_with(
+    pair: Pair, live: Path, cache: Path, copy: Path
+) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"complete": False}), "utf-8")
+    assert not caches.info(copy).complete
+    build(pair, live, copy)
+    assert contents(copy) == contents(cache)
+
+
 def test_a_lost_shard_is_made_again_alone(pair: Pair, live: Path, cache: Path, copy: Path) -> None:
     (copy / "shards" / "00001.safetensors").unlink()
     (copy / "head.safetensors").unlink()

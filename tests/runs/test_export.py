@@ -154,7 +154,7 @@ def test_targets_that_are_taken(model: Path, exported: Path, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_models_that_cannot_be_exported(model: Path, tmp_path: Path) -> None:
+def test_models_that_cannot_be_exported(model: Path, exported: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     empty, adapters, run = tmp_path / "empty", tmp_path / "adapters", tmp_path / "run"
     for folder in (empty, adapters, run):
@@ -166,11 +166,13 @@ def test_models_that_cannot_be_exported(model: Path, tmp_path: Path) -> None:
     refused(vlsi("export", empty, "-o", out), 4, "has no config.json")
     refused(vlsi("export", adapters, "-o", out), 4, "holds adapters without the model they belong to")
     refused(vlsi("export", run, "-o", out), 4, "has no student yet")
+    refused(vlsi("export", exported, "-o", out), 4, "holds exported graphs already")
     refused(
         vlsi("export", smol, "-o", out), 4, "is a SmolVLM model, and SmolVLM cannot be exported to ONNX yet"
     )
     refused(vlsi("export", llava, "--layout", "ort-genai", "-o", out), 4, "onnxruntime-genai does not know")
     refused(vlsi("export", "no/such-model", "-o", out), 4, "no/such-model")
+    refused(vlsi("export", model / "config.json", "-o", out), 4, "is a file, not the folder of a model")
     refused(vlsi("export"), 2, "no MODEL is given")
     refused(
         vlsi("export", model, "--dtype", "fp16", "--quantize", "int8", "-o", out), 2, "exclude each other"

@@ -46,6 +46,7 @@ def _lacking(*names: str) -> object:
         (_adapter, 4, "holds an adapter (adapter_config.json), not a model that loads by itself"),
         (_lacking("config.json"), 4, "is neither a run nor a model"),
         (_lacking("model.safetensors"), 4, "has no weights"),
+        (lambda model: (model / "export_report.json").touch(), 4, "holds exported graphs, not the checkpoint"),
         (_lacking("preprocessor_config.json"), 4, "the processor of"),
         (_lacking("tokenizer.json", "tokenizer_config.json"), 4, "has no tokenizer"),
         (_lacking("chat_template.jinja"), 4, "has no chat template"),

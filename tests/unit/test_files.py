@@ -66,9 +66,17 @@ def test_half_folders_of_the_dead_are_swept_and_those_of_the_living_stay(tmp_pat
 def test_the_next_writer_of_a_folder_sweeps_what_a_killed_one_left(tmp_path: Path) -> None:
     (tmp_path / ".model-dead.partial").mkdir()
     (tmp_path / ".other-dead.partial").mkdir()
+    (tmp_path / ".model-gone.old").mkdir()
     with files.new_folder(tmp_path / "model"):
         pass
     assert names(tmp_path) == [".other-dead.partial", "model"]
+
+
+def test_an_old_folder_that_a_kill_left_without_a_successor_is_put_back(tmp_path: Path) -> None:
+    (tmp_path / ".model-x.old" / "model").mkdir(parents=True)
+    with pytest.raises(OutputError), files.new_folder(tmp_path / "model"):
+        raise OSError(28, "No space left on device")
+    assert names(tmp_path) == ["model"]
 
 
 def test_files_and_the_list_of_their_names_reach_the_disk(

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 from vlsi_cli.config.run import DistillConfig
 from vlsi_cli.errors import ConfigError, did_you_mean
 
+#: Characters of a value that a message repeats.
+_LONGEST = 200
 _HINTS = {
     "data": "pass --data PATH (LLaVA-style JSON, messages JSONL, a Hugging Face dataset, or patterns)",
     "student": "pass --student with a hub id, a folder, or a size of the teacher's family such as 2b",
@@ -48,7 +50,9 @@ def _sentence(
     if kind == "extra_forbidden":
         key = ".".join([*keys, str(loc[-1])])
         inside = ".".join(keys)
-        text = f"{_where(key, origins)}unknown key '{loc[-1]}'" + (f" in '{inside}'" if inside else "")
+        text = f"{_where(key, origins)}unknown key '{_short(str(loc[-1]))}'" + (
+            f" in '{inside}'" if inside else ""
+        )
         return text, _suggest(str(loc[-1]), inside, model)
     if kind == "missing":
         key = ".".join([*keys, str(loc[-1])])
@@ -59,7 +63,11 @@ def _sentence(
     if kind == "value_error":
         return f"{_where(key, origins)}{key + ': ' if key else ''}{message}", None
     message = message[:1].lower() + message[1:]
-    return f"{_where(key, origins)}{key}: {message}, not {value!r}", None
+    return f"{_where(key, origins)}{key}: {message}, not {_short(repr(value))}", None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _walk(loc: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel] | None]:

@@ -7,6 +7,7 @@ whole, but ``--set data.sources.0.path=...`` reaches into one, also into one tha
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from vlsi_cli.config import catalog, recipes
+from vlsi_cli.config import catalog, recipes, yamls
 from vlsi_cli.config.complaints import complain
 from vlsi_cli.config.run import DistillConfig
 from vlsi_cli.errors import CheckpointError, ConfigError, OutputError
@@ -75,9 +76,9 @@ class Resolved:
             _write(folder / ORIGINS_FILE, json.dumps(origins, indent=1) + "\n")
             _write(folder / CONFIG_FILE, text)
         except OSError as error:
-            raise OutputError(
-                f"the run folder {folder} cannot be written: {error.strerror or error}"
-            ) from error
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            cause = "no space is left on the disk" if full else error.strerror or error
+            raise OutputError(f"the run folder {folder} cannot be written: {cause}") from error
 
 
 def resolve(
@@ -125,10 +126,13 @@ def resolve(
 
 def _write(target: Path, text: str) -> None:
     part = target.with_name(f".{target.stem}.partial{target.suffix}")
-    part.write_text(text, encoding="utf-8")
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(target)
+    try:
+        part.write_text(text, encoding="utf-8")
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_saved(folder: Path) -> Resolved:
@@ -148,7 +152,7 @@ def load_saved(folder: Path) -> Resolved:
         saved = json.loads((folder / ORIGINS_FILE).read_text(encoding="utf-8"))
         origins = {key: str(saved["origins"].get(key, "run folder")) for key in resolved.origins}
         return Resolved(resolved.config, origins, saved["recipe"])
-    except (ConfigError, OSError, ValueError, KeyError, AttributeError) as error:
+    except (ConfigError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"the configuration of the run {folder} is damaged: {error}") from error
 
 
@@ -173,7 +177,7 @@ def parse_set(text: str) -> tuple[tuple[str, ...], Any]:
     if not equals or not all(path):
         raise ConfigError(f"--set {text}: expected key=value", hint="for example --set interaction.steps=100")
     try:
-        return path, yaml.safe_load(value)
+        return path, yamls.load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: the value is not valid YAML") from error
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from vlsi_cli.config import catalog
+from vlsi_cli.config import catalog, yamls
 from vlsi_cli.errors import ConfigError, OutputError, did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -90,7 +90,7 @@ def read(name_or_file: str | Path) -> Recipe:
     path = find(name_or_file)
     try:
         text = path.read_text(encoding="utf-8")
-        values = yaml.load(text, Loader=_StrictLoader)
+        values = yamls.load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -173,18 +173,3 @@ def _identity(model: str) -> str:
 def _near(word: str) -> str:
     near = did_you_mean(word, names())
     return f"did you mean {near}?" if near else "recipes: " + ", ".join(names())
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which plain YAML silently keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key '{key}' is given twice", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)

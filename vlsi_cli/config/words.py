@@ -25,6 +25,10 @@ def source_from_word(word: str) -> dict[str, Any]:
     """
     if word == "patterns":
         return {"kind": "patterns"}
+    if not word.strip():
+        raise ConfigError(
+            "--data is given without a word", hint="give a file, a folder, a hub id, or patterns"
+        )
     path = Path(word).expanduser()
     if path.suffix in (".json", ".jsonl"):
         return {"kind": _shape(path), "path": str(path.absolute())}

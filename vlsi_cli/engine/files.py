@@ -224,13 +224,14 @@ def replace_folder(new: Path, target: Path) -> None:
         _flush(target.parent)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".old", dir=target.parent))
-    if _swap(new, target):
-        new.rename(old / target.name)
-    else:
-        target.rename(old / target.name)
-        new.rename(target)
-    _flush(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    with _claimed(old):
+        if _swap(new, target):
+            new.rename(old / target.name)
+        else:
+            target.rename(old / target.name)
+            new.rename(target)
+        _flush(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -254,24 +255,35 @@ def sweep(folder: Path) -> None:
     A half folder that a living process fills (an export beside a run) is locked, and stays.
     """
     for place, folders, files in os.walk(folder):
-        half = [name for name in folders if _HALF.fullmatch(name)]
+        half = [name for name in folders if is_half(name)]
         folders[:] = [name for name in folders if name not in half]
         for name in half:
             with suppress(OSError), _claimed(Path(place, name)):
                 shutil.rmtree(Path(place, name), ignore_errors=True)
         for name in files:
-            if _HALF.fullmatch(name):
+            if is_half(name):
                 Path(place, name).unlink(missing_ok=True)
+
+
+def is_half(name: str) -> bool:
+    """Whether this is the name of something that is being written or replaced."""
+    return _HALF.fullmatch(name) is not None
 
 
 _HALF = re.compile(r"\..*\.(partial(\.\w+)?|old)")
 
 
 def _sweep_dead(target: Path) -> None:
-    """Take away half folders of ``target`` that no living process fills: each is locked while one does."""
-    if fcntl is not None:
-        for left in target.parent.glob(f".{glob.escape(target.name)}-*.partial"):
+    """Take away what a killed writer of ``target`` left beside it; what a living one fills is locked.
+
+    Where names cannot be swapped, a kill can come when the old folder has gone and the new one has not come: the old
+    one is put back.
+    """
+    for left in target.parent.glob(f".{glob.escape(target.name)}-*"):
+        if left.suffix in (".partial", ".old") and fcntl is not None:
             with suppress(OSError), _claimed(left):
+                if left.suffix == ".old" and (left / target.name).is_dir() and not target.exists():
+                    (left / target.name).rename(target)
                 shutil.rmtree(left, ignore_errors=True)
 
 

@@ -38,6 +38,8 @@ def resolve_folder(id: str, revision: str | None = None, *, weights: bool = True
     path = Path(id).expanduser()
     if path.is_dir():
         return path
+    if path.is_file():
+        raise ModelError(f"'{id}' is a file, not the folder of a model", hint="give the folder that holds it")
     if not _HUB_ID.fullmatch(id):
         raise ModelError(
             f"no model folder '{id}'",

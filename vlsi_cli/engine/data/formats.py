@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vlsi_cli.engine.data.records import (
+    MAX_IMAGES,
+    MAX_MESSAGES,
     BadRecord,
     ImageRef,
     Message,
@@ -30,6 +32,11 @@ _ROLES: dict[str, Role] = {
     "gpt": "assistant",
     "assistant": "assistant",
 }
+
+
+_LONGEST_ID = 200
+#: Lists in lists that images may lie in.
+_DEEPEST = 4
 
 
 def from_llava(row: Mapping[str, Any], *, default_id: str, where: str, root: Path | None) -> Record:
@@ -89,12 +96,15 @@ def from_question(
 
 
 def record_id(row: Mapping[str, Any], default: str) -> str:
-    """The row's own id as text, or the default."""
+    """The row's own id as text, of at most 200 characters, or the default."""
     value = row.get("id")
-    return default if value is None or value == "" else str(value)
+    if value is None or value == "":
+        return default
+    # half a surrogate pair could not be written into a report
+    return str(value)[:_LONGEST_ID].encode("utf-8", "backslashreplace").decode()
 
 
-def image_refs(value: Any, root: Path | None, record: str, where: str) -> list[ImageRef]:
+def image_refs(value: Any, root: Path | None, record: str, where: str, depth: int = 0) -> list[ImageRef]:
     """References to one image, several, or none.
 
     An image is a path, ``{"bytes", "path"}`` as Hugging Face tables store it, ``{"image" | "path" | "url":
@@ -102,8 +112,12 @@ def image_refs(value: Any, root: Path | None, record: str, where: str) -> list[I
     """
     if value is None or value == "":
         return []
+    if depth > _DEEPEST:
+        raise BadRecord("bad-format", "an image inside lists inside lists", record=record, where=where)
     if isinstance(value, list | tuple):
-        return [ref for item in value for ref in image_refs(item, root, record, where)]
+        if len(value) > MAX_IMAGES:
+            raise BadRecord("too-large", f"{len(value):,} images", record=record, where=where)
+        return [ref for item in value for ref in image_refs(item, root, record, where, depth + 1)]
     if isinstance(value, str):
         return [ImageRef(path=value, root=root)]
     if isinstance(value, bytes):
@@ -113,7 +127,7 @@ def image_refs(value: Any, root: Path | None, record: str, where: str) -> list[I
             return [ImageRef(data=value["bytes"])]
         for key in ("image", "path", "url"):
             if value.get(key) is not None:
-                return image_refs(value[key], root, record, where)
+                return image_refs(value[key], root, record, where, depth + 1)
         raise BadRecord("bad-format", "an image without bytes or path", record=record, where=where)
     if hasattr(value, "getbands"):  # a PIL picture, told without importing PIL
         return [ImageRef(picture=value)]
@@ -149,6 +163,8 @@ def _conversation(
 
     if not isinstance(talk, list | tuple) or not talk:
         raise bad("bad-format", "no list of messages")
+    if len(talk) > MAX_MESSAGES:
+        raise bad("too-large", f"{len(talk):,} messages")
     given = row.get("images")
     if given is None:
         given = row.get("image")

@@ -44,6 +44,7 @@ REASONS: dict[str, str] = {
     "image-aspect-ratio": "one side is more than 200 times the other",
     "image-refused": "the model's image processor refused the image",
     "too-long": "more tokens than max_length",
+    "too-large": "more than 32 MiB, 1,000 messages or 256 images",
     "template-refused": "the chat template refused the conversation",
     "template-history": "the chat template rewrites earlier turns when one is added",
     "template-response": "the response cannot be found, or its end told, in the rendered conversation",
@@ -57,6 +58,13 @@ _HINTS = {
 }
 
 
+#: What a record may hold at most. Each message is rendered with all before it, and each image is kept until the record
+#: is encoded: without bounds one line of a file could take a machine's time and memory.
+MAX_BYTES, MAX_MESSAGES, MAX_IMAGES = 32 * 2**20, 1_000, 256
+#: What of a value is repeated in a message.
+_LONGEST_DETAIL = 300
+
+
 class BadRecord(DataError):
     """A record that cannot be used: counted and skipped, or the end of the run, as the policy says.
 
@@ -68,6 +76,7 @@ class BadRecord(DataError):
     """
 
     def __init__(self, reason: str, detail: str = "", *, record: str = "", where: str = "") -> None:
+        detail = detail if len(detail) <= _LONGEST_DETAIL else f"{detail[:_LONGEST_DETAIL]}..."
         self.reason, self.detail, self.record, self.where = reason, detail, record, where
         name = f"record {record!r}" if record and record != where else "record"
         place = f"{where}: " if where else ""
@@ -142,12 +151,17 @@ def make_record(
     """A checked record.
 
     Raises:
-        BadRecord: roles out of order, no or empty response, images that do not fit their placeholders.
+        BadRecord: roles out of order, no or empty response, text that is none, images that do not fit their
+            placeholders, more of anything than a record may hold.
     """
 
     def bad(reason: str, detail: str = "") -> BadRecord:
         return BadRecord(reason, detail, record=id, where=where)
 
+    if len(messages) > MAX_MESSAGES or len(images) > MAX_IMAGES:
+        raise bad("too-large", f"{len(messages):,} messages, {len(images):,} images")
+    if not all(_is_text(message.text) for message in messages):
+        raise bad("bad-format", "half of a surrogate pair, which is no text")
     talk = [m for m in messages if m.role != "system"]
     if any(m.role == "system" for m in messages[1:]):
         raise bad("role-order", "a system message after the first")
@@ -168,6 +182,15 @@ def make_record(
     if mentioned != list(range(len(images))):
         raise bad("image-count", f"{len(mentioned)} in the text, {len(images)} images")
     return Record(id=id, messages=tuple(messages), images=tuple(images), where=where, kind=kind)
+
+
+def _is_text(text: str) -> bool:
+    """Whether a string can be written down: JSON's ``\\ud800`` alone cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _AROUND = re.compile(rf"\n?{re.escape(PLACEHOLDER)}\n?")

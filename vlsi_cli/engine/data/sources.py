@@ -15,10 +15,14 @@ from typing import Any, Literal, Protocol
 
 from vlsi_cli.engine.data.formats import from_llava, from_messages
 from vlsi_cli.engine.data.patterns import pattern_record
-from vlsi_cli.engine.data.records import BadRecord, ImageRef, Message, Record, make_record
+from vlsi_cli.engine.data.records import MAX_BYTES, BadRecord, ImageRef, Message, Record, make_record
 from vlsi_cli.errors import DataError
 
 Style = Literal["llava", "messages"]
+
+
+#: Bytes of a line that are read at a time while lines are counted.
+_PIECE = 2**20
 
 
 class _Parse(Protocol):
@@ -133,9 +137,15 @@ class JsonSource:
         )
 
     def _line(self, index: int, where: str) -> Any:
-        with self.path.open("rb") as file:
-            file.seek(self._lines[0][index])
-            line = file.readline()
+        offset = self._lines[0][index]
+        try:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                line = file.readline(MAX_BYTES + 1)
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if len(line) > MAX_BYTES:
+            raise BadRecord("too-large", f"a line of more than {MAX_BYTES:,} bytes", where=where)
         try:
             return json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
@@ -144,14 +154,25 @@ class JsonSource:
     @cached_property
     def _lines(self) -> tuple[array[int], array[int]]:
         """Byte offset and 1-based line number of every line that is not blank."""
-        offsets, numbers, offset = array("Q"), array("Q"), 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.isspace():
-                    offsets.append(offset)
-                    numbers.append(number)
-                offset += len(line)
+        offsets, numbers = array("Q"), array("Q")
+        begin, offset, number, blank = 0, 0, 1, True
+        try:
+            with self.path.open("rb") as file:
+                while piece := file.readline(_PIECE):  # of a line, which may be longer than memory
+                    offset += len(piece)
+                    if blank and not piece.isspace():
+                        blank = False
+                        offsets.append(begin)
+                        numbers.append(number)
+                    if piece.endswith(b"\n"):
+                        begin, number, blank = offset, number + 1, True
+        except OSError as error:
+            raise self._unreadable(error) from error
         return offsets, numbers
+
+    def _unreadable(self, error: OSError) -> DataError:
+        """For a file that was there and is not any more, or whose disk fails: no record of it can be had."""
+        return DataError(f"{self.path} cannot be read: {error.strerror or error}")
 
     def _load_array(self) -> list[Any]:
         try:

@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import torch
 from torch import Tensor
 
@@ -92,7 +91,12 @@ class ChatEncoder:
             )
         self._takes_token_types = "mm_token_type_ids" in processor.model_input_names
         self._image_ids = torch.tensor(_image_token_ids(processor), dtype=torch.long)
-        self._control = self._control_tokens()
+        try:
+            self._control = self._control_tokens()
+        except BadRecord as bad:
+            raise ModelError(
+                f"the chat template of {type(processor).__name__} cannot be used: {bad.detail}"
+            ) from bad
         self._any_control = re.compile("|".join(map(re.escape, sorted(self._control, key=len, reverse=True))))
 
     @property
@@ -247,8 +251,8 @@ class ChatEncoder:
             return ""
         try:
             return str(self.processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=prompt))
-        except (jinja2.TemplateError, TypeError) as error:
-            raise BadRecord("template-refused", str(error)) from error
+        except Exception as error:  # a template is somebody's program, and fails as programs do
+            raise BadRecord("template-refused", str(error) or type(error).__name__) from error
 
     def _control_tokens(self) -> frozenset[str]:
         """Special tokens that the template itself writes, the end of sequence, and image and video tokens.

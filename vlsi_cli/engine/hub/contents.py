@@ -65,13 +65,23 @@ def model_items(folder: Path, shown: str) -> list[Item]:
             f"'{shown}' is neither a run nor a model: it has no config.yaml of a run and no config.json of a model",
             hint="give the folder that `vlsi distill` wrote, its student/, or another checkpoint's folder",
         )
+    if (folder / EXPORT_REPORT).is_file():
+        raise ModelError(
+            f"'{shown}' holds exported graphs, not the checkpoint that they were made from",
+            hint=f"push that, and these along with it: --with-onnx {shown}",
+        )
+    weights = {path.name for path in folder.glob("*.safetensors")}
+    if not weights:
+        raise ModelError(
+            f"'{shown}' has no weights: no *.safetensors in it",
+            hint="give the folder that `vlsi distill` wrote, or save the model with save_pretrained",
+        )
     # without one, transformers makes up an empty tokenizer
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise ModelError(
             f"'{shown}' has no tokenizer: none of {', '.join(_TOKENIZERS)}",
             hint="copy the tokenizer's files of its base into the folder",
         )
-    weights = {path.name for path in folder.glob("*.safetensors")}
     extra = sorted(weights - _named_weights(folder, shown))
     if extra:
         raise ModelError(
@@ -196,10 +206,13 @@ def _below(folder: Path, place: str) -> list[Item]:
 
 
 def _cleaned(file: Path, place: str) -> Item:
+    """A JSON file without paths of this machine; one that has none goes as it is."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
+    if portable(value) == value:
+        return Item(place, file)
     return Item(place, (json.dumps(portable(value), indent=2) + "\n").encode())
 
 

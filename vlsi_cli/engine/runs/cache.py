@@ -16,7 +16,7 @@ from vlsi_cli.config.run import DataConfig, DistillConfig
 from vlsi_cli.engine.data.records import BadRecord
 from vlsi_cli.engine.data.stream import RecordStream
 from vlsi_cli.engine.data.template import ChatEncoder, Encoded
-from vlsi_cli.engine.files import only_process, require_space, writing
+from vlsi_cli.engine.files import LOCK_FILE, is_half, only_process, require_space, writing
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.data import training_stream
 from vlsi_cli.engine.runs.identity import content_of, identity_of
@@ -25,6 +25,7 @@ from vlsi_cli.engine.teachers import LiveTeacher
 from vlsi_cli.engine.teachers.building import build_shards
 from vlsi_cli.engine.teachers.cached import CachedTeacher, head_misfit, write_head
 from vlsi_cli.engine.teachers.manifest import (
+    HEAD_FILE,
     MANIFEST_FILE,
     SHARDS,
     CacheIdentity,
@@ -276,7 +277,7 @@ def _readable(count: int) -> str:
 def _begin(path: Path, fresh: CacheManifest, overwrite: bool) -> CacheManifest:
     """The manifest to go on with: that of an unfinished cache of the same identity, or the fresh one, written."""
     with writing(path):
-        if path.is_dir() and any(child.name != ".lock" for child in path.iterdir()):
+        if _holds_something(path):
             if not (path / MANIFEST_FILE).is_file():
                 raise OutputError(f"{path} is not empty and no teacher cache", hint="give another folder")
             if not overwrite:
@@ -287,10 +288,21 @@ def _begin(path: Path, fresh: CacheManifest, overwrite: bool) -> CacheManifest:
                         hint="give another folder, or replace it with --overwrite",
                     )
                 return held
-            shutil.rmtree(path)
+            with only_process(path, f"the teacher cache {path}"):
+                shutil.rmtree(path / SHARDS, ignore_errors=True)
+                (path / MANIFEST_FILE).unlink()  # last: until then it can be told for a cache
+                (path / HEAD_FILE).unlink(missing_ok=True)
         (path / SHARDS).mkdir(parents=True, exist_ok=True)
     fresh.write(path)
     return fresh
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether a folder holds more than what a build leaves that was killed before it had its manifest."""
+    names = {child.name for child in path.iterdir()} if path.is_dir() else set()
+    if SHARDS in names and not any((path / SHARDS).iterdir()):
+        names.discard(SHARDS)
+    return any(name not in (LOCK_FILE, HEAD_FILE) and not is_half(name) for name in names)
 
 
 def _watch(events: Events, wish: Wish, manifest: CacheManifest) -> Any:

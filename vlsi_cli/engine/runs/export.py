@@ -22,7 +22,7 @@ from vlsi_cli.engine.exporting.check import TOKENS, Check, check
 from vlsi_cli.engine.exporting.layouts import LayoutName, layout_for
 from vlsi_cli.engine.exporting.runtime import OnnxModel
 from vlsi_cli.engine.exporting.writing import half_precision, trace_all, write_export
-from vlsi_cli.engine.files import new_folder, write_json
+from vlsi_cli.engine.files import new_folder, require_writable, write_json
 from vlsi_cli.errors import CheckpointError, ConfigError, ModelError
 from vlsi_cli.events import Events, Note, ignore
 
@@ -102,6 +102,7 @@ def export(
     require_packages()
     precision = precision_of(dtype, quantize)
     _refuse_unknown(model, revision, layout)
+    require_writable(target / EXPORT_REPORT)  # before the minutes that a large model takes
     backbone = load_backbone(model, revision=revision)
     chosen = layout_for(layout, backbone.family.name)
     with new_folder(target) as partial:
@@ -236,6 +237,11 @@ def _refuse_unknown(model: str, revision: str | None, layout: LayoutName) -> Non
         raise ModelError(
             f"'{model}' holds adapters without the model they belong to, and graphs need the whole model",
             hint="merge them first: the student/ folder of a run of vlsi distill is merged",
+        )
+    if (folder / EXPORT_REPORT).is_file():
+        raise ModelError(
+            f"'{model}' holds exported graphs already, not a checkpoint",
+            hint=f"export the checkpoint they were made from, or compare them with it: vlsi export --check {model}",
         )
     known = describe(model, revision=revision)
     family = known.family

@@ -117,8 +117,8 @@ class RunFolder:
             OutputError: another process is working on this run.
         """
         with ExitStack() as stack:
-            stack.enter_context(writing(self.path))
-            processes.on_first(lambda: self._take(stack))
+            with writing(self.path):  # not around the block: a failure of its own is no failure to write here
+                processes.on_first(lambda: self._take(stack))
             yield
 
     def _take(self, stack: ExitStack) -> None:

@@ -232,7 +232,8 @@ def read_cache_manifest(folder: Path) -> CacheManifest:
                 shard.file == f"{number:05d}.safetensors" and shard.bytes > 0 and shard.start < shard.stop
                 for number, shard in enumerate(manifest.shards)
             )
-            and manifest.complete == (bool(manifest.shards) and manifest.shards[-1].stop == manifest.draws)
+            # A kill can come between the last shard and the word that all is complete.
+            and (not manifest.complete or (manifest.shards and manifest.shards[-1].stop == manifest.draws))
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
