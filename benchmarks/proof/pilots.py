@@ -90,7 +90,11 @@ def _changes(line: Line) -> str:
     """What a trial does differently from the settings of the grid and from its arm, and with which weights."""
     settings = Settings()
     usual, arm = settings.to_json(), ARMS[line["arm"]](settings).to_json()
-    told = [f"{k} {_plain(k, v)}" for k, v in line["settings"].items() if usual.get(k) != v]
+    told = [
+        f"{k} {_plain(k, v)}"
+        for k, v in line["settings"].items()
+        if usual.get(k) != v and k != "test_seed"  # trials are asked the validation split
+    ]
     told += [f"{k} {v}" for k, v in line["run"].items() if k not in _SHOWN and arm[k] != v]
     return "; ".join([*told, f"large {line['pair']['large'][:6]}"])
 

@@ -58,6 +58,8 @@ What was seen, in the tables below and in the trials at the end of this page:
   same formula makes sharp draws.
 - **Few data do not turn it round.** On 64 puzzles the arms end near each other and near the start: what so few puzzles
   teach is little, by whatever loss.
+- **Nor does what else was turned.** With target layers from the third on, with a shorter interaction step or with a
+  warmer last step, VLsI came at most level with last-layer KLD, and not to SFT (one seed each).
 
 So the pair lacks what distillation lives on: a large model that is unsure where the answer is unsure, and layers that
 know less than the last one. Whether VLsI helps where both are given, with real models, is not answered here. A less
