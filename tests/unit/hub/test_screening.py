@@ -129,7 +129,7 @@ def test_values_of_a_configuration_that_are_not_shown(key: str, value: str, hidd
 
 
 def test_a_tracker_is_told_the_configuration_without_them() -> None:
-    resolved = resolve("demo", ["data.sources.0={kind: huggingface, id: me/data}", f"name=hf_{'b' * 34}"])
+    resolved = resolve("demo", ["data.sources=[{kind: huggingface, id: me/data}]", f"name=hf_{'b' * 34}"])
     shown = shown_configuration(resolved)
     assert (shown["name"], shown["data.sources.0.id"]) == ("(left out)", "me/data")
     assert set(shown) == {key for key, _, _ in resolved.leaves()}
