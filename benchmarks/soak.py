@@ -142,8 +142,9 @@ def main() -> None:
         print(f"| {name} | {line.mean:.1f} | {line.slope:+.1f} | {line.error:.1f} |")
     inside = [max(cycle.memory) - cycle.memory[0] for cycle in warm]
     error = statistics.stdev(inside) / len(inside) ** 0.5
-    growth = statistics.fmean(inside)
-    print(f"| growth inside a run, from its first step to its peak, MiB | {growth:.2f} | | {error:.2f} |")
+    print(
+        f"| growth inside a run, from first step to peak, MiB | {statistics.fmean(inside):.2f} | | {error:.2f} |"
+    )
     relative = [100 * value / speed.mean for value in (speed.slope, speed.error)]
     print(f"| steps a CPU second | {speed.mean:.2f} | {relative[0]:+.1f} % | {relative[1]:.1f} % |")
     print(f"| open files | {warm[-1].files} | {warm[-1].files - warm[0].files:+d} in all | |")
