@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vlsi_cli.config.loading import resolve
+from vlsi_cli.config.loading import Resolved, resolve
 from vlsi_cli.engine.hub.contents import Item, portable, screen
 from vlsi_cli.engine.hub.screening import is_secret
 from vlsi_cli.engine.runs.tracking import shown_configuration
@@ -129,7 +129,9 @@ def test_values_of_a_configuration_that_are_not_shown(key: str, value: str, hidd
 
 
 def test_a_tracker_is_told_the_configuration_without_them() -> None:
-    resolved = resolve("demo", ["data.sources=[{kind: huggingface, id: me/data}]", f"name=hf_{'b' * 34}"])
+    plain = resolve("demo", ["data.sources=[{kind: huggingface, id: me/data}]"])
+    config = plain.config.model_copy(update={"name": "hf_" + "b" * 34})
+    resolved = Resolved(config, plain.origins, plain.recipe)
     shown = shown_configuration(resolved)
     assert (shown["name"], shown["data.sources.0.id"]) == ("(left out)", "me/data")
     assert set(shown) == {key for key, _, _ in resolved.leaves()}

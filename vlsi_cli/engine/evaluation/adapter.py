@@ -221,9 +221,9 @@ class VlsiModel(Adapter):
         backbone = load_backbone(pretrained, dtype=resolve_precision(precision, place), device=place)
         size = None if batch_size == "auto" else int(batch_size)
         super().__init__(Answerer(backbone, size), _Memory(), longest=max_new_tokens)
-        self.device = place  # where the harness exchanges counts between processes, with an accelerator of its own
+        self.device = place
         if processes.size() > 1:
-            del self.accelerator
+            del self.accelerator  # the harness exchanges counts with one of its own
 
 
 class _Memory(Journal):
