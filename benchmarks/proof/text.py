@@ -57,7 +57,8 @@ What was seen, in the tables below and in the trials at the end of this page:
   nearly even: the strategies of Table 4e are almost one strategy. The paper's losses start at several nats, where the
   same formula makes sharp draws.
 - **Few data do not turn it round.** On 64 puzzles the arms end near each other and near the start: what so few puzzles
-  teach is little, by whatever loss.
+  teach is little, by whatever loss. On 128, where SFT does learn, VLsI was behind SFT and last-layer KLD in each of
+  four trials.
 - **Nor does what else was turned.** With target layers from the third on, with a shorter interaction step or with a
   warmer last step, VLsI came at most level with last-layer KLD, and not to SFT (one seed each).
 

@@ -35,7 +35,7 @@ def launch(processes: Count, words: Sequence[str], launcher: Sequence[str] = ())
 
     Raises:
         ConfigError: an argument that torchrun does not have.
-        ProcessError: the first of them, which speaks for all, was killed.
+        ProcessError: one was killed, and none of the others could say so.
     """
     import torch
     from torch.distributed import run
@@ -78,9 +78,8 @@ def launch(processes: Count, words: Sequence[str], launcher: Sequence[str] = ())
         mute = any(each.local_rank == 0 and each.exitcode < 0 for each in ended)
         if mute and all(each.exitcode < 0 or each.exitcode == ProcessError.exit_code for each in ended):
             lost = next(each for each in ended if each.exitcode < 0)
-            which = "the first" if lost.local_rank == 0 else f"number {lost.local_rank + 1}"
             raise ProcessError(
-                f"{which} of {count} processes was ended by {signal.Signals(-int(lost.exitcode)).name}",
+                f"process {lost.local_rank} of {count} was ended by {signal.Signals(-int(lost.exitcode)).name}",
                 hint="the kernel's log says if memory ran out; what was written is kept",
             ) from None
         return _cause([int(each.exitcode) for each in ended])
