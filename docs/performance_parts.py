@@ -89,6 +89,10 @@ def pair(device: str) -> str:
         + f" in fp32 at {', '.join(map(str, counts))} tokens.\n",
         _command("losses.py", device, "pair", f"--tokens {','.join(map(str, counts))}"),
     ]
+    runs = min(len(row["ratios"]) for row in found["rows"] if "ratios" in row)
+    lines.append(
+        f"Each technique ran {runs} time{'s' if runs > 1 else ''}, between two runs of the products.\n"
+    )
     for count in counts:
         rows = [row for row in found["rows"] if row["shape"]["tokens"] == count]
         rows.sort(key=lambda row: row.get("peak", float("inf")))
