@@ -1,6 +1,7 @@
-"""On which puzzles the comparison is made: endless ones, and few ones that come many times.
+"""On which puzzles the comparison is made: endless ones, few ones that come many times, and ones with wrong answers.
 
-How few was decided by plain fine-tuning alone, on the validation split, before any other arm had seen a finite set.
+How few, and how many wrong ones, was decided by plain fine-tuning alone, on the validation split, before any other arm
+had seen a finite set or a wrong answer.
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ FEW = Field(
     Tuning(rates=(2.5e-4, 5e-4, 1e-3, 2e-3), seeds=(901, 904)),
     ("main",),
 )
-FIELDS = {"endless": ENDLESS, "few": FEW}
+NOISY = Field(
+    "Endless puzzles, 20 % of the answers wrong",
+    replace(Settings(), wrong=0.2, test_seed=2),
+    ENDLESS.tuning,
+    ("main",),
+)
+FIELDS = {"endless": ENDLESS, "few": FEW, "noisy": NOISY}
 
 Line = Mapping[str, Any]
 Scores = dict[int | None, dict[float, float]]
@@ -46,27 +53,56 @@ QUESTION = (
     "Finite data, to be chosen by SFT alone: the largest size at which SFT at its best rate ends at least 5 points "
     "below SFT on endless puzzles"
 )
+#: The trials that the share of wrong answers was chosen from. Those without any are among the trials above.
+NOISE_QUESTION = (
+    "Wrong answers, to be chosen by SFT alone: the smallest share of 0.2, 0.3 and 0.4 at which SFT at its best rate "
+    "ends at least 5 points below SFT on endless puzzles"
+)
 #: Points that SFT must fall behind SFT on endless puzzles.
 CLEARLY = 5.0
 
 
 def scores_by_size(trials: Sequence[Line]) -> Scores:
     """Records (None: no end) -> learning rate -> mean accuracy of SFT in %, larger sizes first."""
-    found: dict[int | None, dict[float, list[float]]] = {}
-    for line in trials:
-        if line["question"] == QUESTION and line["arm"] == "SFT":
-            of_size = found.setdefault(line["settings"]["records"], {})
-            of_size.setdefault(line["run"]["rate"], []).append(100 * line["result"]["accuracy"])
+    found = _scores(trials, (QUESTION,), "records")
     order = sorted(found, key=lambda size: -size if size is not None else -float("inf"))
+    return {size: found[size] for size in order}
+
+
+def scores_by_share(trials: Sequence[Line]) -> dict[float, dict[float, float]]:
+    """Share of wrong answers -> learning rate -> mean accuracy of SFT in % on endless puzzles, smaller shares first."""
+    endless = [line for line in trials if line["settings"]["records"] is None]
+    found = _scores(endless, (QUESTION, NOISE_QUESTION), "wrong")
+    return {share: found[share] for share in sorted(found)}
+
+
+def _scores(trials: Sequence[Line], questions: Sequence[str], setting: str) -> dict[Any, dict[float, float]]:
+    """Value of a setting -> learning rate -> mean accuracy of SFT in %, of the trials made for some questions."""
+    usual = Settings().to_json()[setting]
+    found: dict[Any, dict[float, list[float]]] = {}
+    for line in trials:
+        if line["question"] in questions and line["arm"] == "SFT":
+            of_value = found.setdefault(line["settings"].get(setting, usual), {})
+            of_value.setdefault(line["run"]["rate"], []).append(100 * line["result"]["accuracy"])
     return {
-        size: {rate: sum(each) / len(each) for rate, each in sorted(found[size].items())} for size in order
+        value: {rate: sum(each) / len(each) for rate, each in sorted(of_value.items())}
+        for value, of_value in found.items()
     }
 
 
 def chosen_size(scores: Scores) -> int | None:
     """The largest number of records at which SFT lags clearly; None where none does."""
-    if None not in scores:
-        return None
-    endless = max(scores[None].values())
-    sizes = [s for s, each in scores.items() if s is not None and max(each.values()) <= endless - CLEARLY]
-    return max(sizes, default=None)
+    return max((size for size in _lagging(scores, None) if size is not None), default=None)
+
+
+def chosen_share(scores: Mapping[float, Mapping[float, float]]) -> float | None:
+    """The smallest share of wrong answers at which SFT lags clearly; None where none does."""
+    return min(_lagging(scores, 0.0), default=None)
+
+
+def _lagging(scores: Mapping[Any, Mapping[float, float]], best: Any) -> list[Any]:
+    """The values at which SFT at its best rate lags clearly behind SFT at the value ``best``."""
+    if best not in scores:
+        return []
+    limit = max(scores[best].values()) - CLEARLY
+    return [value for value, each in scores.items() if value != best and max(each.values()) <= limit]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.proof.held_out import HeldOut, Score
+from benchmarks.proof.noise import noisy_stream
 from benchmarks.proof.settings import Run, Settings, Split
 from benchmarks.proof.shared import KeptTeacher, Replay, Supply
 from vlsi_cli.config.run import (
@@ -30,7 +31,9 @@ from vlsi_cli.config.run import (
     VerbalizerConfig,
 )
 from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.data.template import ChatEncoder
+from vlsi_cli.engine.batch import Batch
+from vlsi_cli.engine.data.stream import RecordStream
+from vlsi_cli.engine.data.template import ChatEncoder, Encoded
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.data import training_stream
 from vlsi_cli.engine.runs.stages import interaction_stage, reinforcement_stage
@@ -230,7 +233,7 @@ class Laboratory:
             fresh = self._new_verbalizers(side, architecture)
             stage = VerbalizationStage(backbone, fresh)
             data = self._data("train", puzzles)
-            stream = training_stream(data, self._encoder, seed=VERBALIZER_SEED)
+            stream = self._stream(data, VERBALIZER_SEED)
             losses: dict[str, float] = {}
             fixed = self.settings
             started = time.process_time()
@@ -279,10 +282,16 @@ class Laboratory:
     def batches(self, seed: int) -> Supply:
         """The supply of a seed: what every run of it reads."""
         if seed not in self._supplies:
-            stream = training_stream(self._data("train", seed), self._encoder, seed=seed)
+            stream = self._stream(self._data("train", seed), seed)
             size = self.settings.batch_size
             self._supplies[seed] = Supply(iter(lambda: stream.next_batch(size), None))
         return self._supplies[seed]
+
+    def _stream(self, data: DataConfig, seed: int) -> RecordStream[Encoded, Batch]:
+        """Training puzzles as all learn from them, students and verbalizers: with their wrong answers."""
+        if self.settings.wrong:
+            return noisy_stream(data, self._encoder, self.settings.wrong, seed=seed)
+        return training_stream(data, self._encoder, seed=seed)
 
     def _data(self, split: str, seed: int = 0, **changes: Any) -> DataConfig:
         fixed = self.settings

@@ -13,7 +13,7 @@ Line = Mapping[str, Any]
 #: Fields of a run that have a column, or that follow from the settings.
 _SHOWN = {"rate", "seed", "split", "model", "interaction_steps", "reinforcement_steps"}
 #: Settings that an SFT run must share with a trial to stand beside it.
-_SAME = ("large", "small", "kinds", "turns", "records", "batch_size", "max_length", "asked")
+_SAME = ("large", "small", "kinds", "turns", "records", "wrong", "batch_size", "max_length", "asked")
 
 
 def pilot_sections(trials: Sequence[Line], grid: Sequence[Line]) -> Iterator[str]:
@@ -81,9 +81,14 @@ def _beside(line: Line, known: Sequence[Line]) -> str:
         and other["pair"] == line["pair"]
         and other["run"]["seed"] == line["run"]["seed"]
         and _steps(other) == _steps(line)
-        and all(other["settings"].get(name) == line["settings"].get(name) for name in _SAME)
+        and all(_setting(other, name) == _setting(line, name) for name in _SAME)
     ]
     return f"{100 * max(scores):.1f}" if scores else ""
+
+
+def _setting(line: Line, name: str) -> Any:
+    """A setting of a stored line; one that is younger than the line was as usual."""
+    return line["settings"].get(name, Settings().to_json()[name])
 
 
 def _changes(line: Line) -> str:

@@ -20,6 +20,7 @@ class Settings:
         kinds: kinds of puzzle that are trained on and asked; None for all.
         turns: most questions about one picture in training.
         records: size of the training set of a seed; None for puzzles that never come twice.
+        wrong: share of the training questions whose answers are wrong, for students and verbalizers alike.
         batch_size: records in an optimizer step.
         max_length: tokens of a training record.
         interaction_steps, reinforcement_steps: of the student; plain fine-tuning gets their sum.
@@ -39,6 +40,7 @@ class Settings:
     kinds: tuple[str, ...] | None = ("chart-height", "chart-most", "chart-least", "chart-describe")
     turns: int = 2
     records: int | None = None
+    wrong: float = 0.0
     batch_size: int = 8
     max_length: int = 512
     interaction_steps: int = 90
