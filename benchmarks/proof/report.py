@@ -9,14 +9,14 @@ from typing import Any
 
 from benchmarks.proof.arms import ARMS, untrained
 from benchmarks.proof.estimates import binomial_error
-from benchmarks.proof.fields import FIELDS, Field, scores_by_size
+from benchmarks.proof.fields import FIELDS, Field, scores_by_share, scores_by_size
 from benchmarks.proof.grid import tables, tuned_rates, tuning_runs
 from benchmarks.proof.pilots import pilot_sections
-from benchmarks.proof.results import DIAGNOSIS, GRID, PILOTS, Store, read
-from benchmarks.proof.seen import seen_sections
+from benchmarks.proof.results import DIAGNOSIS, GRID, KNOWN, PILOTS, Store, read
+from benchmarks.proof.seen import known_section, seen_sections
 from benchmarks.proof.settings import Settings
 from benchmarks.proof.tables import Done, rows_of, table_text, verdicts
-from benchmarks.proof.text import ABLATIONS, FIELD, HEAD, LIMITS, METHOD, TUNED, WHY, table_lines
+from benchmarks.proof.text import ABLATIONS, FIELD, HEAD, LIMITS, METHOD, NOISE, TUNED, WHY, table_lines
 
 DOCUMENT = "docs/proof.md"
 _ROOT = Path(__file__).parents[2]
@@ -31,11 +31,13 @@ class Results:
         grid: the comparison.
         pilots: trials on the validation split.
         diagnosis: looks inside the interaction step.
+        known: what the large model says where the data are wrong.
     """
 
     grid: Path = GRID
     pilots: Path = PILOTS
     diagnosis: Path = DIAGNOSIS
+    known: Path = KNOWN
 
 
 RESULTS = Results()
@@ -76,7 +78,7 @@ def report(results: Results = RESULTS) -> str:
     for each in found:
         parts += _main(each)
     parts.append(METHOD)
-    parts += [WHY, *seen_sections(looks)] if looks else []
+    parts += [WHY, *seen_sections(looks), *known_section(read(results.known))] if looks else []
     parts += [*_conditions(found, pair), *_cost(found, trials)]
     parts += [*_tuning(found), *_ablations(found), LIMITS, *pilot_sections(trials, ours)]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
@@ -91,20 +93,25 @@ def _found(field: Field, grid: Path, pair: dict[str, str]) -> Found:
 
 
 def _choice(trials: Sequence[Line]) -> Iterator[str]:
-    """How the fields were chosen, with the scores that chose the finite one."""
+    """How the fields were chosen, with the scores that chose the finite one and the noisy one."""
     yield FIELD
-    scores = scores_by_size(trials)
-    if not scores:
-        return
+    sizes = scores_by_size(trials)
+    if sizes:
+        named = {"no end" if size is None else str(size): each for size, each in sizes.items()}
+        yield _by_rate("training puzzles", named)
+    shares = scores_by_share(trials)
+    if len(shares) > 1:
+        yield NOISE
+        yield _by_rate("wrong answers", {f"{100 * share:g} %": each for share, each in shares.items()})
+
+
+def _by_rate(what: str, scores: Mapping[str, Mapping[float, float]]) -> str:
     rates = sorted({rate for each in scores.values() for rate in each})
     lines = [
-        [
-            "no end" if size is None else str(size),
-            *(f"{each[rate]:.1f}" if rate in each else "" for rate in rates),
-        ]
-        for size, each in scores.items()
+        [name, *(f"{each[rate]:.1f}" if rate in each else "" for rate in rates)]
+        for name, each in scores.items()
     ]
-    yield table_lines(["training puzzles", *(f"{rate:g}" for rate in rates)], lines)
+    return table_lines([what, *(f"{rate:g}" for rate in rates)], lines)
 
 
 def _main(found: Found) -> Iterator[str]:

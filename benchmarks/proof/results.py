@@ -21,6 +21,7 @@ FOLDER = Path(__file__).parent / "results"
 GRID = FOLDER / "grid.jsonl"
 PILOTS = FOLDER / "pilots.jsonl"
 DIAGNOSIS = FOLDER / "diagnosis.jsonl"
+KNOWN = FOLDER / "known.jsonl"
 
 
 def fingerprint(settings: Settings) -> dict[str, str]:

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.proof.arms import ARMS, vlsi
-from benchmarks.proof.fields import ENDLESS, FEW, chosen_size, scores_by_size
+from benchmarks.proof.fields import (
+    ENDLESS,
+    FEW,
+    NOISY,
+    chosen_share,
+    chosen_size,
+    scores_by_share,
+    scores_by_size,
+)
 from benchmarks.proof.grid import final_runs, tuned_rates, tuning_runs
 from benchmarks.proof.report import DOCUMENT, Results, report
 from benchmarks.proof.results import PILOTS, Store, append, read
@@ -34,7 +42,7 @@ def test_without_results_every_row_is_said_to_be_missing(tmp_path: Path) -> None
 def alone(grid: Path) -> Results:
     """A grid's results and no others."""
     nothing = grid.with_name("nothing.jsonl")
-    return Results(grid, nothing, nothing)
+    return Results(grid, nothing, nothing, nothing)
 
 
 def test_the_few_puzzles_are_as_many_as_their_rule_picks() -> None:
@@ -46,6 +54,19 @@ def test_the_rule_takes_the_largest_set_on_which_sft_lags() -> None:
     assert chosen_size(endless | {512: {1e-3: 65.1}, 128: {1e-3: 64.0, 2e-3: 65.0}, 64: {1e-3: 50.0}}) == 128
     assert chosen_size(endless | {512: {1e-3: 65.1}}) is None
     assert chosen_size({64: {1e-3: 1.0}}) is None
+
+
+def test_as_many_answers_are_wrong_as_their_rule_picks() -> None:
+    scores = scores_by_share(read(PILOTS))
+    assert list(scores) == [0.0, 0.2, 0.3, 0.4]
+    assert NOISY.settings.wrong == chosen_share(scores)
+
+
+def test_the_rule_takes_the_smallest_share_at_which_sft_lags() -> None:
+    right = {0.0: {1e-3: 60.0, 2e-3: 70.0}}
+    assert chosen_share(right | {0.4: {1e-3: 1.0}, 0.3: {1e-3: 65.0}, 0.2: {1e-3: 64.0, 2e-3: 65.1}}) == 0.3
+    assert chosen_share(right | {0.4: {1e-3: 65.1}}) is None
+    assert chosen_share({0.2: {1e-3: 1.0}}) is None
 
 
 def test_fields_are_told_apart(grid: Path) -> None:
