@@ -44,7 +44,14 @@ NOISY = Field(
     ENDLESS.tuning,
     ("main",),
 )
-FIELDS = {"endless": ENDLESS, "few": FEW, "noisy": NOISY}
+#: The interaction for all steps: added after a trial had shown what the reinforcement does with wrong answers.
+UNREINFORCED = Field(
+    "20 % of the answers wrong, and no reinforcement",
+    replace(NOISY.settings, interaction_steps=150, reinforcement_steps=0, test_seed=3),
+    NOISY.tuning,
+    ("main",),
+)
+FIELDS = {"endless": ENDLESS, "few": FEW, "noisy": NOISY, "unreinforced": UNREINFORCED}
 
 Line = Mapping[str, Any]
 Scores = dict[int | None, dict[float, float]]

@@ -93,4 +93,5 @@ def test_all_learn_from_the_same_wrong_answers_and_are_asked_for_right_ones() ->
 
 
 def test_no_other_field_has_wrong_answers() -> None:
-    assert {name for name, field in FIELDS.items() if field.settings.wrong} == {"noisy"}
+    shares = {name: field.settings.wrong for name, field in FIELDS.items() if field.settings.wrong}
+    assert shares == dict.fromkeys(("noisy", "unreinforced"), NOISY.settings.wrong)
