@@ -16,7 +16,18 @@ from benchmarks.proof.results import DIAGNOSIS, GRID, KNOWN, PILOTS, Store, read
 from benchmarks.proof.seen import known_section, seen_sections
 from benchmarks.proof.settings import Settings
 from benchmarks.proof.tables import Done, rows_of, table_text, verdicts
-from benchmarks.proof.text import ABLATIONS, FIELD, HEAD, LIMITS, METHOD, NOISE, TUNED, WHY, table_lines
+from benchmarks.proof.text import (
+    ABLATIONS,
+    FIELD,
+    HEAD,
+    LIMITS,
+    METHOD,
+    NOISE,
+    TUNED,
+    UNREINFORCED,
+    WHY,
+    table_lines,
+)
 
 DOCUMENT = "docs/proof.md"
 _ROOT = Path(__file__).parents[2]
@@ -103,6 +114,7 @@ def _choice(trials: Sequence[Line]) -> Iterator[str]:
     if len(shares) > 1:
         yield NOISE
         yield _by_rate("wrong answers", {f"{100 * share:g} %": each for share, each in shares.items()})
+        yield UNREINFORCED
 
 
 def _by_rate(what: str, scores: Mapping[str, Mapping[float, float]]) -> str:

@@ -12,11 +12,11 @@ Line = Mapping[str, Any]
 WORDS = """\
 ### Inside the interaction step
 
-One VLsI run of each field, looked at before its first step, after a third and after its last, on its next batches
-(`python -m benchmarks.proof.diagnosis`, stored like the rest). First the draws, one row a small target layer: the
-divergences (nats a token) of the nearest and the farthest large layer in its window, the probability of the likeliest
-one under the adaptive temperature, and the entropy of the draw over that of an even one, where 1 means that all are
-equally likely. Means over batches; a window that the draw before it left with one layer does not count."""
+One VLsI run of each of the first three fields, looked at before its first step, after a third and after its last, on
+its next batches (`python -m benchmarks.proof.diagnosis`, stored like the rest). First the draws, one row a small target
+layer: the divergences (nats a token) of the nearest and the farthest large layer in its window, the probability of the
+likeliest one under the adaptive temperature, and the entropy of the draw over that of an even one, where 1 means that
+all are equally likely. Means over batches; a window that the draw before it left with one layer does not count."""
 #: What a term is called where it has another name than in the stored lines.
 _TERMS = {"right answers": "answers in the data"}
 GRADIENTS = """\

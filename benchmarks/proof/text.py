@@ -26,28 +26,36 @@ It can be stopped at any time: every run is stored when it ends, and a run belon
 the pair, so that results of other weights are never mixed in."""
 
 FIELD = """\
-It is made on three fields. On endless puzzles none comes twice: what the student lacks is time. On few puzzles they
-come again and again: what it lacks is data, as everyone does. On endless puzzles with wrong answers the large model
-knows better than the data. How few was fixed before any other arm had seen a finite set,
-by a rule that knows the scores of SFT alone: of 64, 128, 256 and 512 puzzles the largest number at which SFT, at the
-better of two learning rates, ends at least five points below SFT on endless puzzles, on the validation split. No score
-of VLsI entered that choice; but that there is a second field at all is because VLsI was behind on the first. SFT's
-accuracy in %, mean of two training seeds, by learning rate:"""
+It is made on four fields. On endless puzzles none comes twice: what the student lacks is time. On few puzzles they come
+again and again: what it lacks is data, as everyone does. Where some answers in the data are wrong, the large model
+knows better than the data; this comes with the reinforcement and without. How few was fixed before any other arm had
+seen a finite set, by a rule that knows the scores of SFT alone: of 64, 128, 256 and 512 puzzles the largest number at
+which SFT, at the better of two learning rates, ends at least five points below SFT on endless puzzles, on the
+validation split. No score of VLsI entered that choice; but that there is a second field at all is because VLsI was
+behind on the first. SFT's accuracy in %, mean of two training seeds, by learning rate:"""
 
 NOISE = """\
 The third field was added after the first two had been run and written up, because they could not tell what a large
-model is worth that knows better than the data: theirs says what the labels say. That much of its design follows from
-their results; none of it follows from a score of any arm but SFT on wrong answers. An answer of the training puzzles
-is wrong with a fixed probability, each on its own; a wrong answer is the right one to the same question about another
-picture, so that its form gives nothing away. All read the same ones: SFT, both steps of the other arms, and the
-verbalizers of both models. The large model's own weights stay as they are, learnt from right answers, and held-out
-puzzles have right answers. The share was fixed by a like rule: of 20, 30 and 40 % the smallest at which SFT, at the
-better of the two rates, ends at least five points below SFT on right answers. The seeds are the same two:"""
+model is worth that knows better than the data: there it says what the labels say. Its share of wrong answers was fixed
+by a like rule, before any other arm had seen a wrong answer: of 20, 30 and 40 % the smallest at which SFT, at the
+better of the same two rates and with the same two seeds, ends at least five points below SFT on right answers. Each
+answer of the training puzzles is wrong with that probability, on its own; a wrong answer is the right one to the same
+question about another picture, so that its form gives nothing away. All read the same ones: SFT, both steps of the
+other arms, and the verbalizers of both models. The large model itself stays as it is, taught by right answers, and
+held-out puzzles have right ones. SFT's accuracy in %:"""
+
+UNREINFORCED = """\
+The fourth field was added after the third had been run. Trials on the validation split had shown there that the
+interaction alone, of VLsI and of last-layer KLD, teaches much that is not left after the reinforcement on the same
+wrong answers ("what does the large model teach where no step on the data comes after?"). So scores of VLsI did choose
+this field, and its table tests what they promised: the same wrong answers and as many steps, all of them interaction,
+tuned anew, with test puzzles of its own. In it `VLsI` is the method without its last step, not the whole method."""
 
 WHY = """\
 ## Why it came out so
 
-What was seen, in the tables below and in the trials at the end of this page:
+What was seen, in the tables below and in the trials at the end of this page; the last two points are about data with
+wrong answers, the others about the first two fields:
 
 - **At its last layer the large model says nothing but the right answer.** It is always right and nearly always sure, so
   the divergence from it is the cross-entropy on the right answers: the two agree to two or three digits in value, in
@@ -72,10 +80,22 @@ What was seen, in the tables below and in the trials at the end of this page:
   four trials.
 - **Nor does what else was turned.** With target layers from the third on, with a shorter interaction step or with a
   warmer last step, VLsI came at most level with last-layer KLD, and not to SFT (one seed each).
+- **Where the data are wrong, the interaction is worth points, and the reinforcement loses them.** At every wrong token
+  looked at the large model's last layer holds to the right one, nearly surely. Without reinforcement last-layer KLD and
+  VLsI end five to six points ahead of SFT, and in the trials at a rate of 0.001 within a point of what they reach on
+  right answers: the wrong ones cost them next to nothing. With the method's two steps neither is ahead, and last-layer
+  KLD is behind. The reinforcement is cross-entropy on the same wrong answers: it takes some three points from what
+  last-layer KLD has before it, where as many more steps of interaction add some six (three seeds). A method that ends
+  with the answers in the data needs them right.
+- **What helps there is the last layer.** VLsI adds nothing to last-layer KLD that shows in a table, with reinforcement
+  or without. After the usual interaction step, before the reinforcement, it stood 0.6 to 3.2 points above it in three
+  seeds at one rate; with more steps of either kind that is gone. Its verbalizers learn from the wrong answers too, so
+  the large model's layers hold the right token less surely than its last layer does, the first of them at little more
+  than even odds.
 
-So the pair lacks what distillation lives on: a large model that is unsure where the answer is unsure, and layers that
-know less than the last one. Whether VLsI helps where both are given, with real models, is not answered here. A less
-certain large model was not tried; one would have to be trained for it."""
+So on right answers the pair lacks what distillation lives on: a large model that is unsure where the answer is unsure,
+and layers that know less than the last one. Whether VLsI helps where both are given, with real models, is not answered
+here. A less certain large model was not tried; one would have to be trained for it."""
 
 METHOD = """\
 Accuracy is the share of exact greedy answers to held-out puzzles of the test split, one question each, and the mean
@@ -89,6 +109,8 @@ these tables and in no other.
 - `feature L2`: squared differences between the features of matched layers, and of the last ones, through learned
   projections and without verbalizers, for the interaction steps, then SFT.
 - `VLsI`: the whole method.
+
+In the field without reinforcement the last three have no SFT after their interaction steps.
 
 Every seed has its own training puzzles. On few puzzles the verbalizers, the large model's too, learn from these same
 ones, so that no arm reads more data than another; on endless puzzles, with wrong answers or without, they learn from
@@ -120,6 +142,8 @@ LIMITS = """\
 - The learning rate of the verbalizers' own training is fixed, and the ablations' rows are not tuned one by one.
 - A run repeats to the bit only with the same version of this program and its libraries on the same kind of machine:
   sums in another order may move single runs by some puzzles, within the spread between seeds.
+- The wrong answers are of one share and drawn evenly. People and programs err where a question is hard, and alike; a
+  large model that learnt from such data errs too, which this one does not.
 - The paper's row with beam search in Table 4b is left out: answers are greedy.
 - A rank correlation over three to eight rows can be high or low by luck, the more so where the intervals overlap."""
 

@@ -95,3 +95,8 @@ def test_all_learn_from_the_same_wrong_answers_and_are_asked_for_right_ones() ->
 def test_no_other_field_has_wrong_answers() -> None:
     shares = {name: field.settings.wrong for name, field in FIELDS.items() if field.settings.wrong}
     assert shares == dict.fromkeys(("noisy", "unreinforced"), NOISY.settings.wrong)
+
+
+def test_every_field_gives_the_student_the_same_steps() -> None:
+    fields = [field.settings for field in FIELDS.values()]
+    assert len({each.interaction_steps + each.reinforcement_steps for each in fields}) == 1
