@@ -81,7 +81,7 @@ def _read_model_config(folder: Path, shown: str) -> Any:
 
     try:
         with quiet_transformers():
-            return AutoConfig.from_pretrained(folder, local_files_only=True)
+            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # its validators raise errors of many unrelated kinds
         raise ModelError(
             f"config.json of '{shown}' does not describe a model: {_last_line(error)}"
@@ -210,6 +210,7 @@ def _pretrained_model(
                 dtype=dtype,
                 attn_implementation=attention,
                 use_safetensors=True,
+                trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=False,

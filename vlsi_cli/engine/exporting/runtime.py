@@ -149,7 +149,7 @@ class OnnxModel:
         from transformers import AutoConfig
         from transformers.models.llava_onevision import modeling_llava_onevision as stock
 
-        config: Any = AutoConfig.from_pretrained(self.folder, local_files_only=True)
+        config: Any = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         sizes = torch.from_numpy(inputs["image_sizes"])
         # a prompt with several pictures shows one tile of each
         alone = [n == 1 for n in inputs.get("batch_num_images", [1] * len(sizes)) for _ in range(n)]
