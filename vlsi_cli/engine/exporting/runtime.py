@@ -220,7 +220,7 @@ def _recognise(folder: Path) -> tuple[Layout, str, dict[str, Any]]:
             for precision in PRECISIONS:
                 if all((folder / file).is_file() for file in layout.files(precision)):
                     return layout, precision, config
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder} is not an exported model: its config.json cannot be read ({error})",
             hint="export one: vlsi export MODEL --output DIR",

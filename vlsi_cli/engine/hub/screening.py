@@ -143,7 +143,7 @@ def _trees(name: str, content: bytes) -> list[Any] | None:
             return list(yaml.safe_load_all(content))
         if name.endswith(".safetensors"):
             return [json.loads(content[8:]).get("__metadata__", {})]
-    except (ValueError, yaml.YAMLError):
+    except (ValueError, RecursionError, yaml.YAMLError):
         return None
     return []
 
