@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.faults import forks
-from tests.faults.subjects import Cache, Distill, leftovers, require
+from tests.faults.subjects import Cache, Distill, leftovers, require, require_same
 
 #: Places in a life where the disk fills up.
 PLACES = 3
@@ -84,7 +84,7 @@ class Scenarios:
     def _goes_on(self, output: str) -> None:
         ended = forks.run(self.subject.words(output), self.work)
         require(ended.code == 0, f"it does not go on: {ended.said[-1500:]}")
-        require(self.subject.final(self.work / output) == self.wanted, "it goes on to another end")
+        require_same(self.subject.final(self.work / output), self.wanted, "it goes on to another end")
 
     # ---------------------------------------------------------------- disks
 
