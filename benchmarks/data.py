@@ -27,6 +27,8 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +41,11 @@ from vlsi_cli.config import loading
 from vlsi_cli.config.run import DataConfig, DistillConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.batch import Batch
+from vlsi_cli.engine.data.records import Record
+from vlsi_cli.engine.data.schedule import Draw
+from vlsi_cli.engine.data.workers import Reader
 from vlsi_cli.engine.runs import models
-from vlsi_cli.engine.runs.data import training_stream
+from vlsi_cli.engine.runs.data import open_sources, training_stream
 from vlsi_cli.engine.runs.measure import encoder_for
 from vlsi_cli.engine.stages import ReinforcementStage
 
@@ -170,38 +175,48 @@ def workers(backbone: Backbone, sources: dict[str, DataConfig], rounds: int) -> 
 def neighbours(configs: dict[str, DataConfig], backbone: Backbone, rounds: int) -> Table:
     """How a loop of small tensor operations fares beside a thread, or a process, that encodes records."""
     table = Table("records", "beside", "operations", "records/s", box=None)
+    context = multiprocessing.get_context("forkserver")
     for name, config in configs.items():
         encoder = encoder_for(backbone, config)
-        stream = training_stream(config, encoder, seed=0)
-        made = multiprocessing.get_context("fork").Value("q", 0)
-        stop = threading.Event()
-
-        def encode(stream: object = stream, made: object = made, stop: threading.Event = stop) -> None:
-            for _ in stream.one_pass(10**6):
-                made.value += 1
-                if stop.is_set():
-                    return
-
+        reader = Reader([open_sources(config, 0)[0][0]], encoder.encode, no_length)
         found: dict[str, list[tuple[float, float]]] = {"nothing": [], "a thread": [], "a process": []}
+        others = {}
+        for beside, start in (("a thread", threading.Thread), ("a process", context.Process)):
+            made, going = context.Value("q", 0), context.Event()
+            start(target=encode, args=(reader, made, going), daemon=True).start()
+            going.set()
+            while made.value < 2:
+                time.sleep(0.05)
+            going.clear()
+            others[beside] = made, going
         for _ in range(rounds):
             found["nothing"].append((operations(), 0.0))
-            stop.clear()
-            thread = threading.Thread(target=encode)
-            thread.start()
-            found["a thread"].append(watched(made))
-            stop.set()
-            thread.join()
-            process = multiprocessing.get_context("fork").Process(target=encode, daemon=True)
-            process.start()
-            found["a process"].append(watched(made))
-            process.kill()
-            process.join()
+            for beside, (made, going) in others.items():
+                going.set()
+                before, taken = made.value, operations()
+                found[beside].append((taken, (made.value - before) / taken))
+                going.clear()
+                time.sleep(0.3)  # the record in hand
         base = statistics.median(taken for taken, _ in found["nothing"])
         for beside, values in found.items():
             taken = statistics.median(taken for taken, _ in values) / base
             speed = statistics.median(speed for _, speed in values)
             table.add_row(name, beside, f"{taken:.2f}x", f"{speed:,.1f}" if speed else "")
     return table
+
+
+def encode(reader: Reader[object], made: Synchronized[int], going: Event) -> None:
+    """Encode records and count them, while it is wanted."""
+    torch.set_num_threads(1)
+    while True:
+        going.wait()
+        reader.read(Draw(0, made.value % 64, 0))
+        made.value += 1
+
+
+def no_length(record: Record) -> int:
+    """Not asked for here."""
+    raise NotImplementedError
 
 
 def operations() -> float:
@@ -211,14 +226,6 @@ def operations() -> float:
     for _ in range(30_000):
         square = torch.tanh(square @ square * 0.01)
     return time.perf_counter() - started
-
-
-def watched(made: object) -> tuple[float, float]:
-    """Seconds of the loop, and records a second that are encoded meanwhile."""
-    time.sleep(0.5)
-    before = made.value
-    taken = operations()
-    return taken, (made.value - before) / taken
 
 
 def seconds(work: Callable[[], list[Batch]]) -> float:

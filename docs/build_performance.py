@@ -6,47 +6,12 @@ python docs/build_performance.py --check    exit 1 when the page is not what the
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
+
+import performance_parts as parts
 
 PAGE = Path(__file__).parent / "performance.md"
-RESULTS = Path(__file__).parents[1] / "benchmarks/results"
-TITLES = {
-    "ours": "this package, `online` (the default in fp32)",
-    "ours-kept": "this package, `kept` (two walks, logits of a block kept)",
-    "ours-recomputed": "this package, `recomputed` (two walks)",
-    "trl": "TRL, chunked divergence",
-    "liger": "Liger, chunked JSD loss with β = 0",
-    "liger-triton": "Liger, fused linear JSD (Triton)",
-    "compile": "`torch.compile` of the textbook form",
-    "eager": "textbook form, dense logits",
-    "top-64": "top-64 and a bucket for the rest (another loss)",
-    "matrix": "matrix of all pairs",
-    "matrix+sums": "matrix, then a drawn pair a layer with gradient, S − Q",
-    "matrix+recompute": "matrix, then a drawn pair a layer with gradient, recomputed",
-    "matrix+drawn": "matrix and drawn pairs",
-}
-WAYS = {
-    "sft": "SFT, no large model",
-    "last": "last-layer distillation",
-    "trl": "off-policy distillation as TRL's GKD trainer computes it",
-    "vlsi": "VLsI, live large model",
-    "vlsi-8bit": "VLsI, large model in 8 bits",
-    "vlsi-cached": "VLsI, cached large model",
-    "vlsi-cached-vision": "the same, with vision features kept (`student.vision_memory`)",
-}
-DEVICES = ("cpu", "cuda")
-STEP = """\
-## A training step
-
-Forward, backward, clipping and AdamW of one micro-batch with random weights; the median of some steps. SFT and TRL's
-way train the whole language model, the others its decoder layers (VLsI: and the verbalizers). Shares are of the step:
-the large model's pass with its verbalizers, or the reading of its states; verbalizers of both sides going forward; the
-small model's vision tower. Memory is the peak of everything, models included, and beside it what `vlsi plan` counts
-over that. `small` and `large` are a pair for a CPU: 14 layers of width 256 and 512, 3 target layers each, 18,900 words.
-"""
 HEAD = """\
 # Performance
 
@@ -102,213 +67,46 @@ Their figures, from their own settings, not repeated here:
 
 def page() -> str:
     """The whole page as Markdown."""
-    losses = [part(device) for part in (_pair, _matrix, _scaling, _blocks) for device in DEVICES]
-    steps = [_step(path) for path in sorted(RESULTS.glob("step-*.json"))]
+    kinds = (parts.pair, parts.matrix, parts.scaling, parts.blocks, parts.cancellation)
+    losses = [kind(device) for kind in kinds for device in parts.DEVICES]
+    steps = [parts.step(path) for path in sorted(parts.RESULTS.glob("step-*.json"))]
     if any(steps):
-        steps.insert(0, STEP)
-    parts = [HEAD, *losses, *(_cancellation(device) for device in DEVICES), *steps, _quantized(), TAIL]
-    return "\n".join(part for part in parts if part)
+        steps.insert(0, parts.STEP)
+    return "\n".join(part for part in [HEAD, _ladder(), *losses, *steps, parts.quantized(), TAIL] if part)
 
 
-def _load(what: str, device: str) -> dict[str, Any] | None:
-    path = RESULTS / f"{what}-{device}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _on(found: dict[str, Any]) -> str:
-    """What a title says of the device: nothing where it is a CPU."""
-    return "" if found["device"] == "cpu" else f", on one {found['device']}"
-
-
-def _command(program: str, device: str, *arguments: str) -> str:
-    words = [f"python benchmarks/{program}", *arguments, *(["--device cuda"] if device == "cuda" else [])]
-    return f"```bash\n{' '.join(words)}\n```\n"
-
-
-def _shape(shape: dict[str, Any], found: dict[str, Any]) -> str:
-    small, large = shape["hidden"]
-    dtype = {"float32": "fp32", "bfloat16": "bf16"}[found.get("dtype", "float32")]
-    return f"{small} and {large} hidden, {shape['vocabulary']:,} words, {dtype}, frozen head"
-
-
-def _mib(row: dict[str, Any]) -> str:
-    if row["peak"] < 2**20:  # it found room in what the allocator had not given back
-        return "within what earlier runs had left"
-    return f"{row['peak'] / 2**20:,.0f} MiB"
-
-
-def _versions(found: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-
-
-def _pair(device: str) -> str:
-    if (found := _load("losses-pair", device)) is None:
+def _ladder() -> str:
+    """One row a technique: what it changes, against what, by which program."""
+    pair, step = parts.load("losses-pair", "cpu"), parts.load("step-small-large", "cpu")
+    if pair is None or step is None:
         return ""
-    counts = sorted({row["shape"]["tokens"] for row in found["rows"]})
+    tokens = max(row["shape"]["tokens"] for row in pair["rows"])
+    one = {r["name"]: r for r in pair["rows"] if r["shape"]["tokens"] == tokens and "ratio" in r}
+    ways = {r["name"]: r for r in step["rows"] if "seconds" in r}
+    rungs = [
+        ("losses in rectangles, one walk", one, "ours", "eager", "dense logits", "losses.py pair"),
+        ("the same", one, "ours", "trl", "TRL's chunked divergence", "losses.py pair"),
+        ("the same", one, "ours", "liger", "Liger's chunked loss", "losses.py pair"),
+        ("all pairs from one pass (VLsI)", ways, "vlsi", "last", "last-layer distillation", "step.py"),
+        ("the same", ways, "vlsi", "trl", "off-policy distillation as TRL computes it", "step.py"),
+        ("large model in 8 bits", ways, "vlsi-8bit", "vlsi", "VLsI, live", "step.py"),
+        ("large model from a cache", ways, "vlsi-cached", "vlsi", "VLsI, live", "step.py"),
+        ("vision features kept", ways, "vlsi-cached-vision", "vlsi-cached", "VLsI, cached", "step.py"),
+    ]
     lines = [
-        f"## One pair of layers{_on(found)}\n",
-        f"{_shape(found['rows'][0]['shape'], found)}; {_versions(found)}. One dense tensor of logits would take",
-        ", ".join(
-            f"{count * found['rows'][0]['shape']['vocabulary'] * 4 / 2**20:,.0f} MiB" for count in counts
-        )
-        + f" in fp32 at {', '.join(map(str, counts))} tokens.\n",
-        _command("losses.py", device, "pair", f"--tokens {','.join(map(str, counts))}"),
-    ]
-    for count in counts:
-        rows = [row for row in found["rows"] if row["shape"]["tokens"] == count]
-        rows.sort(key=lambda row: row.get("peak", float("inf")))
-        lines += [
-            f"| {count} tokens | time, × bare products | memory beyond inputs | error of the gradient against fp64 |",
-            "|---|---|---|---|",
-        ]
-        for row in rows:
-            title = TITLES[row["name"]]
-            if "ratio" not in row:
-                lines.append(f"| {title} | not run: {row.get('why_not', 'it failed')} | | |")
-                continue
-            error = f"{row['error']:.1e}" if row.get("error") is not None else "not the same loss"
-            lines.append(f"| {title} | {row['ratio']:.2f} | {_mib(row)} | {error} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _matrix(device: str) -> str:
-    if (found := _load("losses-matrix", device)) is None:
-        return ""
-    shape = found["rows"][0]["shape"]
-    small, large = shape["layers"]
-    lines = [
-        f"## All pairs of {small} small and {large} large layers{_on(found)}\n",
-        f"{shape['tokens']} tokens, {_shape(shape, found)}; in multiples of the {small + large} projections.\n",
-        _command("losses.py", device, "matrix"),
-        "| technique | time, × projections | memory beyond inputs |",
-        "|---|---|---|",
-    ]
-    lines += [
-        f"| {TITLES[row['name']]} | {row['ratio']:.2f} | {_mib(row)} |"
-        for row in found["rows"]
-        if "ratio" in row
-    ]
-    lines += [
-        f"| {TITLES[row['name']]} | not run: {row['why_not']} | |"
-        for row in found["rows"]
-        if "why_not" in row
-    ]
-    return "\n".join([*lines, ""])
-
-
-def _scaling(device: str) -> str:
-    if (found := _load("losses-scaling", device)) is None:
-        return ""
-    lines = [
-        f"## Against target layers, candidates and tokens{_on(found)}\n",
-        "The matrix and a drawn pair a small layer with its gradient, in multiples of the projections of all layers;",
-        f"{_shape(found['rows'][0]['shape'], found)}.\n",
-        _command("losses.py", device, "scaling"),
-        "| small layers | large layers | tokens | time, × projections | memory beyond inputs |",
+        "## The ladder\n",
+        f"On a CPU; the loss of one pair at {tokens} tokens, and a whole training step. Shapes are below.\n",
+        "| technique | against | time | memory | program |",
         "|---|---|---|---|---|",
     ]
-    for row in found["rows"]:
-        small, large = row["shape"]["layers"]
-        lines.append(f"| {small} | {large} | {row['shape']['tokens']} | {row['ratio']:.2f} | {_mib(row)} |")
-    return "\n".join([*lines, ""])
-
-
-def _blocks(device: str) -> str:
-    if (found := _load("losses-blocks", device)) is None:
-        return ""
-    lines = [
-        f"## Memory against tokens{_on(found)}\n",
-        f"One pair, {_shape(found['rows'][0]['shape'], found)}. Dense logits would take the last column.\n",
-        _command("losses.py", device, "blocks"),
-        "| tokens | memory beyond inputs | one tensor of logits |",
-        "|---|---|---|",
-    ]
-    for row in found["rows"]:
-        dense = row["shape"]["tokens"] * row["shape"]["vocabulary"] * 4 / 2**20
-        lines.append(f"| {row['shape']['tokens']} | {_mib(row)} | {dense:,.0f} MiB |")
-    return "\n".join([*lines, ""])
-
-
-def _cancellation(device: str) -> str:
-    if (found := _load("cancellation", device)) is None:
-        return ""
-    lines = [
-        f"## As the small model nears the large one{_on(found)}\n",
-        f"Relative error of the forward KL's gradient against fp64; {found['tokens']} tokens, {found['hidden']}",
-        f"hidden, {found['vocabulary']:,} words. The large model's states are the small one's plus noise. `online`",
-        "subtracts two sums of rows of the head, which cancel; the other plans subtract probabilities first.\n",
-        _command("cancellation.py", device),
-        "| head and states | noise | KL, nats | `online` | `kept` | `recomputed` |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in found["rows"]:
-        dtype = {"float32": "fp32", "bfloat16": "bf16"}[row["dtype"]]
-        errors = " | ".join(f"{row[plan]:.1e}" for plan in ("online", "kept", "recomputed"))
-        lines.append(f"| {dtype} | {row['noise']:g} | {row['kl']:.1e} | {errors} |")
-    return "\n".join([*lines, ""])
-
-
-def _step(path: Path) -> str:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    device = path.stem.rpartition("-")[2]
-    lines = [
-        f"### {found['small']} from {found['large']}{_on(found)}\n",
-        f"{found['records']} records of {found['length']} tokens, half of them a picture's, a tenth response;",
-        f"{found['precision']}; {_versions(found)}.\n",
-        _command("step.py", device, *_unless(f"--shapes {found['small']},{found['large']}", "small,large")),
-        "| way | time, × last layer | tokens/s | peak memory | plan / peak | large model | verbalizers | vision |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    base = next(row["seconds"] for row in found["rows"] if row["name"] == "last")
-    for row in found["rows"]:
-        title = WAYS[row["name"]]
-        if "why_not" in row:
-            lines.append(f"| {title} | not run: {row['why_not']} | | | | | | |")
-            continue
-        planned = f"{row['planned'] / row['peak']:.2f}" if row["planned"] else ""
-        shares = (row["shares"].get(part) for part in ("large model", "verbalizers", "vision"))
-        cells = " | ".join("" if share is None else f"{share:.1%}" for share in shares)
-        lines.append(
-            f"| {title} | {row['seconds'] / base:.2f} | {row['tokens_per_second']:,.0f} | "
-            f"{row['peak'] / 2**20:,.0f} MiB | {planned} | {cells} |"
-        )
-    return "\n".join([*lines, ""])
-
-
-def _unless(text: str, usual: str) -> list[str]:
-    return [] if text.endswith(usual) else [text]
-
-
-def _quantized() -> str:
-    path = RESULTS / "quantized-cpu.json"
-    if not path.is_file():
-        return ""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    lines = [
-        "## A quantized large model { #quantized }\n",
-        f"The demo's large model on {found['records']} held-out puzzles, decoder layers rounded as ",
-        "[`teacher.quantization`](models.md#quantization) says, on a CPU: KL(fp32 || row) in nats a response token;",
-        f"{versions}. Target layers are read through final norm and head. The last row is the small model",
-        "that is to be trained. A model of real size has more layers for errors to add up in, and outlying features",
-        "that a tiny one lacks; none has been measured.\n",
-        "```bash\npip install 'vlsi-cli[quant]'\npython benchmarks/quantized.py\n```\n",
-        "| large model | KL, last layer | KL, mean of target layers | same likeliest word | decoder layers |",
-        "|---|---|---|---|---|",
-    ]
-    titles = {
-        "fp32": "fp32",
-        "8bit": "`8bit`",
-        "4bit": "`4bit`",
-        "small": "(the small model, before training)",
-    }
-    for row in found["rows"]:
-        targets = f"{row['targets']:.1e}" if "targets" in row else ""
-        lines.append(
-            f"| {titles[row['name']]} | {row['last']:.1e} | {targets} | {row['same_word']:.1%} | "
-            f"{row['layers_bytes'] / 2**20:.2f} MiB |"
-        )
+    for title, rows, ours, theirs, against, program in rungs:
+        if ours in rows and theirs in rows:
+            a, b = rows[ours], rows[theirs]
+            key = "ratio" if "ratio" in a else "seconds"
+            lines.append(
+                f"| {title} | {against} | × {a[key] / b[key]:.2f} | × {a['peak'] / b['peak']:.2f} | "
+                f"`benchmarks/{program}` |"
+            )
     return "\n".join([*lines, ""])
 
 

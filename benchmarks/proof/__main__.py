@@ -10,42 +10,59 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.proof.grid import PARTS, SEEDS, final_runs, tuned_rates, tuning_runs
-from benchmarks.proof.report import DOCUMENT, write_report
+from benchmarks.proof.claims import Claims
+from benchmarks.proof.fields import FIELDS
+from benchmarks.proof.grid import PARTS, SEEDS, Tuning, final_runs, tuned_rates, tuning_runs
+from benchmarks.proof.report import DOCUMENT, Results, write_report
 from benchmarks.proof.results import GRID, Store, fingerprint
-from benchmarks.proof.settings import Run, Settings
+from benchmarks.proof.settings import Run
 
+#: Seconds between two looks at what other processes have done.
+PATIENCE = 2.0
 #: One run of the student: in the benchmark ``Laboratory.run``, in its tests a stand-in.
 Runner = Callable[[Run], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The runs of some parts of the comparison, and what is stored of them.
+    """The runs of some parts of the comparison on one field, and what is stored of them.
 
     Attributes:
         store: the results.
+        tuning: the budget for learning rates.
         parts: of ``PARTS``.
         seeds: of the tables, at most.
     """
 
     store: Store
+    tuning: Tuning
     parts: Sequence[str] = PARTS
     seeds: int = len(SEEDS)
 
     def left(self) -> Iterator[Run]:
-        """What is not stored yet, in order; asked again after every run, since another process may work too."""
+        """What is not stored yet, in order, each claimed until the next is asked for.
+
+        Other processes may work too: what one of them is at is left to it, and waited for at the end, since more may
+        follow from it.
+        """
+        claims = Claims(self.store.file.with_suffix(".lock"))
         while True:
-            run = next((run for run in self.runs() if run not in self.store.load()), None)
-            if run is None:
+            missing = [run for run in self.runs() if run not in self.store.load()]
+            ours = next((run for run in missing if claims.take(run)), None)
+            if ours is not None:
+                if ours not in self.store.load():  # it may have been stored just before it was ours
+                    yield ours
+                claims.release(ours)
+            elif missing:
+                time.sleep(PATIENCE)
+            else:
                 return
-            yield run
 
     def runs(self) -> list[Run]:
         """Every run, as far as it is known: tuning decides the learning rates of the others."""
         settings, done = self.store.settings, self.store.load()
-        tuning = [run for _, run in tuning_runs(settings)]
-        rates = tuned_rates(settings, done)
+        tuning = [run for _, run in tuning_runs(settings, self.tuning)]
+        rates = tuned_rates(settings, done, self.tuning)
         if rates is None:
             return tuning
         return tuning + list(final_runs(settings, rates, self.parts, self.seeds))
@@ -81,13 +98,16 @@ def listing(grid: Grid) -> Iterator[str]:
     left = len(runs) - len(elapsed)
     pace = f", some {left * sum(elapsed) / len(elapsed) / 60:.0f} minutes" if elapsed else ""
     yield f"{len(elapsed)} of {len(runs)} runs are done, {left} left{pace}"
-    if tuned_rates(grid.store.settings, done) is None:
+    if tuned_rates(grid.store.settings, done, grid.tuning) is None:
         yield "the tables' runs follow when all tuning runs are done"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and do what it says."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.proof", description=__doc__)
+    parser.add_argument(
+        "--field", choices=FIELDS, action="append", help="on these puzzles alone (repeatable)"
+    )
     parser.add_argument(
         "--only",
         choices=PARTS,
@@ -104,19 +124,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--results", type=Path, default=GRID, help="file of results")
     given = parser.parse_args(arguments)
-    settings = Settings()
-    if not given.report:
-        store = Store(given.results, settings, fingerprint(settings))
-        grid = Grid(store, given.only or PARTS, given.seeds)
+    until = None if given.minutes is None else time.monotonic() + 60 * given.minutes
+    for name in () if given.report else given.field or FIELDS:
+        field = FIELDS[name]
+        store = Store(given.results, field.settings, fingerprint(field.settings))
+        parts = [part for part in given.only or PARTS if part in field.parts]
+        grid = Grid(store, field.tuning, parts, given.seeds)
         if given.list:
+            print(f"{name}:")
             print("\n".join(listing(grid)))
-            return
-        from benchmarks.proof.laboratory import Laboratory
+        elif any(run not in store.load() for run in grid.runs()):
+            from benchmarks.proof.laboratory import Laboratory
 
-        laboratory = Laboratory(settings)
-        until = None if given.minutes is None else time.monotonic() + 60 * given.minutes
-        grid.work(laboratory.run, lambda line: print(line, file=sys.stderr, flush=True), until)
-    write_report(given.results)
+            laboratory = Laboratory(field.settings)
+            grid.work(laboratory.run, lambda line: print(line, file=sys.stderr, flush=True), until)
+    if given.list:
+        return
+    write_report(Results(grid=given.results))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,24 @@ from typing import Any
 from benchmarks.proof.arms import ARMS, fine_tuning, untrained, vlsi
 from benchmarks.proof.settings import Run, Settings
 
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
-"""Learning rates tried for every arm, each once per tuning seed."""
-TUNING_SEEDS = (901,)
-"""Seeds of the tuning runs; none of them is a seed of the tables."""
+
+@dataclass(frozen=True)
+class Tuning:
+    """The budget that every arm gets for its learning rate, on the validation split.
+
+    Attributes:
+        rates: each tried once per seed.
+        seeds: of the training data; none of them is a seed of the tables.
+    """
+
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+
 SEEDS = (1, 2, 3, 4, 5)
-FIRST_SEEDS = 3
-"""Seeds that every ablation gets before any ablation gets more."""
+"""Seeds of the main table."""
+ABLATION_SEEDS = SEEDS[:3]
+"""Seeds of the ablations."""
 
 Done = Mapping[Run, Mapping[str, Any]]
 
@@ -168,27 +179,29 @@ def tables(settings: Settings) -> list[Table]:
 PARTS = ("main", "e", "d", "b", "c", "f")
 
 
-def tuning_runs(settings: Settings) -> list[tuple[str, Run]]:
+def tuning_runs(settings: Settings, tuning: Tuning) -> list[tuple[str, Run]]:
     """Arm and run of every tuning run: the same rates and seeds for all arms, on the validation split."""
     return [
         (arm, replace(make(settings), rate=rate, seed=seed, split="validation"))
-        for seed in TUNING_SEEDS
-        for rate in RATES
+        for seed in tuning.seeds
+        for rate in tuning.rates
         for arm, make in ARMS.items()
     ]
 
 
-def tuned_rates(settings: Settings, done: Done) -> dict[str, float] | None:
+def tuned_rates(settings: Settings, done: Done, tuning: Tuning) -> dict[str, float] | None:
     """The rate of the best mean validation accuracy of each arm; None before every tuning run is done.
 
     Of rates that are equally good the smaller one.
     """
-    scores: dict[str, dict[float, float]] = {arm: dict.fromkeys(RATES, 0.0) for arm in ARMS}
-    for arm, run in tuning_runs(settings):
+    scores: dict[str, dict[float, float]] = {arm: dict.fromkeys(tuning.rates, 0.0) for arm in ARMS}
+    for arm, run in tuning_runs(settings, tuning):
         if run not in done:
             return None
-        scores[arm][run.rate] += done[run]["accuracy"] / len(TUNING_SEEDS)
-    return {arm: max(RATES, key=lambda rate: (of_rate[rate], -rate)) for arm, of_rate in scores.items()}
+        scores[arm][run.rate] += done[run]["accuracy"] / len(tuning.seeds)
+    return {
+        arm: max(tuning.rates, key=lambda rate: (of_rate[rate], -rate)) for arm, of_rate in scores.items()
+    }
 
 
 def seeded(row: Row, rates: Mapping[str, float], seed: int) -> Run:
@@ -199,14 +212,16 @@ def seeded(row: Row, rates: Mapping[str, float], seed: int) -> Run:
 def final_runs(
     settings: Settings, rates: Mapping[str, float], parts: Iterable[str] = PARTS, seeds: int = len(SEEDS)
 ) -> Iterator[Run]:
-    """The runs of the tables, each once: the main table seed by seed, every ablation at three seeds, then the rest."""
+    """The runs of the tables, each once, seed by seed: the main table, the ablations, and last the one of
+    architectures, each of which needs verbalizers of its own."""
     wanted = [table for table in tables(settings) if table.part in parts]
     main = [table for table in wanted if table.part == "main"]
-    others = [table for table in wanted if table.part != "main"]
+    ours = [table for table in wanted if table.part not in ("main", "f")]
+    costly = [table for table in wanted if table.part == "f"]
     chosen = SEEDS[:seeds]
     order = [(table, seed) for seed in chosen for table in main]
-    order += [(table, seed) for table in others for seed in chosen[:FIRST_SEEDS]]
-    order += [(table, seed) for table in others for seed in chosen[FIRST_SEEDS:]]
+    for group in (ours, costly):
+        order += [(table, seed) for seed in chosen if seed in ABLATION_SEEDS for table in group]
     seen: set[Run] = set()
     if main:
         seen = {untrained("small"), untrained("large")}

@@ -8,13 +8,13 @@ cost is measured where they are made and told with every run that uses them.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from benchmarks.proof.held_out import HeldOut, Score
 from benchmarks.proof.settings import Run, Settings, Split
 from benchmarks.proof.shared import KeptTeacher, Replay, Supply
 from vlsi_cli.config.run import (
@@ -30,37 +30,22 @@ from vlsi_cli.config.run import (
     VerbalizerConfig,
 )
 from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.batch import Batch
-from vlsi_cli.engine.data.collate import collate, in_groups
-from vlsi_cli.engine.data.template import ChatEncoder, EncodedPrompt
-from vlsi_cli.engine.evaluation import answer_prompts, mean_loss
+from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.engine.runs import models
-from vlsi_cli.engine.runs.data import prompt_stream, training_stream
+from vlsi_cli.engine.runs.data import training_stream
 from vlsi_cli.engine.runs.stages import interaction_stage, reinforcement_stage
 from vlsi_cli.engine.stages import VerbalizationStage
 from vlsi_cli.engine.teachers import LiveTeacher
-from vlsi_cli.engine.training import Stage, train_stage
+from vlsi_cli.engine.training import Progress, Stage, train_stage
 from vlsi_cli.engine.verbalizing import Verbalizers
 
-#: Data seed of the verbalizers' own training: no run has it.
+#: Seed of the verbalizers' start and order, and of their puzzles where these have no end: no run has it.
 VERBALIZER_SEED = 10_000
 #: Teachers kept, with all that they said: some 100 MB each. The oldest goes first.
 KEPT_TEACHERS = 12
 CPU, FP32 = torch.device("cpu"), torch.float32
-
-
-@dataclass(frozen=True)
-class Score:
-    """What held-out puzzles say of a model: share of exact answers, by kind too, and mean loss in nats."""
-
-    accuracy: float
-    loss: float
-    by_kind: dict[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, rounded."""
-        kinds = {kind: round(share, 4) for kind, share in self.by_kind.items()}
-        return {"accuracy": self.accuracy, "loss": round(self.loss, 5), "by_kind": kinds}
+#: Is shown a number of steps, the large model, and the small one's verbalizers.
+Watch = Callable[[int, KeptTeacher | None, Verbalizers | None], None]
 
 
 @dataclass(frozen=True)
@@ -100,8 +85,8 @@ class Laboratory:
         )
         self._start = {name: value.clone() for name, value in self.small.model.state_dict().items()}
         self._encoder = ChatEncoder(self.small.processor, max_length=settings.max_length)
-        self._held_out: dict[Split, tuple[list[EncodedPrompt], list[Batch], int]] = {}
-        self._verbalizers: dict[tuple[str, str], Trained] = {}
+        self.held_out = HeldOut(settings, self._encoder, self._data)
+        self._verbalizers: dict[tuple[str, str, int], Trained] = {}
         self._supplies: dict[int, Supply] = {}
         self._teachers: dict[tuple[int, str], KeptTeacher] = {}
 
@@ -112,25 +97,30 @@ class Laboratory:
 
     # ---------------------------------------------------------------- runs
 
-    def run(self, run: Run) -> dict[str, Any]:
+    def run(self, run: Run, watch: Watch = lambda step, teacher, own: None) -> dict[str, Any]:
         """Train the student from its start as the run says, and measure it once.
+
+        Args:
+            run: what is done.
+            watch: is shown the interaction step: before it, with step 0, and after each optimizer step.
 
         Returns:
             ``accuracy``, ``loss``, ``by_kind``, ``n``, ``seconds`` of the processor (interaction, large,
             reinforcement, measurement) and, where there are some, ``verbalizers``: their seconds and losses.
         """
         self.small.model.load_state_dict(self._start)
-        supply = self._batches(run.seed)
+        supply = self.batches(run.seed)
         done = run.interaction_steps if run.interacts else 0
         supply.prepare(done + run.reinforcement_steps)
         used = self._trained_verbalizers(run)
         seconds: dict[str, float] = {}
         if run.interacts:
-            seconds |= self._interact(run, supply)
+            seconds |= self._interact(run, supply, watch)
         if run.reinforcement_steps:
             stage = reinforcement_stage(ReinforcementConfig(), self.small, seed=run.seed)
             started = time.process_time()
-            self._train(stage, Replay(supply, done), run.reinforcement_steps, run.rate, run.seed)
+            rate = run.rate if run.reinforcement_rate is None else run.reinforcement_rate
+            self._train(stage, Replay(supply, done), run.reinforcement_steps, rate, run.seed)
             seconds["reinforcement"] = time.process_time() - started
         started = time.process_time()
         score = self.measure(self.large if run.model == "large" else self.small, run.split)
@@ -145,13 +135,12 @@ class Laboratory:
             },
         }
 
-    def _interact(self, run: Run, supply: Supply) -> dict[str, float]:
+    def _interact(self, run: Run, supply: Supply, watch: Watch) -> dict[str, float]:
         teacher, own, spent = None, None, {}
         if run.verbalizes:
-            own = self._copy(self.verbalizers("small", run.architecture).verbalizers, run.architecture)
+            own = self._copy(self._trained_verbalizers(run)["small"].verbalizers, run.architecture)
         if {run.intermediate, run.last} & {"kld", "l2"}:
-            words = run.architecture if "large" in self._trained_verbalizers(run) else "features"
-            teacher = self._teacher(run.seed, words)
+            teacher = self._teacher(run)
             teacher.seconds = 0.0
         settings = InteractionConfig(
             intermediate=run.intermediate,
@@ -167,9 +156,17 @@ class Laboratory:
         )
         targets = models.target_layers(self._models["small"], self.small)
         stage = interaction_stage(settings, self.small, teacher, own, targets=targets, seed=run.seed)
+        watch(0, teacher, own)
         computed = teacher.computed if teacher is not None else 0.0
         started = time.process_time()
-        self._train(stage, Replay(supply, 0), run.interaction_steps, run.rate, run.seed)
+        self._train(
+            stage,
+            Replay(supply, 0),
+            run.interaction_steps,
+            run.rate,
+            run.seed,
+            lambda progress: watch(progress.step, teacher, own),
+        )
         elapsed = time.process_time() - started
         if teacher is not None:
             elapsed -= teacher.computed - computed
@@ -184,7 +181,7 @@ class Laboratory:
         steps: int,
         rate: float,
         seed: int,
-        tell: Callable[[dict[str, float]], None] = lambda losses: None,
+        tell: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         fixed = self.settings
         accelerator = models.new_accelerator(CPU, FP32)
@@ -211,39 +208,49 @@ class Laboratory:
                 weight_decay=optimizer.weight_decay,
                 max_grad_norm=optimizer.max_grad_norm,
                 seed=seed,
-                on_step=lambda progress: tell(progress.terms),
+                on_step=tell,
             )
         finally:
             accelerator.free_memory()
 
     # ---------------------------------------------------------------- shared parts
 
-    def verbalizers(self, side: str, architecture: str) -> Trained:
-        """The trained set of a side."""
-        found = self._verbalizers.get((side, architecture))
+    def verbalizers(self, side: str, architecture: str, seed: int) -> Trained:
+        """The trained set of a side for the runs of a training seed.
+
+        It learns from nothing that the student may not see: where the student's puzzles are a finite set, from that
+        set; where they have no end, from others of the same kinds, once for all seeds.
+        """
+        puzzles = VERBALIZER_SEED if self.settings.records is None else seed
+        found = self._verbalizers.get((side, architecture, puzzles))
         if found is None:
             if side == "small":
                 self.small.model.load_state_dict(self._start)
             backbone = self.large if side == "large" else self.small
             fresh = self._new_verbalizers(side, architecture)
             stage = VerbalizationStage(backbone, fresh)
-            data, seed = self._data("train", VERBALIZER_SEED), VERBALIZER_SEED
-            stream = training_stream(data, self._encoder, seed=seed)
+            data = self._data("train", puzzles)
+            stream = training_stream(data, self._encoder, seed=VERBALIZER_SEED)
             losses: dict[str, float] = {}
             fixed = self.settings
             started = time.process_time()
             self._train(
-                stage, stream, fixed.verbalization_steps, fixed.verbalization_rate, seed, losses.update
+                stage,
+                stream,
+                fixed.verbalization_steps,
+                fixed.verbalization_rate,
+                VERBALIZER_SEED,
+                lambda progress: losses.update(progress.terms),
             )
             spent = time.process_time() - started
             found = Trained(fresh, spent, {layer: round(loss, 3) for layer, loss in losses.items()})
-            self._verbalizers[side, architecture] = found
+            self._verbalizers[side, architecture, puzzles] = found
         return found
 
     def _trained_verbalizers(self, run: Run) -> dict[str, Trained]:
         """The sets that a run uses, by side; the large model's only where its words are compared."""
         sides = ("small", "large") if run.intermediate != "ce" else ("small",)
-        return {side: self.verbalizers(side, run.architecture) for side in sides if run.verbalizes}
+        return {side: self.verbalizers(side, run.architecture, run.seed) for side in sides if run.verbalizes}
 
     def _new_verbalizers(self, side: str, architecture: str) -> Verbalizers:
         backbone = self.large if side == "large" else self.small
@@ -257,18 +264,20 @@ class Laboratory:
         fresh.load_state_dict(trained.state_dict())
         return fresh
 
-    def _teacher(self, seed: int, words: str) -> KeptTeacher:
+    def _teacher(self, run: Run) -> KeptTeacher:
         """The large model with verbalizers of an architecture, or with plain features, for the batches of a seed."""
+        trained = self._trained_verbalizers(run).get("large")
+        seed, words = run.seed, "features" if trained is None else run.architecture
         if (seed, words) not in self._teachers:
-            said = None if words == "features" else self.verbalizers("large", words).verbalizers
+            said = None if trained is None else trained.verbalizers
             targets = models.target_layers(self._models["large"], self.large)
             while len(self._teachers) >= KEPT_TEACHERS:
                 del self._teachers[next(iter(self._teachers))]
             self._teachers[seed, words] = KeptTeacher(LiveTeacher(self.large, said, targets))
         return self._teachers[seed, words]
 
-    def _batches(self, seed: int) -> Supply:
-        """The supply of a seed."""
+    def batches(self, seed: int) -> Supply:
+        """The supply of a seed: what every run of it reads."""
         if seed not in self._supplies:
             stream = training_stream(self._data("train", seed), self._encoder, seed=seed)
             size = self.settings.batch_size
@@ -281,35 +290,6 @@ class Laboratory:
         source = PatternsSource.model_validate({"split": split, "seed": seed, **values})
         return DataConfig(sources=(source,), max_length=fixed.max_length)
 
-    # ---------------------------------------------------------------- measurement
-
     def measure(self, backbone: Backbone, split: Split) -> Score:
         """Greedy answers to the held-out puzzles of a split, and the loss on them."""
-        if split not in self._held_out:
-            self._held_out[split] = self._ask(split)
-        prompts, batches, end = self._held_out[split]
-        answers = answer_prompts(
-            backbone,
-            prompts,
-            pad_id=self._encoder.pad_id,
-            end_id=end,
-            batch_size=self.settings.asked_together,
-            max_new_tokens=self.settings.max_new_tokens,
-        )
-        loss = mean_loss(backbone, batches)
-        kinds: dict[str, list[bool]] = defaultdict(list)
-        for answer in answers:
-            kinds[answer.kind].append(answer.correct)
-        return Score(
-            sum(answer.correct for answer in answers) / len(answers),
-            loss,
-            {kind: sum(correct) / len(correct) for kind, correct in sorted(kinds.items())},
-        )
-
-    def _ask(self, split: Split) -> tuple[list[EncodedPrompt], list[Batch], int]:
-        data = self._data(split, size=self.settings.asked, turns=1)
-        records = list(training_stream(data, self._encoder, seed=0).one_pass())
-        prompts = list(prompt_stream(data, self._encoder, seed=0).one_pass())
-        groups = in_groups(records, self.settings.asked_together)
-        batches = [collate(group, self._encoder.pad_id) for group in groups]
-        return prompts, batches, int(records[0].input_ids[records[0].trained][-1])
+        return self.held_out.measure(backbone, split)

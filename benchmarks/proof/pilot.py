@@ -8,15 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import fields, replace
-from typing import Any
-
-import yaml
+from dataclasses import replace
 
 from benchmarks.proof.arms import ARMS
 from benchmarks.proof.laboratory import Laboratory
 from benchmarks.proof.results import PILOTS, append, fingerprint
-from benchmarks.proof.settings import Settings
+from benchmarks.proof.settings import Settings, changed
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,14 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a field of Settings or Run"
     )
     given = parser.parse_args(arguments)
-    changes: dict[str, Any] = {}
-    for item in given.set:
-        name, _, value = item.partition("=")
-        read = yaml.safe_load(value)
-        changes[name] = tuple(read) if isinstance(read, list) else read
-    ours = {field.name for field in fields(Settings)}
-    settings = replace(Settings(), **{k: v for k, v in changes.items() if k in ours})
-    of_run = {k: v for k, v in changes.items() if k not in ours}
+    settings, of_run = changed(Settings(), given.set)
     pair = fingerprint(settings)
     laboratory = Laboratory(settings)
     known = {who: laboratory.measure(model, "validation").to_json() for who, model in laboratory.sides()}

@@ -21,16 +21,16 @@ def pilot_sections(trials: Sequence[Line], grid: Sequence[Line]) -> Iterator[str
 
     Args:
         trials: their stored lines.
-        grid: the grid's lines; its tuning runs of SFT stand beside the trials.
+        grid: lines of grids; their tuning runs of SFT stand beside the trials.
     """
     if not trials:
         return
     yield "## What else was tried"
     yield (
         "Trials on the validation split, made to find out what the comparison should look like, and then why it came "
-        "out as it did. Every one is shown. Settings that are not named are those above; weights are named by the "
-        "first digits of the large model's. Beside each trial stands SFT as it did with the same weights, training "
-        "seed and number of optimizer steps, at the best rate tried there."
+        "out as it did. Every one is shown. Settings that are not named are those of the endless puzzles; weights are "
+        "named by the first digits of the large model's. Beside each trial stands SFT as it did with the same weights, "
+        "training seed and number of optimizer steps, at the best rate tried there."
     )
     known = [*trials, *(line | {"arm": "SFT"} for line in grid if _is_fine_tuning(line))]
     for question in dict.fromkeys(line["question"] for line in trials):
@@ -90,10 +90,16 @@ def _changes(line: Line) -> str:
     """What a trial does differently from the settings of the grid and from its arm, and with which weights."""
     settings = Settings()
     usual, arm = settings.to_json(), ARMS[line["arm"]](settings).to_json()
-    told = [f"{k} {_plain(v)}" for k, v in line["settings"].items() if usual.get(k) != v]
+    told = [
+        f"{k} {_plain(k, v)}"
+        for k, v in line["settings"].items()
+        if usual.get(k) != v and k != "test_seed"  # trials are asked the validation split
+    ]
     told += [f"{k} {v}" for k, v in line["run"].items() if k not in _SHOWN and arm[k] != v]
     return "; ".join([*told, f"large {line['pair']['large'][:6]}"])
 
 
-def _plain(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else "all" if value is None else str(value)
+def _plain(name: str, value: Any) -> str:
+    if value is None:
+        return "no limit" if name == "records" else "all"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

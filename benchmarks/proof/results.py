@@ -20,6 +20,7 @@ from vlsi_cli.engine.files import file_sha256
 FOLDER = Path(__file__).parent / "results"
 GRID = FOLDER / "grid.jsonl"
 PILOTS = FOLDER / "pilots.jsonl"
+DIAGNOSIS = FOLDER / "diagnosis.jsonl"
 
 
 def fingerprint(settings: Settings) -> dict[str, str]:
@@ -66,10 +67,9 @@ class Store:
 
     def load(self) -> dict[Run, dict[str, Any]]:
         """What is done: run -> what came out (the first line of a run counts)."""
-        wanted = self.settings.to_json(), self.pair
         done: dict[Run, dict[str, Any]] = {}
         for line in read(self.file):
-            if (line["settings"], line["pair"]) == wanted:
+            if line["pair"] == self.pair and Settings.from_json(line["settings"]) == self.settings:
                 done.setdefault(Run(**line["run"]), line["result"])
         return done
 

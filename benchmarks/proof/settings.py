@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 Split = Literal["validation", "test"]
@@ -24,6 +26,7 @@ class Settings:
         verbalization_steps, verbalization_rate: step 1, once for each model and architecture.
         warmup_steps, betas, final_fraction, max_grad_norm: AdamW and its cosine, the same for every arm;
             ``final_fraction`` is the last rate over the first.
+        test_seed: of the test puzzles, so that a test puzzle serves one comparison.
         asked: held-out puzzles in one measurement.
         asked_together: of them in one batch.
         max_new_tokens: longest answer.
@@ -46,6 +49,7 @@ class Settings:
     betas: tuple[float, float] = (0.9, 0.98)
     final_fraction: float = 0.01
     max_grad_norm: float = 1.0
+    test_seed: int = 0
     asked: int = 500
     asked_together: int = 250
     max_new_tokens: int = 40
@@ -53,6 +57,26 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """Plain values, lists for tuples, as they come back from a file."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Settings:
+        """The settings of a stored line; what it does not name is as usual."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def changed(settings: Settings, items: Sequence[str]) -> tuple[Settings, dict[str, Any]]:
+    """``NAME=VALUE`` (JSON values, or bare words) into settings; what is not theirs is handed back for the run."""
+    changes: dict[str, Any] = {}
+    for item in items:
+        name, _, value = item.partition("=")
+        try:
+            read = json.loads(value)
+        except json.JSONDecodeError:
+            read = value
+        changes[name] = tuple(read) if isinstance(read, list) else read
+    ours = {field.name for field in fields(Settings)}
+    of_settings = {name: value for name, value in changes.items() if name in ours}
+    return replace(settings, **of_settings), {k: v for k, v in changes.items() if k not in ours}
 
 
 @dataclass(frozen=True)
@@ -66,7 +90,7 @@ class Run:
         strategy, k, search_range, order_preservation, adaptive_temperature: of the matching.
         architecture: of the verbalizers, on both sides.
         interaction_steps, reinforcement_steps: of the student.
-        rate: first learning rate of both steps.
+        rate: first learning rate of both steps; ``reinforcement_rate`` of the reinforcement alone, None for the same.
         seed: of the training data, their order and the draws of the matching.
         split: what the student is measured on.
         model: who is measured; the large model is so as it is, without training.
@@ -84,6 +108,7 @@ class Run:
     interaction_steps: int = 0
     reinforcement_steps: int = 0
     rate: float = 1e-3
+    reinforcement_rate: float | None = None
     seed: int = 0
     split: Split = "test"
     model: Literal["small", "large"] = "small"

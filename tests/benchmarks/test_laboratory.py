@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.proof.arms import ARMS, untrained, vlsi
+from benchmarks.proof.diagnosis import diagnose
 from benchmarks.proof.grid import tables
 from benchmarks.proof.laboratory import Laboratory
 from benchmarks.proof.settings import Settings
@@ -22,6 +23,7 @@ from vlsi_cli.engine.teachers.teacher import TeacherStates
 def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
     large, small = tiny_pair(tmp_path_factory.mktemp("pair"))
     settings = Settings(
+        records=None,
         large=str(large),
         small=str(small),
         stride=1,
@@ -90,9 +92,40 @@ def test_every_arm_reads_the_same_puzzles_in_the_same_order(
     assert all(each == seen[0] for each in seen)
 
 
+def test_verbalizers_learn_from_the_puzzles_of_their_run_alone(laboratory: Laboratory) -> None:
+    finite = Laboratory(replace(laboratory.settings, records=2))
+    run = replace(vlsi(finite.settings), seed=1)
+    result = finite.run(run)
+    other = finite.run(replace(run, seed=2))
+    assert set(result["verbalizers"]) == {"small", "large"}
+    assert other["verbalizers"]["large"]["losses"] != result["verbalizers"]["large"]["losses"]
+    assert {record for batch in finite.batches(1).made for record in batch.records} == {
+        "patterns-train-1-0",
+        "patterns-train-1-1",
+    }
+    # without an end: others than any run's, once for all
+    assert laboratory.verbalizers("large", "verb-ffn", 1) is laboratory.verbalizers("large", "verb-ffn", 2)
+
+
+def test_looking_changes_nothing_and_sees_gradients(laboratory: Laboratory) -> None:
+    run = replace(vlsi(laboratory.settings), seed=1, split="validation")
+    unseen = _lasting(laboratory.run(run))
+    seen = diagnose(laboratory, run, (0, 2))
+    assert _lasting(laboratory.run(run)) == unseen
+    assert [look["step"] for look in seen] == [0, 2]
+    for look in seen:
+        assert len(look["rows"]) == 3
+        assert set(look["norms"]) == set(look["cosines"]) == {"intermediate", "last", "right answers"}
+        assert all(norm > 0 for norm in look["norms"].values())
+        assert all(-1 <= cosine <= 1 for cosine in look["cosines"].values())
+        assert look["rows"][0]["nearest"] <= look["rows"][0]["farthest"]
+        assert 0 < look["rows"][0]["evenness"] <= 1
+    assert seen[0]["losses"] != seen[1]["losses"]
+
+
 def test_the_kept_teacher_says_what_a_live_one_says_and_is_asked_once(laboratory: Laboratory) -> None:
-    batch = laboratory._batches(1).batch(0)
-    said = laboratory.verbalizers("large", "verb-ffn").verbalizers
+    batch = laboratory.batches(1).batch(0)
+    said = laboratory.verbalizers("large", "verb-ffn", 1).verbalizers
     live = LiveTeacher(laboratory.large, said, (1, 2, 3, 4, 5))
     fresh = live.states(batch, live.targets)
     kept = KeptTeacher(live)

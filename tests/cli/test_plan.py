@@ -42,7 +42,7 @@ def test_one_device_and_what_to_change() -> None:
 
 def test_json_has_parts_that_add_up_and_devices() -> None:
     plan = json.loads(
-        vlsi(*PAIR, "--device", "h200", "--devices", "2", "--sharding", "full", "--json").stdout
+        vlsi(*PAIR, "--device", "h200", "--devices", "2", "--sharding", "both", "--json").stdout
     )
     for stage in plan["stages"]:
         memory = stage["memory"]
@@ -50,7 +50,7 @@ def test_json_has_parts_that_add_up_and_devices() -> None:
         assert stage["step_flops"] > 0
     (placed,) = plan["devices"]
     assert placed["device"]["name"] == "h200"
-    assert (placed["count"], placed["sharding"], placed["fits"]) == (2, "full", True)
+    assert (placed["count"], placed["sharding"], placed["fits"]) == (2, "both", True)
 
 
 def test_longer_records_ask_for_more() -> None:

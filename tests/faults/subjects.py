@@ -175,9 +175,11 @@ class Distill(Subject):
 
 
 def without_seconds(value: Any) -> Any:
-    """A JSON value without what a clock says."""
+    """A JSON value without what a clock or the machine's memory says."""
+    from vlsi_cli.engine.runs.watch import VOLATILE
+
     if isinstance(value, dict):
-        return {key: without_seconds(inner) for key, inner in value.items() if key != "seconds"}
+        return {key: without_seconds(inner) for key, inner in value.items() if key not in VOLATILE}
     return [without_seconds(inner) for inner in value] if isinstance(value, list) else value
 
 

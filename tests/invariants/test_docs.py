@@ -96,7 +96,8 @@ def test_commands_shown_exist(page: Path, options: dict[str, set[str]]) -> None:
         words = shlex.split(line, comments=True)
         depth = max(n for n in range(1, len(words) + 1) if " ".join(words[:n]) in options)
         name = " ".join(words[:depth])
-        used = {word.split("=")[0] for word in words[depth:] if word.startswith("-")}
+        own = words[depth : words.index("--")] if "--" in words else words[depth:]  # the rest is a launcher's
+        used = {word.split("=")[0] for word in own if word.startswith("-")}
         is_group = any(other.startswith(f"{name} ") for other in options)
         unfinished = is_group and depth < len(words) and not words[depth].startswith("-")
         if unfinished or used - options[name]:

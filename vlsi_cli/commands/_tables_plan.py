@@ -68,7 +68,7 @@ def _ladder(place: Placement, found: Advice) -> Table:
             "",
             wanted,
             "no",
-            f"{_name(place)} cannot hold it: a larger device, or more of them with --sharding full",
+            f"{_name(place)} cannot hold it: a larger device, or more of them with --sharding both",
         )
     return table
 
@@ -93,7 +93,7 @@ def _all(plan: Plan, places: list[Placement], found: list[Advice]) -> Table:
 
 
 def _name(place: Placement) -> str:
-    shared = ", sharded" if place.sharding == "full" else ""
+    shared = "" if place.sharding == "none" else f", sharding {place.sharding}"
     return place.device.name if place.count == 1 else f"{place.count} x {place.device.name}{shared}"
 
 

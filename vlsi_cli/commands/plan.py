@@ -37,7 +37,8 @@ def plan(
     sharding: Annotated[
         advice.Sharding,
         typer.Option(
-            help="none: a copy of everything on each; full: divided among them.", rich_help_panel=_MACHINE
+            help="none: each holds everything; student: what trains is divided; both: the large model too.",
+            rich_help_panel=_MACHINE,
         ),
     ] = "none",
     efficiency: Annotated[

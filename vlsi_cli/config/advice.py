@@ -8,14 +8,13 @@ from typing import Literal
 
 from vlsi_cli.config.accelerators import Accelerator
 from vlsi_cli.config.loading import Resolved
-from vlsi_cli.config.memory import Memory
 from vlsi_cli.config.planning import plan
 from vlsi_cli.config.plans import Plan, StagePlan
 from vlsi_cli.config.run import DistillConfig
 from vlsi_cli.config.stage_plans import Records
 from vlsi_cli.errors import ConfigError
 
-Sharding = Literal["none", "full"]
+Sharding = Literal["none", "student", "both"]
 # Memory that the driver, the allocator's gaps and the libraries' own buffers take, as a share of what the plan counts.
 OVERHEAD = 0.08
 
@@ -27,8 +26,9 @@ class Placement:
     Attributes:
         device: one of these.
         count: how many.
-        sharding: ``none`` copies everything to each device (DDP); ``full`` divides weights, verbalizers, gradients and
-            moments among them (FSDP2, ZeRO-3), activations and losses excepted.
+        sharding: of the configuration: ``none`` copies everything to each device (DDP); ``student`` divides what
+            trains and the small model's layers among them (FSDP2), ``both`` the large model's too. Activations,
+            losses, heads, embeddings that do not train and vision towers are whole on each.
         efficiency: share of the device's stated arithmetic that training reaches.
     """
 
@@ -37,11 +37,17 @@ class Placement:
     sharding: Sharding = "none"
     efficiency: float = 0.4
 
-    def peak(self, memory: Memory) -> int:
-        """Bytes on the fullest device."""
-        states = memory.weights + memory.verbalizers + memory.gradients + memory.optimizer
-        shared = states / self.count if self.sharding == "full" else states
-        return round((shared + memory.activations + memory.losses) * (1 + OVERHEAD))
+    def peak(self, stage: StagePlan) -> int | None:
+        """Bytes on the fullest device; None where a shape is unknown."""
+        if stage.memory is None or stage.divided is None:
+            return None
+        pieces = gathered = 0
+        if self.sharding != "none" and self.count > 1:
+            pieces, gathered = stage.divided.student, stage.divided.gathered
+        if self.sharding == "both" and self.count > 1:
+            pieces += stage.divided.teacher
+            gathered += stage.divided.gathered_teacher
+        return round((stage.memory.total - pieces * (1 - 1 / self.count) + gathered) * (1 + OVERHEAD))
 
     def seconds(self, stage: StagePlan) -> float | None:
         """Time of a whole stage from its arithmetic alone; None when steps, shapes or the device are unknown."""
@@ -95,7 +101,7 @@ def advise(
         records: what it was made with.
         again: resolves the same configuration with more ``--set`` texts.
     """
-    peaks = tuple(place.peak(stage.memory) if stage.memory else None for stage in made.stages)
+    peaks = tuple(place.peak(stage) for stage in made.stages)
     seconds = tuple(place.seconds(stage) for stage in made.stages)
     if any(peak is None for peak in peaks):
         return Advice(peaks, seconds, None, ())
@@ -116,7 +122,7 @@ def advise(
         except ConfigError:
             continue  # the change does not go together with what was asked for
         settings += change
-        peak = _largest(place.peak(stage.memory) if stage.memory else None for stage in changed.stages)
+        peak = _largest(place.peak(stage) for stage in changed.stages)
         ladder.append(Rung(tuple(change), why, peak, peak <= place.device.memory))
     return Advice(peaks, seconds, fits, tuple(ladder))
 

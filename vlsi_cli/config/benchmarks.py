@@ -105,13 +105,12 @@ def _find(word: str, own: dict[str, Path], tasks_dir: Path | None) -> list[Bench
         if name in by_name:
             return [by_name[name]]
     root = harness.tasks_folder()
-    theirs = harness.index(root) if root is not None else {}
+    theirs, groups = _installed(root) if root is not None else ({}, {})
     if word in theirs:
         row = next((b for b in table().values() if b.tasks == (word,)), None)
         return [row or local(word, theirs[word])]
-    groups = {
-        k: v for where in (root, tasks_dir) if where is not None for k, v in harness.groups(where).items()
-    }
+    if tasks_dir is not None:
+        groups = harness.groups(tasks_dir) | groups
     if word in groups:
         names = [name for name in harness.members(groups[word]) if name != word]
         return [found for name in names for found in _find(name, own, tasks_dir)]
@@ -121,6 +120,12 @@ def _find(word: str, own: dict[str, Path], tasks_dir: Path | None) -> list[Bench
         f"no benchmark is named '{word}'{missing}",
         hint=(f"did you mean {near}? " if near else "") + "vlsi eval --list shows what there is",
     )
+
+
+@cache
+def _installed(root: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Tasks and groups of the installed harness: some two thousand files, read once."""
+    return harness.index(root), harness.groups(root)
 
 
 def local(name: str, file: Path) -> Benchmark:

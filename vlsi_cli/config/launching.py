@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Literal
 
 from vlsi_cli.errors import ConfigError
@@ -28,6 +29,17 @@ def local_rank() -> int:
 def is_launched() -> bool:
     """Whether a launcher started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+@cache
+def fsdp_asked() -> str | None:
+    """The version of FSDP that accelerate's configuration asks for, or None.
+
+    It is taken out of the environment, since accelerate and transformers would act upon it too, and each divides
+    another way.
+    """
+    asked = os.environ.pop("ACCELERATE_USE_FSDP", "").lower() == "true"
+    return os.environ.get("FSDP_VERSION", "1") if asked else None
 
 
 def processes(word: str | None) -> Count | None:

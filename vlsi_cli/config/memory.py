@@ -63,6 +63,24 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Divided:
+    """What of a stage lies in pieces where several processes divide it (``sharding``), in bytes of one process.
+
+    Attributes:
+        student: weights, gradients and moments of what trains, and the small model's layers (``student``, ``both``).
+        teacher: of the large model's layers and verbalizers beside that (``both``).
+        gathered: what is whole again for a moment all the same: two units' weights and one's gradients, and what trains
+            outside the layers, from the forward pass to the end of the backward.
+        gathered_teacher: two of the large model's layers.
+    """
+
+    student: int
+    teacher: int = 0
+    gathered: int = 0
+    gathered_teacher: int = 0
+
+
+@dataclass(frozen=True)
 class Workload:
     """What one micro-batch brings.
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vlsi_cli.config.facts import ModelFacts
-from vlsi_cli.config.memory import Memory
+from vlsi_cli.config.memory import Divided, Memory
 from vlsi_cli.config.presence import Need
 
 
@@ -42,6 +42,7 @@ class StagePlan:
         trained_parameters: how many numbers that is; None when the model's shape is unknown.
         memory: estimate for one device; None when a model's shape is unknown.
         step_flops: arithmetic of one optimizer step; None when a model's shape is unknown.
+        divided: what several devices can divide of the memory; None when a model's shape is unknown.
     """
 
     stage: str
@@ -54,6 +55,7 @@ class StagePlan:
     trained_parameters: int | None
     memory: Memory | None
     step_flops: int | None
+    divided: Divided | None = None
 
 
 @dataclass(frozen=True)

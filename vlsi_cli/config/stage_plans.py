@@ -4,12 +4,12 @@ facts."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vlsi_cli.config import flops, memory
 from vlsi_cli.config.facts import ModelFacts
 from vlsi_cli.config.flops import FORWARD, THROUGH, TRAINED
-from vlsi_cli.config.memory import GRADIENT, MOMENTS, TRAINED_WEIGHT, Memory, Workload
+from vlsi_cli.config.memory import GRADIENT, MOMENTS, TRAINED_WEIGHT, Divided, Memory, Workload
 from vlsi_cli.config.plans import SidePlan, StagePlan
 from vlsi_cli.config.run import (
     DataConfig,
@@ -98,7 +98,8 @@ def _verbalization(
     work += THROUGH * flops.heads(facts, load, targets)
     work += TRAINED * flops.verbalizers(facts, load, targets, architecture)
     words = f"{targets} verbalizers ({architecture})"
-    return _stage("verbalization", side.side, config, stage, words, trained, needed, work)
+    divided = _divided_verbalizers(config, side, trained, other)
+    return _stage("verbalization", side.side, config, stage, words, trained, needed, work, divided)
 
 
 def _interaction(
@@ -148,7 +149,13 @@ def _interaction(
     if stage.verbalizes:
         work += TRAINED * flops.verbalizers(facts, load, targets, architecture)
         work += flops.verbalizers(theirs, load, candidates, architecture) if live else 0
-    return _stage("interaction", "small", config, stage, words, trained, needed, work)
+    adapters = facts.lora_parameters(stage.lora.rank) if lora else 0
+    own = _divided_layers(config, small, lora=lora, beside=verbalizers + adapters)
+    theirs_divided, fetched = _divided_teacher(config, large)
+    if theirs_divided:
+        theirs_divided += their_verbalizers * TRAINED_WEIGHT
+    divided = replace(own, teacher=theirs_divided, gathered_teacher=fetched)
+    return _stage("interaction", "small", config, stage, words, trained, needed, work, divided)
 
 
 def _reinforcement(
@@ -180,7 +187,11 @@ def _reinforcement(
     work += (THROUGH if lora else TRAINED + FORWARD) * flops.heads(
         facts, load, 1
     )  # a trained head is tiled twice
-    return _stage("reinforcement", "small", config, stage, words, trained, needed, work)
+    adapters = facts.lora_parameters(stage.lora.rank) if lora else 0
+    outside = vision + (0 if lora else facts.language_parameters - facts.decoder_parameters)
+    own = _divided_layers(config, small, lora=lora, beside=adapters + outside)
+    divided = replace(own, gathered=own.gathered + outside * (TRAINED_WEIGHT + GRADIENT))
+    return _stage("reinforcement", "small", config, stage, words, trained, needed, work, divided)
 
 
 def _stage(
@@ -192,6 +203,7 @@ def _stage(
     trained: int | None,
     needed: Memory | None,
     work: int | None,
+    divided: Divided | None = None,
 ) -> StagePlan:
     return StagePlan(
         stage=name,
@@ -204,7 +216,48 @@ def _stage(
         trained_parameters=trained,
         memory=needed,
         step_flops=None if work is None else work * stage.gradient_accumulation,
+        divided=divided,
     )
+
+
+# ---------------------------------------------------------------- what several processes divide (engine.sharding)
+
+_STATES = TRAINED_WEIGHT + GRADIENT + MOMENTS
+#: A unit that runs, and the next one, which is fetched meanwhile.
+_FETCHED = 2
+
+
+def _divided_verbalizers(
+    config: DistillConfig, side: SidePlan, trained: int, other: SidePlan | None
+) -> Divided:
+    large = side if side.side == "large" else other
+    teacher, layers = _divided_teacher(config, large)
+    if teacher and large is not None and large is not side:
+        teacher += large.verbalizer_parameters * len(large.targets) * TRAINED_WEIGHT
+    unit = side.verbalizer_parameters * (_FETCHED * TRAINED_WEIGHT + GRADIENT)
+    return Divided(trained * _STATES, teacher, unit, layers)
+
+
+def _divided_layers(config: DistillConfig, side: SidePlan, *, lora: bool, beside: int) -> Divided:
+    """Of a small model that trains: its layers, and ``beside`` them other numbers that train in units (verbalizers)."""
+    facts = side.facts
+    assert facts is not None
+    width = _bytes(config, side) if lora else TRAINED_WEIGHT
+    trained = beside + (0 if lora else facts.decoder_parameters)
+    unit = facts.layer_parameters * (_FETCHED * width + (0 if lora else GRADIENT))
+    held = facts.decoder_parameters * width + trained * (GRADIENT + MOMENTS) + beside * TRAINED_WEIGHT
+    return Divided(held, gathered=unit)
+
+
+def _divided_teacher(config: DistillConfig, large: SidePlan | None) -> tuple[int, int]:
+    """Bytes of the large model's layers that can be divided, and of those that are whole for a moment."""
+    model = config.teacher
+    if large is None or large.facts is None or model is None or _cached(config):
+        return 0, 0
+    if model.placement != "device" or model.quantization != "none":
+        return 0, 0
+    width = _bytes(config, large)
+    return large.facts.decoder_parameters * width, _FETCHED * large.facts.layer_parameters * width
 
 
 def _steps(name: str, stage: StageConfig, data: DataConfig) -> int | None:

@@ -11,6 +11,7 @@ A run of several processes must not hang, so whatever one process decides alone 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -229,9 +230,13 @@ def _tell(store: Any, text: str) -> None:
 
 def _told(store: Any, number: int) -> str | None:
     """What a process said before it ended; one that ends in the same way does so within a moment."""
+    key, end = f"vlsi/told/{number}", time.monotonic() + MOMENT.total_seconds()
     with suppress(RuntimeError):
-        store.wait([f"vlsi/told/{number}"], MOMENT)
-        return str(store.get(f"vlsi/told/{number}").decode())
+        while not store.check([key]):  # `wait` would write its own words about a timeout to standard error
+            if time.monotonic() > end:
+                return None
+            time.sleep(0.05)
+        return str(store.get(key).decode())
     return None
 
 

@@ -62,17 +62,33 @@ def test_what_never_fits_says_so() -> None:
     assert not any(rung.fits for rung in found.ladder)
 
 
-def test_sharding_divides_states_only() -> None:
+def test_sharding_divides_what_lies_in_pieces_only() -> None:
+    """Heads, embeddings that do not train and the vision tower are whole everywhere, as activations and losses are."""
     one = judged(accelerators.accelerator("h200"))
     copies = judged(accelerators.accelerator("h200"), count=4)
-    shared = judged(accelerators.accelerator("h200"), count=4, sharding="full")
+    own, shared = (judged(accelerators.accelerator("h200"), count=4, sharding=s) for s in ("student", "both"))
     assert copies.peaks == one.peaks
     assert copies.seconds[0] == pytest.approx(one.seconds[0] / 4)
     plan = planning.plan(loading.resolve(PAIR), Records(1024))
-    for stage, before, after in zip(plan.stages, one.peaks, shared.peaks, strict=True):
+    assert plan.student.facts is not None
+    assert plan.teacher is not None
+    assert plan.teacher.facts is not None
+    for stage, before, half, after in zip(plan.stages, one.peaks, own.peaks, shared.peaks, strict=True):
         assert stage.memory is not None
+        assert stage.divided is not None
         states = stage.memory.total - stage.memory.activations - stage.memory.losses
-        assert before - after == pytest.approx(states * 0.75 * (1 + advice.OVERHEAD), abs=2)
+        assert stage.divided.student + stage.divided.teacher <= states
+        assert None not in (before, half, after)
+        assert after <= half < before
+    interaction = next(stage for stage in plan.stages if stage.stage == "interaction")
+    assert interaction.memory is not None
+    assert interaction.divided is not None
+    # what is left is what both models have outside of their layers
+    states = interaction.memory.total - interaction.memory.activations - interaction.memory.losses
+    left = states - interaction.divided.student - interaction.divided.teacher
+    small, large = plan.student.facts, plan.teacher.facts
+    # both in bf16: adapters train
+    assert left == 2 * sum(facts.parameters - facts.decoder_parameters for facts in (small, large))
 
 
 def test_the_last_change_moves_the_large_model_away() -> None:

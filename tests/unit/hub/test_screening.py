@@ -10,7 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vlsi_cli.config.loading import Resolved, resolve
 from vlsi_cli.engine.hub.contents import Item, portable, screen
+from vlsi_cli.engine.hub.screening import is_secret
+from vlsi_cli.engine.runs.tracking import shown_configuration
 from vlsi_cli.errors import HubError
 
 TOKEN = "hf_" + "a1B2c3D4e5" * 4
@@ -107,3 +110,28 @@ def test_several_files_are_all_named() -> None:
 def test_portable_keeps_names_only() -> None:
     value = {"id": "/srv/models/qwen/", "list": ["C:\\data\\x.json", "owner/name"], "n": 3, "none": None}
     assert portable(value) == {"id": "qwen", "list": ["x.json", "owner/name"], "n": 3, "none": None}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "hidden"),
+    [
+        ("api_key", "x", True),
+        ("token", "", False),
+        ("id", "hf_" + "a" * 34, True),
+        ("id", "https://me:word@example.org/data.json", True),
+        ("id", "https://example.org:8080/data@v2", False),
+        ("id", "Qwen/Qwen2-VL-2B-Instruct", False),
+        ("max_new_tokens", "32", False),
+    ],
+)
+def test_values_of_a_configuration_that_are_not_shown(key: str, value: str, hidden: bool) -> None:
+    assert is_secret(key, value) is hidden
+
+
+def test_a_tracker_is_told_the_configuration_without_them() -> None:
+    plain = resolve("demo", ["data.sources=[{kind: huggingface, id: me/data}]"])
+    config = plain.config.model_copy(update={"name": "hf_" + "b" * 34})
+    resolved = Resolved(config, plain.origins, plain.recipe)
+    shown = shown_configuration(resolved)
+    assert (shown["name"], shown["data.sources.0.id"]) == ("(left out)", "me/data")
+    assert set(shown) == {key for key, _, _ in resolved.leaves()}

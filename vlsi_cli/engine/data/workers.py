@@ -19,6 +19,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -36,6 +37,8 @@ Out = TypeVar("Out", covariant=True)
 #: Bytes from which on a record's tensors travel in shared memory; smaller ones are copied through a pipe sooner.
 SHARED_FROM = 1 << 18
 _ALIGNMENT = 64
+#: Elsewhere (Windows) each worker starts from nothing.
+FORKSERVER = "forkserver" in multiprocessing.get_all_start_methods()
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ class Pool(Generic[Item]):
     def __init__(self, reader: Reader[Item], count: int = 0) -> None:
         self._reader, self.count = reader, count
         self._executor: ProcessPoolExecutor | None = None
+        if count:
+            self._prepare()
 
     def read(self, draw: Draw) -> Pending[Item | BadRecord]:
         """The encoded record of a draw."""
@@ -125,21 +130,26 @@ class Pool(Generic[Item]):
         except BrokenProcessPool as error:
             raise _ended() from error
 
-    def _start(self) -> ProcessPoolExecutor:
-        """The workers, with a copy of the reader each; sources whose records are sent with their draws stay here."""
+    def _prepare(self) -> None:
+        """Let the server that workers are forked from begin to import what they need, which takes seconds."""
+        packed = io.BytesIO()
+        pickler = _ModulesPickler(packed)
+        # Sources whose records are sent with their draws stay here.
         away = [
             None if source is None or source.streamed or source.held else source
             for source in self._reader.sources
         ]
-        packed = io.BytesIO()
-        pickler = _ModulesPickler(packed)
         pickler.dump(Reader(away, self._reader.encode, self._reader.measure))
-        methods = multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:  # what takes seconds to import is imported once, not by every worker
-            context.set_forkserver_preload([__name__, *sorted(pickler.modules)])
-        reader = packed.getvalue()
-        return ProcessPoolExecutor(self.count, mp_context=context, initializer=_set_up, initargs=(reader,))
+        self._packed = packed.getvalue()
+        self._context: Any = multiprocessing.get_context("forkserver" if FORKSERVER else "spawn")
+        if FORKSERVER:
+            self._context.set_forkserver_preload([__name__, *sorted(pickler.modules)])
+            forkserver.ensure_running()
+
+    def _start(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            self.count, mp_context=self._context, initializer=_set_up, initargs=(self._packed,)
+        )
 
 
 class _Here(Generic[Value]):

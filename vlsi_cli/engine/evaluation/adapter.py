@@ -16,6 +16,7 @@ import torch
 from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 
+from vlsi_cli.engine import processes
 from vlsi_cli.engine.evaluation.generation import Answerer, Question, Reply, Settings, as_dict
 from vlsi_cli.engine.evaluation.journal import Journal
 from vlsi_cli.engine.evaluation.questions import question_from, settings_from
@@ -191,7 +192,8 @@ def reply_from(line: dict[str, Any]) -> Reply:
 class VlsiModel(Adapter):
     """The same for the harness's own command line: ``lmms-eval --model vlsi --model_args pretrained=FOLDER``.
 
-    Nothing is kept between runs there; ``vlsi eval`` does that.
+    Nothing is kept between runs there; ``vlsi eval`` does that. Of several processes, the harness itself deals out the
+    questions and gathers the scores.
 
     Args:
         pretrained: hub id or folder.
@@ -215,10 +217,13 @@ class VlsiModel(Adapter):
         extra = sorted(set(unknown) - {"max_batch_size"})
         if extra:
             raise ConfigError(f"'{extra[0]}' is not an argument of the model vlsi")
-        place = resolve_device(device or "auto")
+        place = processes.own_device(resolve_device(device or "auto"), chosen=":" in (device or ""))
         backbone = load_backbone(pretrained, dtype=resolve_precision(precision, place), device=place)
         size = None if batch_size == "auto" else int(batch_size)
         super().__init__(Answerer(backbone, size), _Memory(), longest=max_new_tokens)
+        self.device = place
+        if processes.size() > 1:
+            del self.accelerator  # the harness exchanges counts with one of its own
 
 
 class _Memory(Journal):

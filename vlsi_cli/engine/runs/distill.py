@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from vlsi_cli.config.loading import Resolved
 from vlsi_cli.config.run import DistillConfig, StageConfig
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.backbones.compiled import compiled_layers
 from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.files import require_space
 from vlsi_cli.engine.runs import models
+from vlsi_cli.engine.runs.choices import chosen
 from vlsi_cli.engine.runs.data import training_stream
 from vlsi_cli.engine.runs.failures import keep_failure
-from vlsi_cli.engine.runs.folder import RunFolder
+from vlsi_cli.engine.runs.folder import RunFolder, environment
 from vlsi_cli.engine.runs.measure import encoder_for, measure, record
 from vlsi_cli.engine.runs.results import RunResults
 from vlsi_cli.engine.runs.samples import LayerSamples
@@ -121,6 +124,8 @@ class _Distillation(RunResults):
             n for n in ("verbalization", "interaction", "reinforcement") if getattr(config, n) is not None
         ]
         self.events(RunStarted(self.folder.path, tuple(names)))
+        self.folder.write("environment.json", environment() | {"run": self.choices()})
+        self.events(Note(chosen(self.choices())))
         for key in self.folder.state.stages if processes.is_first() else ():
             self.checkpoints.drop(key)  # a kill can come between a stage's end and this
         if self.folder.state.student:
@@ -229,7 +234,10 @@ class _Distillation(RunResults):
         )
         optimizer = settings.optimizer
         backbone.set_gradient_checkpointing(settings.gradient_checkpointing)
+        compiling = ExitStack()
         try:
+            for each in self.compiled(key, backbone):
+                compiling.enter_context(compiled_layers(each))
             train_stage(
                 stage,
                 stream,
@@ -255,6 +263,7 @@ class _Distillation(RunResults):
                 on_failure=partial(keep_failure, self.folder, self.events, key, stage),
             )
         finally:
+            compiling.close()
             accelerator.free_memory()  # it would keep the stage, its teacher and its moments
             backbone.set_gradient_checkpointing(False)
             stream.close()

@@ -35,7 +35,7 @@ def launch(processes: Count, words: Sequence[str], launcher: Sequence[str] = ())
 
     Raises:
         ConfigError: an argument that torchrun does not have.
-        ProcessError: the first of them, which speaks for all, was killed.
+        ProcessError: one was killed, and none of the others could say so.
     """
     import torch
     from torch.distributed import run
@@ -75,9 +75,9 @@ def launch(processes: Count, words: Sequence[str], launcher: Sequence[str] = ())
         run.run(arguments)
     except ChildFailedError as failed:
         ended = _by_time(failed.failures)
-        if ended[0].local_rank == 0 and all(int(each.exitcode) < 0 for each in ended):
+        if all(int(each.exitcode) < 0 for each in ended):
             raise ProcessError(
-                f"the first of {count} processes was ended by {signal.Signals(-int(ended[0].exitcode)).name}",
+                f"process {ended[0].local_rank} of {count} was ended by {signal.Signals(-int(ended[0].exitcode)).name}",
                 hint="the kernel's log says if memory ran out; what was written is kept",
             ) from None
         return _cause([int(each.exitcode) for each in ended])

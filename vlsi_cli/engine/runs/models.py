@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
+from vlsi_cli.config import launching
 from vlsi_cli.config.run import DistillConfig, ModelConfig, Sharding, VerbalizerConfig
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.backbone import Backbone
@@ -25,6 +26,7 @@ from vlsi_cli.engine.devices import (
     resolve_attention,
     resolve_device,
     resolve_precision,
+    round_products,
 )
 from vlsi_cli.engine.verbalizing import (
     Verbalizers,
@@ -40,7 +42,7 @@ _ACCELERATE = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def place(config: DistillConfig) -> tuple[torch.device, torch.dtype]:
-    """Where a run computes, and in what.
+    """Where a run computes, and in what; sets what is the process's own (threads, GPU, TF32).
 
     Raises:
         ConfigError: a device or precision that this machine lacks.
@@ -50,7 +52,9 @@ def place(config: DistillConfig) -> tuple[torch.device, torch.dtype]:
     device = own_device(config)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return device, resolve_precision(config.precision, device)
+    dtype = resolve_precision(config.precision, device)
+    round_products(config.tf32, dtype)
+    return device, dtype
 
 
 def own_device(config: DistillConfig) -> torch.device:
@@ -73,8 +77,8 @@ def resolve_sharding(word: Sharding) -> Sharding:
             "accelerate's configuration asks for DeepSpeed, which this program does not use: FSDP2 divides the same",
             hint="`sharding: student` divides what ZeRO-3 does, `both` the large model too; see docs/scaling.md",
         )
-    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    if fsdp and os.environ.get("FSDP_VERSION", "1") != "2":
+    fsdp = launching.fsdp_asked()
+    if fsdp not in (None, "2"):
         raise ConfigError(
             "accelerate's configuration asks for FSDP 1, and this program divides by FSDP2",
             hint="set fsdp_version: 2 in fsdp_config",
@@ -99,17 +103,13 @@ def new_accelerator(device: torch.device, dtype: torch.dtype, *, some_idle: bool
     copies = DistributedDataParallelKwargs(
         broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=some_idle
     )
-    asked = os.environ.pop("ACCELERATE_USE_FSDP", None)  # carried out by engine.sharding, not by accelerate
-    try:
-        return Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision=mixed,
-            gradient_accumulation_steps=1,
-            kwargs_handlers=[copies],
-        )
-    finally:
-        if asked is not None:
-            os.environ["ACCELERATE_USE_FSDP"] = asked
+    launching.fsdp_asked()  # carried out by engine.sharding: accelerate is not to see it
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=mixed,
+        gradient_accumulation_steps=1,
+        kwargs_handlers=[copies],
+    )
 
 
 def derived_seed(seed: int, purpose: str) -> int:

@@ -11,6 +11,7 @@ from vlsi_cli.config.run import DistillConfig, ModelConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs import student as student_files
+from vlsi_cli.engine.runs.choices import resolved_choices
 from vlsi_cli.engine.runs.folder import RunFolder
 from vlsi_cli.engine.runs.identity import needs_teacher
 from vlsi_cli.engine.runs.stages import interaction_stage, reinforcement_stage
@@ -54,6 +55,20 @@ class RunParts:
         """This process asks alone, in a block that ends in all of them if it ends in one."""
         if self.wish.signal is not None:
             raise Interrupted("stopped between two steps; nothing is lost", exit_code=self.wish.exit_code)
+
+    def choices(self) -> dict[str, Any]:
+        """How this run computes: what was left open, as it was decided here."""
+        return resolved_choices(self.config, self.device, self.dtype, self.sharding)
+
+    def compiled(self, key: str, backbone: Backbone) -> list[Backbone]:
+        """The models whose layers are compiled while a stage trains: those that it runs, as far as they can be."""
+        if not self.config.compile:
+            return []
+        large = self.config.teacher
+        runs_large = key == "interaction" and self._teacher is not None
+        held = [backbone, *([self._teacher] if runs_large and self._teacher is not None else [])]
+        fixed = large is not None and (large.placement != "device" or large.quantization != "none")
+        return [each for each in held if not (fixed and each is self._teacher)]
 
     # ---------------------------------------------------------------- models
 

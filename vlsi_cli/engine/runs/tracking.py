@@ -50,7 +50,8 @@ def tracked(resolved: Resolved, folder: RunFolder, events: Events, *, resumed: b
             require_trackers(watch.report_to)
             if watch.report_to and processes.is_first():
                 known = _known(folder) if resumed else None
-                name = known or f"{_plain(resolved.config.name)}-{uuid.uuid4().hex[:8]}"
+                shown = shown_configuration(resolved)
+                name = known or f"{_plain(shown['name'])}-{uuid.uuid4().hex[:8]}"
                 if known is None:
                     folder.write(FILE, {"run": name})
                 opened = open_trackers(
@@ -61,7 +62,7 @@ def tracked(resolved: Resolved, folder: RunFolder, events: Events, *, resumed: b
                     run=name,
                     resumed=known is not None,
                     done=sum(report.steps for report in folder.state.stages.values()),
-                    configuration=shown_configuration(resolved),
+                    configuration=shown,
                 )
                 try:
                     told = stack.enter_context(opened)

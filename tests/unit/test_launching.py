@@ -1,0 +1,132 @@
+"""Which process of a launch this is; accelerate's shipped configurations; what a run says of how it computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+
+from vlsi_cli.config import launching
+from vlsi_cli.config.loading import resolve
+from vlsi_cli.engine import processes
+from vlsi_cli.engine.devices import round_products
+from vlsi_cli.engine.runs import models
+from vlsi_cli.engine.runs.choices import chosen, resolved_choices
+from vlsi_cli.errors import ConfigError
+
+CONFIGURATIONS = sorted((Path(__file__).parents[2] / "recipes/accelerate").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    launching.fsdp_asked.cache_clear()
+
+
+def started(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_without_a_launcher_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert (launching.rank(), launching.size(), launching.is_launched()) == (0, 1, False)
+    assert processes.gather("own") == ["own"]
+    assert processes.on_first(lambda: 5) == 5
+    with processes.together(), processes.joined(torch.device("cpu")):
+        processes.wait()
+
+
+def test_a_launcher_that_says_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    started(monkeypatch, RANK="first", WORLD_SIZE="2")
+    with pytest.raises(ConfigError, match="RANK is 'first'"):
+        launching.rank()
+
+
+@pytest.mark.parametrize(("word", "count"), [(None, None), ("auto", "auto"), ("4", 4)])
+def test_numbers_of_processes(word: str | None, count: object) -> None:
+    assert launching.processes(word) == count
+
+
+@pytest.mark.parametrize("word", ["0", "-1", "two", "1.5", ""])
+def test_what_is_no_number_of_processes(word: str) -> None:
+    with pytest.raises(ConfigError, match="should be a whole number from 1, or auto"):
+        launching.processes(word)
+
+
+def test_processes_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    started(monkeypatch, RANK="1", WORLD_SIZE="2", LOCAL_RANK="1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    gpu = torch.device("cuda", 0)
+    assert processes.own_device(gpu, chosen=False) == torch.device("cuda", 1)
+    assert processes.own_device(torch.device("cpu"), chosen=False) == torch.device("cpu")
+    with pytest.raises(ConfigError, match="each of 2 processes needs a GPU of its own"):
+        processes.own_device(gpu, chosen=True)
+    with pytest.raises(ConfigError, match="cannot share the device 'mps'"):
+        processes.own_device(torch.device("mps"), chosen=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="process 2 of this machine has no GPU of its own"):
+        processes.own_device(gpu, chosen=False)
+
+
+def test_what_accelerate_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    started(monkeypatch, WORLD_SIZE="2", RANK="0", ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
+    assert models.resolve_sharding("auto") == "both"
+    assert models.resolve_sharding("student") == "student"
+    launching.fsdp_asked.cache_clear()
+    assert (
+        models.resolve_sharding("auto") == "none"
+    )  # taken out of the environment, for nobody else to act upon
+    started(monkeypatch, ACCELERATE_USE_FSDP="true", FSDP_VERSION="1")
+    launching.fsdp_asked.cache_clear()
+    with pytest.raises(ConfigError, match="asks for FSDP 1"):
+        models.resolve_sharding("auto")
+    launching.fsdp_asked.cache_clear()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert models.resolve_sharding("both") == "none"
+    started(monkeypatch, ACCELERATE_USE_DEEPSPEED="true")
+    with pytest.raises(ConfigError, match="asks for DeepSpeed"):
+        models.resolve_sharding("auto")
+
+
+@pytest.mark.parametrize("file", CONFIGURATIONS, ids=lambda file: file.stem)
+def test_accelerate_reads_its_configurations(file: Path) -> None:
+    config = load_config_from_file(str(file))
+    written = yaml.safe_load(file.read_text("utf-8"))
+    assert config.num_processes == written["num_processes"]
+    assert config.distributed_type == written["distributed_type"]
+    assert "-m vlsi_cli distill" in file.read_text("utf-8")
+
+
+def test_there_are_configurations() -> None:
+    assert [file.stem for file in CONFIGURATIONS] == ["ddp", "fsdp2", "multi-node", "single-gpu"]
+
+
+def test_choices_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = ["compile=true", "teacher.placement=disk", "teacher.attn_implementation=eager", "device=cpu"]
+    config = resolve("demo", sets).config
+    cpu = torch.device("cpu")
+    found = resolved_choices(config, cpu, torch.bfloat16, "none")
+    assert found["attention"] == {"student": "sdpa", "teacher": "eager"}
+    assert found["teacher"] == {"placement": "disk", "precision": "bf16", "quantization": "none"}
+    assert chosen(found) == (
+        "computing on cpu in bf16, attention eager and sdpa, decoder layers compiled, the large model's layers on disk"
+    )
+    started(monkeypatch, WORLD_SIZE="2", RANK="0")
+    text = chosen(resolved_choices(config, cpu, torch.bfloat16, "both"))
+    assert text.endswith("2 processes over gloo, both models are divided among them")
+
+
+def test_fp32_is_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    try:
+        assert round_products(True, torch.bfloat16)
+        assert torch.get_float32_matmul_precision() == "high"
+        assert not round_products(True, torch.float32)
+        assert not round_products(False, torch.bfloat16)
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        round_products(False, torch.float32)
