@@ -112,7 +112,9 @@ class Scenarios:
                 ended = forks.run(words, self.work, before=fill)
                 if ended.code:  # the last operations may need no room
                     begun = ["--resume"] if (output / "config.yaml").is_file() else []
-                    sentence(ended, 6, "no space is left", *begun)
+                    sentence(ended, 6, *begun)
+                    said = ("no space is left on the disk", "0.00 GiB free")
+                    require(any(words in ended.said for words in said), ended.said[-1500:])
                 filler.unlink()
                 require(not leftovers(output), f"left behind: {leftovers(output)}")
                 self.subject.check_killed(output, self.work / "whole")
