@@ -43,6 +43,8 @@ def ended(monkeypatch: pytest.MonkeyPatch, *ends: tuple[int, int]) -> int:
 def test_the_first_process_speaks_or_the_launch_does(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ended(monkeypatch, (1, 11), (0, 12)) == 11  # the first only lost the other
     assert ended(monkeypatch, (1, -9), (0, 12)) == 137  # and has said so
+    with pytest.raises(ProcessError, match="process 0 of 2 was ended by SIGKILL"):
+        ended(monkeypatch, (0, -9), (1, 12))  # which lost the first, and is silent
     for number, other in ((0, 1), (1, 0)):
         with pytest.raises(ProcessError, match=f"process {number} of 2 was ended by SIGKILL") as caught:
             ended(monkeypatch, (number, -9), (other, -15))

@@ -27,8 +27,8 @@ def local_rank() -> int:
 
 
 def is_launched() -> bool:
-    """Whether a launcher started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    """Whether torchrun started this process, by itself or for accelerate; a cluster may number machines in its way."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 @cache

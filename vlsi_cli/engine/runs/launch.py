@@ -75,9 +75,11 @@ def launch(processes: Count, words: Sequence[str], launcher: Sequence[str] = ())
         run.run(arguments)
     except ChildFailedError as failed:
         ended = _by_time(failed.failures)
-        if all(int(each.exitcode) < 0 for each in ended):
+        mute = any(each.local_rank == 0 and each.exitcode < 0 for each in ended)
+        if mute and all(each.exitcode < 0 or each.exitcode == ProcessError.exit_code for each in ended):
+            lost = next(each for each in ended if each.exitcode < 0)
             raise ProcessError(
-                f"process {ended[0].local_rank} of {count} was ended by {signal.Signals(-int(ended[0].exitcode)).name}",
+                f"process {lost.local_rank} of {count} was ended by {signal.Signals(-int(lost.exitcode)).name}",
                 hint="the kernel's log says if memory ran out; what was written is kept",
             ) from None
         return _cause([int(each.exitcode) for each in ended])
