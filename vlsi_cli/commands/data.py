@@ -24,7 +24,7 @@ def _data() -> None:
 @app.command("preview")
 def preview(
     named: Annotated[
-        list[str] | None, typer.Argument(metavar="[DATA]...", help="As --data.", show_default=False)
+        list[str] | None, typer.Argument(metavar="DATA", help="As --data.", show_default=False)
     ] = None,
     data: opt.DataOption = None,
     recipe: opt.RecipeOption = None,
