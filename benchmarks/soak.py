@@ -143,7 +143,7 @@ def main() -> None:
     inside = [max(cycle.memory) - cycle.memory[0] for cycle in warm]
     error = statistics.stdev(inside) / len(inside) ** 0.5
     print(
-        f"| growth inside a run, from first step to peak, MiB | {statistics.fmean(inside):.2f} | | {error:.2f} |"
+        f"| growth inside a run, first step to peak, MiB | {statistics.fmean(inside):.2f} | | {error:.2f} |"
     )
     relative = [100 * value / speed.mean for value in (speed.slope, speed.error)]
     print(f"| steps a CPU second | {speed.mean:.2f} | {relative[0]:+.1f} % | {relative[1]:.1f} % |")

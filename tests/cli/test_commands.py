@@ -116,6 +116,7 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
         ("export", 2, "no MODEL is given"),
         ("export demo/small --to onyx", 2, "onyx"),
         ("data preview --data nowhere", 2, "no such file or folder"),
+        ("data preview nowhere", 2, "no such file or folder"),
         ("data preview --data none.jsonl", 3, "none.jsonl"),
     ],
 )

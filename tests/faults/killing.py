@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from tests.faults import forks
 from tests.faults.subjects import Broken, Subject, require, require_same
 
+Aim = forks.AtOperation | forks.AtMoment
+
 
 @dataclass
 class Tally:
@@ -37,7 +39,8 @@ def torment(
 
     Two unbroken lives come first: they must be equal, or comparing would mean nothing, and the second, which has
     nothing left to import, gives the length of a life. The first kill of each life falls into its own part of that
-    length, so that together they cover it; half of the lives are killed a second time on the way.
+    length, so that together they cover it; half of the lives are killed a second time on the way. A stage that all of
+    these missed is looked for, and costs some kills more.
 
     Raises:
         Broken: a promise was not kept; the message has the subject, the kill and the seed.
@@ -58,13 +61,15 @@ def torment(
     parts = [(number + draw.random()) / lives for number in range(lives)]
     draw.shuffle(parts)
     number = 0
-    while tally.kills < kills:
+
+    def live(first: Aim) -> str | None:
+        """One life, killed first at an aim and then by luck; the stage of the first kill, None if it missed."""
+        nonlocal number
         output, number = f"life-{number}", number + 1
-        part: float | None = parts.pop() if parts else draw.random()
+        kill: Aim | None = first
         aims: list[str] = []
+        fell: list[str] = []
         while True:
-            by_operation = tally.kills % 2 == 0
-            kill = _aim(part, life, by_operation) if part is not None and tally.kills < kills else None
             ended = forks.run(subject.words(output), subject.work, kill, before=subject.before)
             tally.cpu += ended.seconds
             place = subject.work / output
@@ -73,6 +78,7 @@ def torment(
                 if ended.code is None:
                     tally.kills += 1
                     stage = subject.stage(place)
+                    fell.append(stage)
                     tally.stages[stage] += 1
                     tally.kinds[type(kill).__name__] += 1
                     tell(
@@ -80,7 +86,8 @@ def torment(
                         + (f", {stage}" if stage else "")
                     )
                     subject.check_killed(place, reference)
-                    part = draw.random() * 0.7 if draw.random() < 0.5 else None
+                    again = draw.random() < 0.5 and tally.kills < kills
+                    kill = _aim(draw.random() * 0.7, life, tally.kills % 2 == 0) if again else None
                     continue
                 require(ended.code == 0, f"it ended with exit code {ended.code}: {ended.said[-1500:]}")
                 subject.check_ended(ended, place)
@@ -90,12 +97,34 @@ def torment(
                     f"{subject.name}, seed {seed}, killed at {', then '.join(aims)}: {error}"
                 ) from error
             tally.ends += 1
-            break
+            return fell[0] if len(aims) > 1 else None
+
+    while tally.kills < kills:
+        part = parts.pop() if parts else draw.random()
+        live(_aim(part, life, tally.kills % 2 == 0))
+    for missed in [stage for stage in subject.stages if not tally.stages[stage]]:
+        _seek(missed, subject.stages, life.operations, live)
     tally.seconds = time.perf_counter() - began
     return tally
 
 
-def _aim(part: float, life: forks.Ended, by_operation: bool) -> forks.AtOperation | forks.AtMoment:
+def _seek(
+    stage: str, stages: tuple[str, ...], operations: int, live: Callable[[forks.AtOperation], str | None]
+) -> None:
+    """Kill in a stage that luck has missed: the file operations of a fresh life come in the order of the stages."""
+    low, high = 1, operations
+    while low <= high:
+        middle = (low + high) // 2
+        fell = live(forks.AtOperation(middle))
+        if fell == stage:
+            return
+        if fell is not None and stages.index(fell) < stages.index(stage):
+            low = middle + 1
+        else:
+            high = middle - 1
+
+
+def _aim(part: float, life: forks.Ended, by_operation: bool) -> Aim:
     """A file operation or a moment, at so large a part of a life."""
     if by_operation:
         return forks.AtOperation(1 + int(part * life.operations))

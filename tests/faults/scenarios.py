@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.faults import forks
-from tests.faults.subjects import Cache, Distill, leftovers, require
+from tests.faults.subjects import Cache, Distill, leftovers, require, require_same
 
 #: Places in a life where the disk fills up.
 PLACES = 3
@@ -76,6 +76,7 @@ class Scenarios:
             "read-only disk": self.read_only_disk,
             "vanished data file": self.vanished_data,
             "vanished pictures": self.vanished_pictures,
+            "killed data worker": self.killed_worker,
             "corrupted cache shard": self.corrupted_shard,
             "clock jumps": self.clock_jumps,
             "preemption": self.preemption,
@@ -84,7 +85,7 @@ class Scenarios:
     def _goes_on(self, output: str) -> None:
         ended = forks.run(self.subject.words(output), self.work)
         require(ended.code == 0, f"it does not go on: {ended.said[-1500:]}")
-        require(self.subject.final(self.work / output) == self.wanted, "it goes on to another end")
+        require_same(self.subject.final(self.work / output), self.wanted, "it goes on to another end")
 
     # ---------------------------------------------------------------- disks
 
@@ -112,7 +113,9 @@ class Scenarios:
                 ended = forks.run(words, self.work, before=fill)
                 if ended.code:  # the last operations may need no room
                     begun = ["--resume"] if (output / "config.yaml").is_file() else []
-                    sentence(ended, 6, "no space is left", *begun)
+                    sentence(ended, 6, *begun)
+                    said = ("no space is left on the disk", "0.00 GiB free")
+                    require(any(words in ended.said for words in said), ended.said[-1500:])
                 filler.unlink()
                 require(not leftovers(output), f"left behind: {leftovers(output)}")
                 self.subject.check_killed(output, self.work / "whole")
@@ -191,6 +194,31 @@ class Scenarios:
         require(report["reasons"]["image-missing"]["count"] == 11, f"counted: {report['reasons']}")
         require("image-missing 11" in ended.said, "nobody is told")
         return "11 of 12 records counted and skipped, exit code 0"
+
+    def killed_worker(self) -> str:
+        """A process that reads data dies: the run ends in a sentence, and goes on to the end of one without workers."""
+        _, words = self._data("workers")
+        whole = forks.run([*words, "--output", "workers-whole"], self.work)
+        require(whole.code == 0, whole.said)
+        words += ["--set", "data.workers=1"]
+
+        def kill() -> None:
+            import multiprocessing
+
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid or 0, signal.SIGKILL)
+
+        before = _after_line(self.work / "workers-run" / "metrics.jsonl", kill)
+        ended = forks.run([*words, "--output", "workers-run"], self.work, before=before)
+        sentence(ended, 3, "a process that reads data ended", "--resume")
+        ended = forks.run([*words, "--output", "workers-run"], self.work)
+        require(ended.code == 0, ended.said)
+        ours, theirs = (self.subject.final(self.work / name) for name in ("workers-run", "workers-whole"))
+        for made in (ours, theirs):
+            for name in ("config.yaml", "origins.json"):  # they tell the number of workers
+                made["files"].pop(name)
+        require_same(ours, theirs, "it goes on to another end")
+        return "exit code 3; same end as without workers"
 
     def corrupted_shard(self) -> str:
         """One bit of a teacher cache is wrong: the run that reads it ends, and goes on once the shard is made again."""

@@ -36,7 +36,9 @@ def test_killed_commands_go_on_to_the_same_end(command: str) -> None:
     if missing:
         pytest.skip(f"needs {missing[0]}, which is not installed")
     said = suite("--only", command, "--kills", str(SHARES[command]))
-    assert re.search(rf"\| {command} \| {SHARES[command]} \|", said), said
+    found = re.search(rf"\| {command} \| (\d+) \|", said)
+    assert found is not None, said
+    assert int(found[1]) >= SHARES[command], said
     if command == "distill":  # every stage was hit
         fell = dict(re.findall(r"distill, ([\w -]+): (\d+)", said))
         assert len(fell) == 6
@@ -46,4 +48,4 @@ def test_killed_commands_go_on_to_the_same_end(command: str) -> None:
 @pytest.mark.timeout(900)
 def test_other_faults_end_in_a_sentence_and_lose_nothing() -> None:
     said = suite("--only", OTHERS)
-    assert said.count("| ") > 7 * 2, said
+    assert said.count("\n| ") >= 8, said

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from unittest import mock
 
 from typer.testing import CliRunner, Result
 
@@ -46,7 +48,8 @@ def in_time() -> Iterator[None]:
 
 
 def vlsi(*words: object) -> Result:
-    with in_time():
+    # transformers' log handler holds the stream of an earlier command of this process, closed by now
+    with in_time(), mock.patch.object(logging, "raiseExceptions", False):
         return CliRunner().invoke(app, [str(word) for word in words], prog_name="vlsi")
 
 

@@ -23,7 +23,7 @@ ProcessesOption = Annotated[
 LauncherArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[-- LAUNCHER...]",
+        metavar="-- LAUNCHER",
         help="With --processes: more arguments for torchrun, such as those of several machines.",
         show_default=False,
     ),

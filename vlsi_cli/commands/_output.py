@@ -16,6 +16,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from vlsi_cli.config import launching
+from vlsi_cli.config.redaction import redact
 from vlsi_cli.errors import Interrupted, ProcessError, VlsiError
 
 
@@ -69,12 +70,12 @@ def document(value: Any) -> None:
 def say(text: RenderableType) -> None:
     """Say something in passing."""
     if not _state.quiet:
-        speech().print(text, markup=False)
+        speech().print(redact(text) if isinstance(text, str) else text, markup=False)
 
 
 def warn(text: str) -> None:
     """Say something that wants attention; not even `--quiet` hides it."""
-    speech().print(Text.assemble(("warning: ", "yellow"), text))
+    speech().print(Text.assemble(("warning: ", "yellow"), redact(text)))
 
 
 def error(problem: VlsiError) -> None:
@@ -88,21 +89,22 @@ def error(problem: VlsiError) -> None:
         return
     console = Console(file=sys.stderr, soft_wrap=not sys.stderr.isatty(), highlight=False)
     if _state.verbose:
-        console.print("".join(traceback.format_exception(problem)), markup=False)
+        console.print(redact("".join(traceback.format_exception(problem))), markup=False)
     label = "stopped: " if isinstance(problem, Interrupted) else "error: "
     if label == "stopped: " and problem.message.startswith("stopped "):
         label = ""  # it says so itself
     if _state.silent:
         label = f"process {launching.rank()}: {label}"
-    console.print(Text.assemble((label, "bold red"), problem.message))
-    for line in (problem.hint or "").splitlines():
+    message, hint = redact(problem.message), redact(problem.hint) if problem.hint is not None else None
+    console.print(Text.assemble((label, "bold red"), message))
+    for line in (hint or "").splitlines():
         console.print(Text.assemble(("hint: ", "cyan"), line))
     if _state.json and not _state.silent:
         kind = type(problem).__name__
         fields = {
             "type": kind,
-            "message": problem.message,
-            "hint": problem.hint,
+            "message": message,
+            "hint": hint,
             "exit_code": problem.exit_code,
         }
         document({"error": fields})

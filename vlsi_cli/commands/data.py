@@ -23,6 +23,9 @@ def _data() -> None:
 
 @app.command("preview")
 def preview(
+    named: Annotated[
+        list[str] | None, typer.Argument(metavar="DATA", help="As --data.", show_default=False)
+    ] = None,
     data: opt.DataOption = None,
     recipe: opt.RecipeOption = None,
     sets: opt.SetOption = None,
@@ -40,10 +43,10 @@ def preview(
 ) -> None:
     """Print one record as tokens, with those that are trained on in colour (in ⟦ ⟧ without a terminal).
 
-    Without `--data`: the data of `--recipe`, by default those of the demo.
+    Without DATA: the data of `--recipe`, by default those of the demo.
     """
     _output.use_json(json)
-    words = [source_from_word(word) for word in data] if data else None
+    words = [source_from_word(word) for word in (*(named or ()), *(data or ()))] or None
     revision = None
     if words and recipe is None and not sets:
         config, student = DataConfig.model_validate({"sources": words}), "demo/small"

@@ -27,5 +27,5 @@ def cache_note(folder: Path) -> str:
             f"the large model is not loaded: {what} of {identity['model']} for {records:,} records "
             f"({tokens:,} response tokens, {amount}{state}) are read from {folder}"
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         return f"the teacher cache {folder} cannot be read ({type(error).__name__}): the run would be refused"

@@ -103,7 +103,7 @@ def facts_from_folder(folder: Path, name: str | None = None) -> ModelFacts | Non
     """The facts of a checkpoint on disk, or None when its ``config.json`` leaves one of them unsaid."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(config, dict):
         return None
@@ -136,7 +136,7 @@ def _vision_parameters(folder: Path) -> int | None:
     for file in sorted(folder.glob("*.safetensors")):
         try:
             shapes.update(_tensor_sizes(file))
-        except (OSError, ValueError, struct.error):
+        except (OSError, ValueError, RecursionError, struct.error):
             return None
     if not shapes:
         return None

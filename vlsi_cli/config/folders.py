@@ -94,7 +94,7 @@ def is_finished(folder: Path, config: DistillConfig) -> bool:
         progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
         measured = config.evaluation.data is None or "small after" in progress["scores"]
         return bool(progress["student"]) and measured
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return False
 
 

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from vlsi_cli.config import catalog, recipes, yamls
 from vlsi_cli.config.complaints import complain
+from vlsi_cli.config.redaction import redact_tree
 from vlsi_cli.config.run import DistillConfig
 from vlsi_cli.errors import CheckpointError, ConfigError, OutputError
 
@@ -120,8 +121,19 @@ def resolve(
         config = DistillConfig.model_validate(tree)
     except ValidationError as error:
         raise complain(error, origins) from None
+    _refuse_secrets(config)
     leaves = (key for key, _ in flatten(config.model_dump(mode="json")))
     return Resolved(config, {key: _origin(key, origins) for key in leaves}, label)
+
+
+def _refuse_secrets(config: DistillConfig) -> None:
+    """A configuration is written into run folders, cards and reports, and so no place for a secret."""
+    for key, value in flatten(config.model_dump(mode="json")):
+        if redact_tree(value, key.rsplit(".", 1)[-1]) != value:
+            raise ConfigError(
+                f"{key} holds what looks like an access token or a password, and configurations are stored and shared",
+                hint="put a token of the hub into the variable HF_TOKEN, or log in: hf auth login",
+            )
 
 
 def _write(target: Path, text: str) -> None:

@@ -54,7 +54,7 @@ def cached_snapshot(repo: str, revision: str | None = None, *, kind: str = "mode
     revision = revision or "main"
     try:
         commit = (folder / "refs" / revision).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         commit = revision
     snapshot = folder / "snapshots" / commit
     return snapshot if snapshot.is_dir() else None
@@ -75,7 +75,7 @@ def has_weights(folder: Path) -> bool:
     for index in folder.glob("*.index.json"):
         try:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError):
+        except (OSError, ValueError, RecursionError, KeyError, AttributeError):
             return False
         return all((folder / shard).is_file() for shard in shards)
     return any(next(folder.glob(pattern), None) is not None for pattern in _PATTERNS)

@@ -41,10 +41,11 @@ def _require_bounded(value: Any) -> None:
             raise yaml.MarkedYAMLError(
                 problem=f"it stands for more than {MOST_VALUES:,} values, by aliases perhaps"
             )
-        inner = (
-            here.values() if isinstance(here, dict) else here if isinstance(here, list | set | tuple) else ()
-        )
-        waiting.extend((each, depth + 1) for each in inner)
+        if isinstance(here, str) and any("\ud800" <= sign <= "\udfff" for sign in here):
+            raise yaml.MarkedYAMLError(problem="half of a surrogate pair is no text")
+        inner = [*here, *here.values()] if isinstance(here, dict) else here
+        if isinstance(inner, list | set | tuple):
+            waiting.extend((each, depth + 1) for each in inner)
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from tests.unit.data.kit import encoded_bytes
 from vlsi_cli.engine.data.images import ImageLimits, load_image
@@ -102,6 +102,13 @@ def test_truncated(format: str) -> None:
 def test_truncated_png_is_damaged() -> None:
     data = encoded_bytes(noise())
     assert reason_of(ImageRef(data=data[: len(data) // 2])) == "image-damaged"
+
+
+def test_truncated_is_damaged_whatever_another_library_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    data = encoded_bytes(noise(), "PNG")
+    assert reason_of(ImageRef(data=data[: len(data) // 2])) == "image-damaged"
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
 def png_header(width: int, height: int) -> bytes:

@@ -209,7 +209,7 @@ def read_config(folder: Path, shown: str | None = None) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"config.json of '{shown}' is not readable JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(f"config.json of '{shown}' names no model_type, so its family is unknown")

@@ -36,7 +36,7 @@ def weights_fingerprint(folder: Path) -> str:
                         file.seek(8 + length + first)
                         digest.update(file.read(min(_PROBE, stop - first)))
                     found[name] = digest.digest()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
             raise ModelError(f"{path} cannot be read as safetensors: {error}") from error
     whole = hashlib.sha256((folder / "config.json").read_bytes())
     for name in sorted(found):  # however the tensors are spread over files

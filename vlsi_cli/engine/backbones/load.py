@@ -73,6 +73,7 @@ def describe(
     processor = load_processor(
         folder, min_pixels=min_pixels, max_pixels=max_pixels, chat_template=chat_template, shown=id
     )
+    _require_same_patches(processor, config, id)
     return Description(id, revision, folder, family, config, processor)
 
 
@@ -81,7 +82,7 @@ def _read_model_config(folder: Path, shown: str) -> Any:
 
     try:
         with quiet_transformers():
-            return AutoConfig.from_pretrained(folder, local_files_only=True)
+            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # its validators raise errors of many unrelated kinds
         raise ModelError(
             f"config.json of '{shown}' does not describe a model: {_last_line(error)}"
@@ -148,6 +149,7 @@ def load_backbone(
     processor = load_processor(
         folder, min_pixels=min_pixels, max_pixels=max_pixels, chat_template=chat_template, shown=id
     )
+    _require_same_patches(processor, config, id)
     if init == "random":
         model = _random_model(folder, config, attn_implementation, seed).to(device=device, dtype=dtype)
     else:
@@ -210,6 +212,7 @@ def _pretrained_model(
                 dtype=dtype,
                 attn_implementation=attention,
                 use_safetensors=True,
+                trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=False,
@@ -223,6 +226,18 @@ def _pretrained_model(
         ) from error
     _require_whole(model, info, id)
     return model if "device_map" in options else model.to(device)
+
+
+def _require_same_patches(processor: Any, config: Any, id: str) -> None:
+    """Refuse image settings that cut pictures into other patches than the vision tower was made for."""
+    settings, vision = processor.image_processor, getattr(config, "vision_config", None)
+    for ours, theirs in (("patch_size", "patch_size"), ("merge_size", "spatial_merge_size")):
+        cut, made = getattr(settings, ours, None), getattr(vision, theirs, None)
+        if made is not None and cut is not None and cut != made:
+            raise ModelError(
+                f"the image settings of '{id}' say {ours} {cut!r}, and its vision tower was made for {made!r}",
+                hint="preprocessor_config.json and config.json do not belong together",
+            )
 
 
 def _require_safetensors(folder: Path, id: str) -> None:
@@ -260,4 +275,8 @@ def _require_whole(model: Any, info: dict[str, Any], id: str) -> None:
 
 
 def _last_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+    line = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+    return line if len(line) <= _LONGEST_CAUSE else f"{line[:_LONGEST_CAUSE]}..."
+
+
+_LONGEST_CAUSE = 300

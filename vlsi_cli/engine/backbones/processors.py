@@ -99,7 +99,7 @@ def _stock_processor(folder: Path) -> Any:
     from transformers import AutoProcessor
 
     try:
-        return AutoProcessor.from_pretrained(folder, local_files_only=True)
+        return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ImportError, ValueError):  # transformers reports a missing package as either
         return None
 
@@ -110,7 +110,7 @@ def _image_only_processor(family: Family, folder: Path, budget: dict[str, int]) 
 
     image_only = _image_only_class(family.processor_class())
     image_processor = family.image_processor_class().from_pretrained(folder, local_files_only=True, **budget)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     settings, _ = image_only.get_processor_dict(folder, local_files_only=True)
     return image_only.from_args_and_dict([image_processor, tokenizer], settings)
 

@@ -80,6 +80,7 @@ def verify_student(
                 dtype="auto",
                 attn_implementation=backbone.config.get_text_config()._attn_implementation,
                 use_safetensors=True,
+                trust_remote_code=False,
                 local_files_only=True,
             )
     except Exception as error:  # damaged files raise errors of many unrelated kinds

@@ -10,13 +10,14 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vlsi_cli.engine.data.records import BadRecord, ImageRef
 
@@ -114,7 +115,7 @@ def _check_size(size: tuple[int, int], limits: ImageLimits, name: str) -> None:
 def _open(
     file: IO[bytes], name: str, limits: ImageLimits, use: Callable[[Image.Image, str], Result]
 ) -> Result:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _no_truncated_images():
         # PIL warns of large pictures, odd metadata and palettes; size is checked here.
         warnings.simplefilter("ignore")
         try:
@@ -138,6 +139,16 @@ def _open(
                 raise
             except Exception as error:  # so do hostile pixels
                 raise BadRecord("image-damaged", f"{name}: {error}") from error
+
+
+@contextmanager
+def _no_truncated_images() -> Iterator[None]:
+    """A cut file is damaged, whatever else in the process says: lmms-eval lets PIL fill it up with grey for all."""
+    kept, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = kept
 
 
 def _pixels(picture: Image.Image, name: str) -> Image.Image:

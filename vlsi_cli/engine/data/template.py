@@ -232,8 +232,8 @@ class ChatEncoder:
                 images_kwargs={"return_tensors": "pt"},
                 return_text_replacement_offsets=True,
             )
-        except ValueError as error:
-            raise BadRecord("image-refused", str(error)) from error
+        except Exception as error:  # whatever a picture makes it raise
+            raise BadRecord("image-refused", str(error) or type(error).__name__) from error
         return dict(outputs)
 
     def _render(self, messages: Iterable[Message], *, prompt: bool = False) -> str:

@@ -149,7 +149,7 @@ class OnnxModel:
         from transformers import AutoConfig
         from transformers.models.llava_onevision import modeling_llava_onevision as stock
 
-        config: Any = AutoConfig.from_pretrained(self.folder, local_files_only=True)
+        config: Any = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         sizes = torch.from_numpy(inputs["image_sizes"])
         # a prompt with several pictures shows one tile of each
         alone = [n == 1 for n in inputs.get("batch_num_images", [1] * len(sizes)) for _ in range(n)]
@@ -220,7 +220,7 @@ def _recognise(folder: Path) -> tuple[Layout, str, dict[str, Any]]:
             for precision in PRECISIONS:
                 if all((folder / file).is_file() for file in layout.files(precision)):
                     return layout, precision, config
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder} is not an exported model: its config.json cannot be read ({error})",
             hint="export one: vlsi export MODEL --output DIR",

@@ -190,7 +190,7 @@ def _named_weights(folder: Path, shown: str) -> set[str]:
         return {"model.safetensors"}
     try:
         return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, AttributeError) as error:
         raise ModelError(f"{_INDEX} of '{shown}' cannot be read: {error}") from error
 
 
@@ -209,7 +209,7 @@ def _cleaned(file: Path, place: str) -> Item:
     """A JSON file without paths of this machine; one that has none goes as it is."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     if portable(value) == value:
         return Item(place, file)

@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from vlsi_cli.config.redaction import CREDENTIALS, SECRET_KEY, TOKENS
+
 _PICKLE_ENDINGS = (
     ".bin",
     ".pt",
@@ -35,13 +37,7 @@ _OPTIMIZER = re.compile(
 _SECRET_NAMES = re.compile(
     r"\.?(env|netrc|npmrc|pypirc|git-credentials)|id_(rsa|dsa|ecdsa|ed25519)|token|.+\.(env|pem|key|p12)"
 )
-_SECRETS = re.compile(
-    rb"\b(hf_[A-Za-z0-9]{30,}|api_org_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}"
-    rb"|github_pat_[A-Za-z0-9_]{30,}|glpat-[A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}|AIza[0-9A-Za-z_-]{35}"
-    rb"|xox[abprs]-[A-Za-z0-9-]{10,})|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-)
-_SECRET_KEYS = re.compile(r"(hf|auth|access|api)_?(token|key)|use_auth_token|password|secret", re.IGNORECASE)
-_CREDENTIALS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^/\s@]*:[^/\s@]+@", re.IGNORECASE)
+_SECRETS = re.compile(TOKENS.encode())
 #: An absolute path: two parts at least, so that a token such as "/" or "/think" is none.
 _ABSOLUTE = re.compile(r"(file://)?(/[^/\s<>]+/|~[\w.-]*/|[A-Za-z]:[\\/]\w|\\\\\w)")
 _TEXT_ENDINGS = (
@@ -88,7 +84,7 @@ def reason_to_stay(
     if trees is None:
         return "cannot be parsed, so nobody could read it"
     for key, value in (leaf for tree in trees for leaf in _leaves("", tree)):
-        if _SECRET_KEYS.fullmatch(key) and value:
+        if SECRET_KEY.fullmatch(key) and value:
             return f"holds a secret under the key '{key}'"
         if name not in _VOCABULARIES and is_absolute(value):
             return (
@@ -101,9 +97,9 @@ def reason_to_stay(
 
 def is_secret(key: str, value: str) -> bool:
     """Whether a value of a configuration must not be shown: by its key, its form, or a password in an address."""
-    if _SECRET_KEYS.fullmatch(key) and value:
+    if SECRET_KEY.fullmatch(key) and value:
         return True
-    return _SECRETS.search(value.encode()) is not None or _CREDENTIALS.search(value) is not None
+    return _SECRETS.search(value.encode()) is not None or CREDENTIALS.search(value) is not None
 
 
 def is_text(name: str) -> bool:
@@ -147,7 +143,7 @@ def _trees(name: str, content: bytes) -> list[Any] | None:
             return list(yaml.safe_load_all(content))
         if name.endswith(".safetensors"):
             return [json.loads(content[8:]).get("__metadata__", {})]
-    except (ValueError, yaml.YAMLError):
+    except (ValueError, RecursionError, yaml.YAMLError):
         return None
     return []
 

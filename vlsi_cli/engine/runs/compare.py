@@ -94,7 +94,7 @@ def _read(folder: Path) -> list[_Stored]:
             _Stored(str(folder), result, _samples(places, result.model, result.benchmark))
             for result in results
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise DataError(f"the evaluation in {folder} cannot be read: {error}") from error
 
 

@@ -26,6 +26,7 @@ from vlsi_cli.config import harness as place
 from vlsi_cli.config.benchmarks import Benchmark, paper
 from vlsi_cli.config.evaluating import Asked, EvaluationPlan
 from vlsi_cli.config.evaluation import EvaluationConfig
+from vlsi_cli.config.redaction import redact_tree
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.devices import precision_name, resolve_device, resolve_precision
@@ -34,7 +35,7 @@ from vlsi_cli.engine.evaluation.generation import Answerer
 from vlsi_cli.engine.evaluation.identity import folder_name, identity
 from vlsi_cli.engine.evaluation.judge import Judge
 from vlsi_cli.engine.evaluation.scores import Paired, Result, Sample, paired
-from vlsi_cli.engine.files import only_process, write_json, writing
+from vlsi_cli.engine.files import only_process, sweep, write_json, writing
 from vlsi_cli.engine.runs import evaluation_report as report_files
 from vlsi_cli.engine.runs.folder import environment
 from vlsi_cli.errors import Interrupted, ProcessError
@@ -258,7 +259,7 @@ def _settings(
     config: EvaluationConfig, identities: dict[str, Any], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
     return {
-        "configuration": config.model_dump(mode="json"),
+        "configuration": redact_tree(config.model_dump(mode="json")),
         "models": identities,
         "device": str(device),
         "processes": processes.size(),
@@ -290,4 +291,5 @@ def _held(output: Path) -> Iterator[None]:
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     with only_process(output, f"the evaluation in {output}"):
+        sweep(output)
         yield

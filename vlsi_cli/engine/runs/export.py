@@ -293,7 +293,7 @@ def _read_report(folder: Path) -> dict[str, Any]:
             raise ValueError(f"format {saved['format']}")
         for key in ("source", "revision", "family", "precision", "check"):
             saved[key]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder} has no readable {EXPORT_REPORT}, so it is not an export of this program ({error})",
             hint="export one: vlsi export MODEL --output DIR",

@@ -163,7 +163,7 @@ def read_failure(path: Path) -> Bundle:
             random=random,
             facts=facts,
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"the failed step in {path} cannot be read: {error}") from error
 
 

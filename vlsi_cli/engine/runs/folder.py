@@ -105,7 +105,7 @@ class RunFolder:
                 student=bool(saved["student"]),
                 processes=int(saved.get("processes", 1)),
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"the progress of the run {path} cannot be read: {error}") from error
         return folder
 

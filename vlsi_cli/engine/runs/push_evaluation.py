@@ -113,7 +113,7 @@ def _read(folder: Path) -> dict[str, Any]:
                 facts["pixels"],
             )
         report["settings"]["harness"], report["settings"]["decoding"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"the evaluation in {folder} cannot be read: {error!r}", hint="repeat it: its answers are kept"
         ) from error
@@ -185,7 +185,7 @@ def _left_out(folder: Path, identity: str, shown: set[str]) -> list[str]:
     for file in folder.glob("models/*/model.json"):
         try:
             same = json.loads(file.read_text(encoding="utf-8"))["identity"] == identity
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, RecursionError, KeyError, TypeError):
             continue
         if same:
             found += [path.parent.name for path in sorted(file.parent.glob("*/result.json"))]

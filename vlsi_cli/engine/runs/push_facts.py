@@ -224,5 +224,5 @@ def _versions(run: Path) -> dict[str, str]:
     try:
         found = json.loads((run / "environment.json").read_text(encoding="utf-8"))
         return {"vlsi": str(found["vlsi"]), "python": str(found["python"]), **portable(found["packages"])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return {"vlsi": __version__}

@@ -91,7 +91,7 @@ def _known(folder: RunFolder) -> str | None:
         return None
     try:
         return str(json.loads(file.read_text(encoding="utf-8"))["run"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{file} cannot be read: {error}", hint="remove it: trackers then get a new run"
         ) from error

@@ -235,7 +235,7 @@ def read_cache_manifest(folder: Path) -> CacheManifest:
             # A kill can come between the last shard and the word that all is complete.
             and (not manifest.complete or (manifest.shards and manifest.shards[-1].stop == manifest.draws))
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
     if not sound:
         raise CheckpointError(f"{file} is damaged: its entries do not fit each other")

@@ -134,7 +134,15 @@ class Shard:
                 and len(self.digests) == len(self.lengths) == len(self._crcs) == entry.records
                 and int(self.lengths.sum()) == entry.tokens
             )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            RecursionError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
             raise CheckpointError(f"the shard {self.path} cannot be read: {error}", hint=_REBUILD) from error
         if not sound:
             raise CheckpointError(
@@ -152,7 +160,7 @@ class Shard:
         try:
             with safe_open(self.path, framework="pt") as file:
                 rows = {name: file.get_slice(name)[first : first + length] for name in self._names}
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, RecursionError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"the shard {self.path} cannot be read: {error}", hint=_REBUILD) from error
         if _crc(rows) != int(self._crcs[place]):
             raise CheckpointError(

@@ -104,7 +104,7 @@ def read_manifest(path: Path) -> Manifest:
         raise CheckpointError(f"no verbalizers in {path}: {MANIFEST_FILE} is missing")
     try:
         raw = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     return _parse(raw, file)
 
