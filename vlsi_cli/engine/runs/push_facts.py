@@ -151,7 +151,8 @@ def _stage_line(key: str, run: Run) -> StageLine:
         stage=done.stage,
         trains=trains,
         steps=done.steps,
-        records=settings.effective_batch,
+        records=settings.effective_batch
+        * run.folder.state.processes,  # those that began it: a step keeps its records
         settings=_settings(settings, config),
         seconds=done.seconds,
         final_loss=done.final_loss,
