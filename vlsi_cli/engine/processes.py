@@ -116,7 +116,7 @@ def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Non
         ) from error
     orderly = False
     try:
-        with ending_with_the_launcher():
+        with ending_with_the_launcher() as orphaned:
             yield
         orderly = True
     except VlsiError as error:
@@ -132,6 +132,8 @@ def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Non
         if not isinstance(error, Terminated) and not (isinstance(error, RuntimeError) and _is_lost(error)):
             _tell(store, str(error))
             raise
+        if orphaned.is_set():  # who kept the store
+            raise ProcessError("the launcher of this run was killed") from error
         lost = ProcessError(
             "this run was told to end, or another process of it was killed"
             if isinstance(error, Terminated)
@@ -146,23 +148,27 @@ def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Non
 
 
 @contextmanager
-def ending_with_the_launcher() -> Iterator[None]:
+def ending_with_the_launcher() -> Iterator[threading.Event]:
     """Inside the block, be told to end (SIGTERM) when the launcher was killed, which could not say so any more.
 
     Else its processes would go on unseen, and keep GPUs and the run folder from whoever starts the run again.
+
+    Yields:
+        what is set when that has happened.
     """
-    over, launcher = threading.Event(), os.getppid()
+    over, orphaned, launcher = threading.Event(), threading.Event(), os.getppid()
 
     def look() -> None:
         while not over.wait(LOOK.total_seconds()):
             if os.getppid() != launcher:
+                orphaned.set()
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
     if launching.is_launched():
         threading.Thread(target=look, name="launcher", daemon=True).start()
     try:
-        yield
+        yield orphaned
     finally:
         over.set()
 
