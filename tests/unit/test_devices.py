@@ -47,9 +47,10 @@ def test_auto_precision(monkeypatch):
     gpu = torch.device("cuda", 0)
     assert devices.resolve_precision("auto", CPU) == torch.float32
     assert devices.resolve_precision("auto", torch.device("mps")) == torch.float32
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     assert devices.resolve_precision("auto", gpu) == torch.bfloat16
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: False)
+    # Turing and older: torch says yes, and emulates
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert devices.resolve_precision("auto", gpu) == torch.float16
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.state import AcceleratorState
 
 from vlsi_cli.config import launching
 from vlsi_cli.config.loading import resolve
@@ -100,6 +101,16 @@ def test_what_accelerate_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     started(monkeypatch, ACCELERATE_USE_DEEPSPEED="true")
     with pytest.raises(ConfigError, match="asks for DeepSpeed"):
         models.resolve_sharding("auto")
+
+
+def test_accelerate_neither_divides_losses_nor_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    started(monkeypatch, ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4", ACCELERATE_DYNAMO_BACKEND="EAGER")
+    AcceleratorState._reset_state()  # it keeps what the first accelerator of a process saw
+    accelerator = models.new_accelerator(torch.device("cpu"), torch.float32)
+    model = accelerator.prepare(torch.nn.Linear(1, 1, bias=False))
+    assert type(model) is torch.nn.Linear
+    accelerator.backward(8 * model.weight.sum())
+    assert model.weight.grad == 8
 
 
 @pytest.mark.parametrize("file", CONFIGURATIONS, ids=lambda file: file.stem)

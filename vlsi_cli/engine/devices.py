@@ -59,7 +59,7 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if name not in _DTYPES:
         raise ConfigError(f"'{name}' is not a precision", hint="use auto, bf16, fp16 or fp32")
     if name == "fp16" and device.type == "cpu":

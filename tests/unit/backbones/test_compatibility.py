@@ -9,7 +9,7 @@ import pytest
 from tests.tiny import FAMILIES
 from vlsi_cli.engine.backbones.compatibility import check_pair
 from vlsi_cli.engine.backbones.load import describe, load_backbone
-from vlsi_cli.errors import CompatibilityError
+from vlsi_cli.errors import CompatibilityError, ModelError
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_base_teacher_of_an_instruct_student(pair, tmp_path):
     [
         ("image_mean", [0.4, 0.5, 0.5]),
         ("size", {"shortest_edge": 64, "longest_edge": 4096}),
-        ("merge_size", 1),
+        ("resample", 2),
     ],
 )
 def test_images_prepared_differently(pair, tmp_path, key, value):
@@ -127,6 +127,11 @@ def test_images_prepared_differently(pair, tmp_path, key, value):
     message = refused(large, other)
     assert f"images are prepared differently: {key} is" in message
     assert ("data.max_pixels" in message) is (key == "size")
+
+
+def test_images_cut_otherwise_than_the_vision_tower_wants(pair, tmp_path):
+    with pytest.raises(ModelError, match="merge_size 1, and its vision tower was made for 2"):
+        edited(pair()[1], tmp_path, "preprocessor_config.json", lambda c: c.update(merge_size=1))
 
 
 def test_features_cut_differently(pair, tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from torch import Tensor
 
 from vlsi_cli.config import launching
@@ -107,7 +107,10 @@ def new_accelerator(device: torch.device, dtype: torch.dtype, *, some_idle: bool
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=mixed,
-        gradient_accumulation_steps=1,
+        # Both said outright: accelerate's environment would else have every loss divided (it wins over a plain
+        # `gradient_accumulation_steps`), and the whole stage compiled.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
         kwargs_handlers=[copies],
     )
 
