@@ -21,7 +21,7 @@ from vlsi_cli.engine.devices import round_products
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.choices import chosen, resolved_choices
 from vlsi_cli.engine.training.signals import heed_signals
-from vlsi_cli.errors import ConfigError
+from vlsi_cli.errors import ConfigError, ProcessError
 
 CONFIGURATIONS = sorted((Path(__file__).parents[2] / "recipes/accelerate").glob("*.yaml"))
 
@@ -64,6 +64,11 @@ def test_a_process_stops_when_its_launcher_was_killed(monkeypatch: pytest.Monkey
         while wish.signal is None and time.monotonic() < end:
             time.sleep(0.01)
     assert wish.signal == signal.SIGTERM
+    with (
+        pytest.raises(ProcessError, match="launcher of this run was killed"),
+        processes.ending_with_the_launcher(),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(("word", "count"), [(None, None), ("auto", "auto"), ("4", 4)])

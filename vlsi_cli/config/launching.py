@@ -9,6 +9,8 @@ from typing import Literal
 from vlsi_cli.errors import ConfigError
 
 Count = int | Literal["auto"]
+#: Who started this process, noted early: a launcher may be killed while torch is still being imported.
+PARENT = os.getppid()
 
 
 def rank() -> int:
@@ -29,6 +31,11 @@ def local_rank() -> int:
 def is_launched() -> bool:
     """Whether torchrun started this process, by itself or for accelerate; a cluster may number machines in its way."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_orphaned() -> bool:
+    """Whether a launcher started this process and is gone."""
+    return is_launched() and os.getppid() != PARENT
 
 
 @cache

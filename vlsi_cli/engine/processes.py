@@ -40,6 +40,7 @@ PATIENCE = timedelta(hours=2)
 MOMENT = timedelta(seconds=2)
 #: How often a process looks whether its launcher is still there.
 LOOK = timedelta(seconds=1)
+_ORPHANED = "the launcher of this run was killed"
 
 
 def rank() -> int:
@@ -103,6 +104,13 @@ def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Non
     if size() == 1 or distributed.is_initialized():
         yield
         return
+    with ending_with_the_launcher() as orphaned, _group(device, patience, orphaned):
+        yield
+
+
+@contextmanager
+def _group(device: torch.device, patience: timedelta, orphaned: threading.Event) -> Iterator[None]:
+    """:func:`joined`, of several processes."""
     backend, own = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
     try:
         store, number, count = next(rendezvous("env://", timeout=PATIENCE))
@@ -110,14 +118,15 @@ def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Non
             backend, timeout=patience, store=store, rank=number, world_size=count, device_id=own
         )
     except (ValueError, RuntimeError) as error:
+        if orphaned.is_set():
+            raise ProcessError(_ORPHANED) from error
         raise ProcessError(
             f"the {size()} processes of this run cannot reach each other: {_first_line(error)}",
             hint="start them with --processes, torchrun or accelerate launch",
         ) from error
     orderly = False
     try:
-        with ending_with_the_launcher() as orphaned:
-            yield
+        yield
         orderly = True
     except VlsiError as error:
         orderly = error.shared
@@ -133,7 +142,7 @@ def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Non
             _tell(store, str(error))
             raise
         if orphaned.is_set():  # who kept the store
-            raise ProcessError("the launcher of this run was killed") from error
+            raise ProcessError(_ORPHANED) from error
         lost = ProcessError(
             "this run was told to end, or another process of it was killed"
             if isinstance(error, Terminated)
@@ -155,12 +164,17 @@ def ending_with_the_launcher() -> Iterator[threading.Event]:
 
     Yields:
         what is set when that has happened.
+
+    Raises:
+        ProcessError: it had happened before.
     """
-    over, orphaned, launcher = threading.Event(), threading.Event(), os.getppid()
+    over, orphaned = threading.Event(), threading.Event()
+    if launching.is_orphaned():
+        raise ProcessError(_ORPHANED)
 
     def look() -> None:
         while not over.wait(LOOK.total_seconds()):
-            if os.getppid() != launcher:
+            if launching.is_orphaned():
                 orphaned.set()
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
