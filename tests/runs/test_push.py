@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,8 +100,19 @@ def test_the_card_of_a_run(whole: Path, hub: HubServer, monkeypatch: pytest.Monk
     )
     assert hub.files("me/thing")["matched-layers.png"].startswith(b"\x89PNG")
     assert named == {"small": "small", "large": "large"}  # not the paths of their folders
+    assert "vlsi distill --recipe training/recipe.yaml\n" in text
     recipe = yaml.safe_load(hub.files("me/thing")["training/recipe.yaml"])
     assert (recipe["student"]["id"], recipe["interaction"]["steps"]) == ("small", 5)
+
+
+def test_the_records_of_a_step_are_those_of_all_processes(whole: Path, tmp_path: Path) -> None:
+    begun = shutil.copytree(whole, tmp_path / "begun")
+    progress = begun / "progress.json"
+    progress.write_text(json.dumps(json.loads(progress.read_text("utf-8")) | {"processes": 2}))
+    done = vlsi("push", begun, "--repo", "me/thing", "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "| interaction | small model | 5 | 8 |" in done.stdout
+    assert "vlsi distill --recipe training/recipe.yaml --processes 2\n" in done.stdout
 
 
 def test_pushing_again_changes_nothing(whole: Path, hub: HubServer) -> None:

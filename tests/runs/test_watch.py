@@ -164,3 +164,20 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_made(
     unknown = CliRunner().invoke(app, ["distill", "--report-to", "tensorbord", "--output", str(output)])
     assert unknown.exit_code == 2
     assert "tensorboard" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "package"),
+    [("interaction.train=lora", "peft"), ("teacher.quantization=8bit", "bitsandbytes")],
+)
+def test_a_package_that_a_later_stage_needs_is_named_before_anything_is_made(
+    setting: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlsi_cli.config.extras.find_spec", lambda name: None)
+    output = tmp_path / "run"
+    done = CliRunner().invoke(app, ["distill", "--set", setting, "--output", str(output)])
+    assert done.exit_code == 2
+    assert package in done.stderr
+    assert "which is not installed" in " ".join(done.stderr.split())
+    assert "vlsi-cli[" in done.stderr
+    assert not output.exists()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,7 @@ from vlsi_cli.engine import processes
 from vlsi_cli.engine.devices import round_products
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.choices import chosen, resolved_choices
+from vlsi_cli.engine.training.signals import heed_signals
 from vlsi_cli.errors import ConfigError
 
 CONFIGURATIONS = sorted((Path(__file__).parents[2] / "recipes/accelerate").glob("*.yaml"))
@@ -45,6 +50,20 @@ def test_a_launcher_that_says_no_number(monkeypatch: pytest.MonkeyPatch) -> None
     started(monkeypatch, RANK="first", WORLD_SIZE="2")
     with pytest.raises(ConfigError, match="RANK is 'first'"):
         launching.rank()
+
+
+def test_a_process_stops_when_its_launcher_was_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed launcher tells nobody: its processes then have another parent."""
+    started(monkeypatch, TORCHELASTIC_RUN_ID="run")
+    monkeypatch.setattr(processes, "LOOK", timedelta(milliseconds=10))
+    with heed_signals() as wish, processes.ending_with_the_launcher():
+        time.sleep(0.1)
+        assert wish.signal is None
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        end = time.monotonic() + 30
+        while wish.signal is None and time.monotonic() < end:
+            time.sleep(0.01)
+    assert wish.signal == signal.SIGTERM
 
 
 @pytest.mark.parametrize(("word", "count"), [(None, None), ("auto", "auto"), ("4", 4)])

@@ -12,8 +12,8 @@ from vlsi_cli.commands import _launch, _output, _progress, _reproduce, _tables, 
 from vlsi_cli.commands import _options as opt
 from vlsi_cli.commands import push as _push
 from vlsi_cli.config import folders, loading, planning, reach, recipes, words
+from vlsi_cli.config.extras import require_extras
 from vlsi_cli.config.repos import check_repo_name
-from vlsi_cli.config.watching import require_trackers
 from vlsi_cli.errors import ConfigError
 
 
@@ -138,7 +138,7 @@ def distill(
             going_on = folders.to_go_on_with(output, resolved)
         run = going_on or folders.for_new_run(output, resolved.config.name, overwrite=overwrite)
     reach.require(planning.needs(resolved.config))
-    require_trackers(resolved.config.watch.report_to)
+    require_extras(resolved.config)
 
     if push is not None and _launch.is_first():
         from vlsi_cli.engine.runs import push as hub

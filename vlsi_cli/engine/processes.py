@@ -11,6 +11,9 @@ A run of several processes must not hang, so whatever one process decides alone 
 from __future__ import annotations
 
 import copy
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -35,6 +38,8 @@ class Terminated(BaseException):
 PATIENCE = timedelta(hours=2)
 #: How long one waits for another's last words.
 MOMENT = timedelta(seconds=2)
+#: How often a process looks whether its launcher is still there.
+LOOK = timedelta(seconds=1)
 
 
 def rank() -> int:
@@ -111,7 +116,8 @@ def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Non
         ) from error
     orderly = False
     try:
-        yield
+        with ending_with_the_launcher() as orphaned:
+            yield
         orderly = True
     except VlsiError as error:
         orderly = error.shared
@@ -126,6 +132,8 @@ def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Non
         if not isinstance(error, Terminated) and not (isinstance(error, RuntimeError) and _is_lost(error)):
             _tell(store, str(error))
             raise
+        if orphaned.is_set():  # who kept the store
+            raise ProcessError("the launcher of this run was killed") from error
         lost = ProcessError(
             "this run was told to end, or another process of it was killed"
             if isinstance(error, Terminated)
@@ -137,6 +145,32 @@ def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Non
     finally:
         if orderly:  # else the others wait somewhere, and this process must end for the launcher to end them
             distributed.destroy_process_group()
+
+
+@contextmanager
+def ending_with_the_launcher() -> Iterator[threading.Event]:
+    """Inside the block, be told to end (SIGTERM) when the launcher was killed, which could not say so any more.
+
+    Else its processes would go on unseen, and keep GPUs and the run folder from whoever starts the run again.
+
+    Yields:
+        what is set when that has happened.
+    """
+    over, orphaned, launcher = threading.Event(), threading.Event(), os.getppid()
+
+    def look() -> None:
+        while not over.wait(LOOK.total_seconds()):
+            if os.getppid() != launcher:
+                orphaned.set()
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    if launching.is_launched():
+        threading.Thread(target=look, name="launcher", daemon=True).start()
+    try:
+        yield orphaned
+    finally:
+        over.set()
 
 
 def gather(value: Value) -> list[Value]:

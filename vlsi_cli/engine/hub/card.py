@@ -125,6 +125,7 @@ class Facts:
         onnx: names of the exported folders.
         metrics: whether the run's metrics travel along.
         recipe: the recipe's file in the repository; ``recipe_name`` the shipped recipe that it came from.
+        processes: how many began the run, and shared the records of each step.
         versions: of what the run used, by name.
         family: ``model_type`` of the model.
     """
@@ -148,6 +149,7 @@ class Facts:
     metrics: bool = False
     recipe: str | None = None
     recipe_name: str | None = None
+    processes: int = 1
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
 

@@ -97,6 +97,7 @@ def run_facts(run: Run, repo: str, family: str, *, licence: str | None, ask: boo
         datasets=_datasets(config.data.located_sources()),
         data=[_described(source) for source in config.data.located_sources()],
         recipe_name=run.resolved.recipe,
+        processes=state.processes,
         seed=config.seed,
         versions=_versions(run.folder.path),
     )
@@ -151,7 +152,7 @@ def _stage_line(key: str, run: Run) -> StageLine:
         stage=done.stage,
         trains=trains,
         steps=done.steps,
-        records=settings.effective_batch,
+        records=settings.effective_batch * run.folder.state.processes,
         settings=_settings(settings, config),
         seconds=done.seconds,
         final_loss=done.final_loss,

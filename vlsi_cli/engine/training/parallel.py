@@ -9,6 +9,7 @@ in every one, since keeping them whole in between would take the memory that div
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -41,7 +42,10 @@ def prepare(stage: Stage, optimizer: torch.optim.Optimizer, accelerator: Acceler
     # The optimizer is made beside its parameters; moving it would put AdamW's step counts on the device too.
     if sharding.is_sharded(stage):
         return Prepared(stage, accelerator.prepare(optimizer, device_placement=[False]))
-    module, prepared = accelerator.prepare(stage, optimizer, device_placement=[True, False])
+    with warnings.catch_warnings():
+        # accelerate hands on broadcast_buffers, which newer torch gives another name and older torch knows alone
+        warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
+        module, prepared = accelerator.prepare(stage, optimizer, device_placement=[True, False])
     return Prepared(module, prepared)
 
 
