@@ -109,7 +109,8 @@ class Family:
 
     def image_tokens(self, config: Any, inputs: dict[str, Tensor]) -> list[int]:
         """Image features per row of processed inputs: how many tokens of each row are image tokens. [B] integers."""
-        return [int(n) for n in (inputs["input_ids"] == self.image_token_id(config)).sum(dim=1)]
+        counts: list[int] = (inputs["input_ids"] == self.image_token_id(config)).sum(dim=1).tolist()
+        return counts
 
     def image_processor_class(self) -> Any:
         """The PIL image processor's class (imported on call; both transformers 5.17 and newer keep it there)."""

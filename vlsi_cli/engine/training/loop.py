@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -216,6 +217,17 @@ def train_stage(
             TrainingError(f"step {step + 1} of {key}: {message}", hint="\n".join(filter(None, [hint, more])))
         )
 
+    @contextmanager
+    def fitting(step: int) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"{key} does not fit into the memory of {device} (step {step + 1}, {batch_size} records at a time)",
+                hint="lower batch_size and raise gradient_accumulation, set gradient_checkpointing: true, or lower "
+                "data.max_length or data.max_pixels",
+            ) from error
+
     saved = first
     for step in range(first, steps):
         started = time.perf_counter()
@@ -227,22 +239,17 @@ def train_stage(
             group["lr"] = rate
         batches = draw()
         tokens, inputs = common_counts(batches)
-        try:
-            outputs = accumulate_gradients(prepared.module, batches, tokens, accelerator, asked)
-            if outputs is None:  # asked to stop inside the step: it is as if it had not begun
-                set_random_states(before[1], stage.generator, device)
-                raise stop(step, before[0])
-            norm = clip(parameters, max_grad_norm, accelerator)
-        except (
-            TrainingError
-        ) as error:  # matching met a divergence that is not finite, before there was a loss
-            raise not_finite(step, f"{error} (learning rate {rate:.2g})", rate, before) from error
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"{key} does not fit into the memory of {device} (step {step + 1}, {batch_size} records at a time)",
-                hint="lower batch_size and raise gradient_accumulation, set gradient_checkpointing: true, or lower "
-                "data.max_length or data.max_pixels",
-            ) from error
+        with fitting(step):
+            try:
+                outputs = accumulate_gradients(prepared.module, batches, tokens, accelerator, asked)
+                if outputs is None:  # asked to stop inside the step: it is as if it had not begun
+                    set_random_states(before[1], stage.generator, device)
+                    raise stop(step, before[0])
+                norm = clip(parameters, max_grad_norm, accelerator)
+            except (
+                TrainingError
+            ) as error:  # matching met a divergence that is not finite, before there was a loss
+                raise not_finite(step, f"{error} (learning rate {rate:.2g})", rate, before) from error
         terms = common_terms(outputs, tokens)
         loss = sum(terms.values())
         # Under loss scaling a norm may overflow: the scaler then leaves the step out and lowers the scale.
@@ -251,7 +258,8 @@ def train_stage(
             what = f"loss of {', '.join(odd)}" if odd else "gradient"
             message = f"the {what} is not finite (learning rate {rate:.2g})"
             raise not_finite(step, message, rate, before, terms, outputs, norm)
-        prepared.optimizer.step()
+        with fitting(step):  # the first step makes the moments, twice the size of what trains
+            prepared.optimizer.step()
         prepared.optimizer.zero_grad(set_to_none=True)
         on_step(
             Progress(
