@@ -80,3 +80,9 @@ def test_the_plan_loads_no_torch() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout == "False\n"
+
+
+def test_what_a_run_would_refuse_is_not_planned() -> None:
+    done = vlsi(*PAIR, "--devices", "2", "--sharding", "both", "--set", "teacher.quantization=4bit")
+    assert done.exit_code == 2
+    assert "cannot divide a quantized large model" in " ".join(done.stderr.split())

@@ -81,6 +81,9 @@ def plan(
         "teacher.id": teacher,
         "student.id": student,
         "data.sources": [words.source_from_word(word) for word in data] if data else None,
+        "sharding": sharding
+        if sharding != "none"
+        else None,  # what does not go with it is refused, not advised
     }
     chosen = recipes.choose(recipe, teacher, student)
 
