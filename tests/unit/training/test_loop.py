@@ -1,4 +1,4 @@
-"""What the loop makes of a device that is full; whole trainings are in tests/runs."""
+"""What the loop makes of a full device and of a loss scale without an end; whole trainings are in tests/runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from vlsi_cli.engine.batch import Batch
@@ -43,6 +44,20 @@ def _batch(records: list[Record]) -> Batch:
     return Batch(inputs, ones.cumsum(0) - 1, 0 * ones, ones, tuple(record.id for record in records))
 
 
+def train(stage: Stage, accelerator: Accelerator, *, steps: int) -> None:
+    train_stage(
+        stage,
+        RecordStream([(PatternsSource("train", size=4), 1.0)], lambda record: record, _batch, seed=0),
+        accelerator,
+        key="key",
+        steps=steps,
+        batch_size=2,
+        accumulation=1,
+        learning_rate=0.1,
+        final_learning_rate=0.1,
+    )
+
+
 @pytest.mark.parametrize("where", ["forward", "step"])
 def test_a_full_device_is_told_wherever_in_a_step_it_fills(
     where: str, monkeypatch: pytest.MonkeyPatch
@@ -51,16 +66,19 @@ def test_a_full_device_is_told_wherever_in_a_step_it_fills(
         raise torch.OutOfMemoryError("no")
 
     monkeypatch.setattr(*((Squares, "forward") if where == "forward" else (torch.optim.AdamW, "step")), full)
-    stream = RecordStream([(PatternsSource("train", size=4), 1.0)], lambda record: record, _batch, seed=0)
     with pytest.raises(TrainingError, match=r"key does not fit into the memory of cpu \(step 1, 2 records"):
-        train_stage(
-            Squares(),
-            stream,
-            new_accelerator(CPU, torch.float32),
-            key="key",
-            steps=1,
-            batch_size=2,
-            accumulation=1,
-            learning_rate=0.1,
-            final_learning_rate=0.1,
-        )
+        train(Squares(), new_accelerator(CPU, torch.float32), steps=1)
+
+
+def test_steps_are_not_left_out_for_ever_under_loss_scaling() -> None:
+    class Roots(Squares):
+        """A finite loss, and at zero a gradient that is not, whatever the scale."""
+
+        def forward(self, batch: Batch) -> StageOutput:
+            terms: dict[str, torch.Tensor] = {}
+            return StageOutput(add_terms(terms, "last", (self.weight - 1).sqrt() * batch.targets), terms)
+
+    accelerator = new_accelerator(CPU, torch.float32)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    with pytest.raises(TrainingError, match="step 15 of key: the gradient is not finite"):
+        train(Roots(), accelerator, steps=20)

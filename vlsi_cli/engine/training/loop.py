@@ -44,6 +44,9 @@ from vlsi_cli.engine.training.signals import Wish
 from vlsi_cli.engine.training.stage import Stage, StageOutput
 from vlsi_cli.errors import Interrupted, TrainingError, VlsiError
 
+#: Gradients that overflow under a smaller loss scale are no matter of scale (fairseq's `min_loss_scale`).
+LEAST_SCALE = 1e-4
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -252,8 +255,11 @@ def train_stage(
                 raise not_finite(step, f"{error} (learning rate {rate:.2g})", rate, before) from error
         terms = common_terms(outputs, tokens)
         loss = sum(terms.values())
-        # Under loss scaling a norm may overflow: the scaler then leaves the step out and lowers the scale.
-        if not math.isfinite(loss) or (accelerator.scaler is None and not math.isfinite(norm)):
+        # Under loss scaling a norm may overflow: the scaler then leaves the step out and lowers the scale, but not
+        # for ever.
+        scaled = accelerator.scaler
+        overflows = not math.isfinite(norm) and scaled is not None and scaled.get_scale() >= LEAST_SCALE
+        if not math.isfinite(loss) or not (math.isfinite(norm) or overflows):
             odd = [name for name, value in terms.items() if not math.isfinite(value)]
             what = f"loss of {', '.join(odd)}" if odd else "gradient"
             message = f"the {what} is not finite (learning rate {rate:.2g})"
