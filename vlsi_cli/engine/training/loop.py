@@ -214,7 +214,8 @@ def train_stage(
         failure = Failure(
             step + 1, steps, message, terms or {}, sums, norm, rate, before[1], again, scaler, saved
         )
-        hint = f"lower the learning rate, or compute in bf16 or fp32; checkpoints up to step {saved} are good"
+        half = ", or compute in bf16 or fp32" if scaler is not None else ""
+        hint = f"lower the learning rate{half}; checkpoints up to step {saved} are good"
         more = on_failure(failure)  # which draws again: all processes together
         return _of_all(
             TrainingError(f"step {step + 1} of {key}: {message}", hint="\n".join(filter(None, [hint, more])))
