@@ -79,6 +79,13 @@ def test_an_old_folder_that_a_kill_left_without_a_successor_is_put_back(tmp_path
     assert names(tmp_path) == ["model"]
 
 
+def test_a_sweep_puts_such_a_folder_back_too(tmp_path: Path) -> None:
+    (tmp_path / "inside" / ".model-x.old" / "model" / "weights").mkdir(parents=True)
+    files.sweep(tmp_path)
+    assert names(tmp_path / "inside") == ["model"]
+    assert names(tmp_path / "inside" / "model") == ["weights"]
+
+
 def test_files_and_the_list_of_their_names_reach_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -258,8 +258,7 @@ def sweep(folder: Path) -> None:
         half = [name for name in folders if is_half(name)]
         folders[:] = [name for name in folders if name not in half]
         for name in half:
-            with suppress(OSError), _claimed(Path(place, name)):
-                shutil.rmtree(Path(place, name), ignore_errors=True)
+            _take_away(Path(place, name))
         for name in files:
             if is_half(name):
                 Path(place, name).unlink(missing_ok=True)
@@ -274,17 +273,24 @@ _HALF = re.compile(r"\..*\.(partial(\.\w+)?|old)")
 
 
 def _sweep_dead(target: Path) -> None:
-    """Take away what a killed writer of ``target`` left beside it; what a living one fills is locked.
-
-    Where names cannot be swapped, a kill can come when the old folder has gone and the new one has not come: the old
-    one is put back.
-    """
+    """Take away what a killed writer of ``target`` left beside it; what a living one fills is locked."""
     for left in target.parent.glob(f".{glob.escape(target.name)}-*"):
         if left.suffix in (".partial", ".old") and fcntl is not None:
-            with suppress(OSError), _claimed(left):
-                if left.suffix == ".old" and (left / target.name).is_dir() and not target.exists():
-                    (left / target.name).rename(target)
-                shutil.rmtree(left, ignore_errors=True)
+            _take_away(left)
+
+
+def _take_away(left: Path) -> None:
+    """Remove a half or replaced folder, unless a living process has it.
+
+    Where names cannot be swapped, a kill can come when the old folder has gone and the new one has not come: the old
+    one, which lies in ``left`` under its own name, is put back.
+    """
+    with suppress(OSError), _claimed(left):
+        for old in left.iterdir() if left.suffix == ".old" else ():
+            target = left.parent / old.name
+            if old.is_dir() and not target.exists():
+                old.rename(target)
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
