@@ -19,6 +19,7 @@ from vlsi_cli.engine.files import require_space
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.choices import chosen
 from vlsi_cli.engine.runs.data import training_stream
+from vlsi_cli.engine.runs.dividing import zero_stage
 from vlsi_cli.engine.runs.failures import keep_failure
 from vlsi_cli.engine.runs.folder import RunFolder, environment
 from vlsi_cli.engine.runs.measure import encoder_for, measure, record
@@ -216,7 +217,7 @@ class _Distillation(RunResults):
         batch_size, accumulation = cut_step(settings, begun, processes.size())
         checkpoint = self._latest(key)
         first = checkpoint.step if checkpoint is not None else 0
-        if self.sharding != "none":
+        if self.sharding in ("student", "both"):
             shard(stage, stage.units())
         self.folder.forget_after(key, first)
         watch = StageWatch(
@@ -254,6 +255,7 @@ class _Distillation(RunResults):
                 weight_decay=optimizer.weight_decay,
                 max_grad_norm=optimizer.max_grad_norm,
                 seed=models.derived_seed(config.seed, f"dropout of {key}"),
+                zero=zero_stage(self.sharding),
                 checkpoints=self.checkpoints,
                 checkpoint_every=config.checkpoint_every,
                 resume=checkpoint,
@@ -294,7 +296,7 @@ class _Distillation(RunResults):
         verbalizers = getattr(stage, "verbalizers", None)
         if not self.config.watch.samples or verbalizers is None or key == "verbalization-large":
             return lambda step: None
-        if self.sharding != "none":  # layers are read one by one there, outside of what gathers them in order
+        if self.divided:  # layers are read one by one there, outside of what gathers them in order
             self.events(Warn("no sample answers in this stage: what speaks is divided among the processes"))
             return lambda step: None
         if not processes.is_first():
