@@ -79,8 +79,10 @@ def test_a_process_without_pictures_or_responses(pair: tuple[Path, Path], launch
     expected = trained(pair, kind, None, alone=True)
     for way in ("zero2", "zero3"):
         found = torch.load(launch / f"{way}-{kind}.pt", weights_only=True)
-        for (norm, ours), (wanted, theirs) in zip(found, expected, strict=True):
+        for (norm, held, ours), (wanted, (trains, _), theirs) in zip(found, expected, strict=True):
             assert norm == pytest.approx(wanted, rel=1e-5)
+            assert held[1] == pytest.approx(trains / 2, rel=0.01)  # each parameter's share is padded
+            assert held[0] == trains if way == "zero2" else held[0] < 0.1 * trains  # vectors stay whole
             for name, value in ours.items():
                 if name in theirs and not name.startswith("random"):
                     assert torch.allclose(value, theirs[name], atol=1e-5, rtol=1e-4), (way, name)

@@ -41,10 +41,12 @@ def new_stage(folders: tuple[Path, Path], kind: str) -> Stage:
 
 def trained(
     folders: tuple[Path, Path], kind: str, zero: Literal[2, 3] | None, *, alone: bool = False
-) -> list[tuple[float, dict[str, torch.Tensor]]]:
-    """Two steps of :func:`.ranks.steps`, the second from a checkpoint: norm, parameters and moments after each.
+) -> list[tuple[float, tuple[int, int], dict[str, torch.Tensor]]]:
+    """Two steps of :func:`.ranks.steps`, the second from a checkpoint.
 
-    The first moment of AdamW after the first step is a tenth of the clipped gradient.
+    Returns:
+        After each: the norm; how many numbers of what trains, and of its first moments, this process holds; and whole
+        parameters and moments. The first moment of AdamW after the first step is a tenth of the clipped gradient.
     """
     found, checkpoint = [], None
     for number, batches in enumerate(steps(str(folders[1]))):
@@ -67,9 +69,11 @@ def trained(
         prepared.accumulate(own, tokens)
         norm = prepared.clip([parameter for _, parameter in stage.trained()], LIMIT)
         prepared.step()
+        weights = sum(parameter.numel() for _, parameter in stage.trained())
+        moments = sum(state["exp_avg"].numel() for state in made.state.values())
         values = pack(stage.trained(), prepared.moments, stage.generator, CPU)
         prepared.close()
-        found.append((norm, values))
+        found.append((norm, (weights, moments), values))
         shared = [{name: value.clone() for name, value in values.items()}]
         if not alone:  # only the first process has what was gathered
             torch.distributed.broadcast_object_list(shared, src=0)
