@@ -1,7 +1,7 @@
 """Two processes for ``test_peers.py``: the second ends before its time, the first waits where no signal reaches it.
 
-``python -m tests.runs.stuck HOW FILE`` as one of two processes. ``HOW`` is how the second ends: ``killed``, or ``fails``
-with an error of its own. With ``writes`` behind it the first is at work alone then, and leaves ``FILE``.
+``python -m tests.runs.stuck HOW FILE`` as one of two processes. ``HOW`` is how the second ends: ``killed``, or
+``fails`` with an error of its own. With ``writes`` behind it the first is at work alone then, and leaves ``FILE``.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Whether the other processes of a run are still there, asked by a thread while the main one waits inside a device.
 
 Over gloo a process learns at its next exchange that another has ended. With GPUs it may by then wait in a kernel of
-NCCL for what the other will never send. Python runs no signal handler there, so that SIGTERM does not reach it; torchrun
-kills it once the time is over that a checkpoint may take, and other launchers wait for NCCL's own timeout. Here a thread
-looks every few seconds, and ends the process when it has not ended by itself after a while.
+NCCL for what the other will never send. Python runs no signal handler there, so that SIGTERM does not reach it;
+torchrun kills it once the time is over that a checkpoint may take, and other launchers wait for NCCL's own timeout.
+Here a thread looks every few seconds, and ends the process when it has not ended by itself after a while.
 
 Two signs say that a process has ended before its time: what it told in the store that all of them share, wherever it
 ran; and, for those on this machine, that the system does not have it any more, which is how SIGKILL looks.
@@ -34,7 +34,7 @@ _working = threading.Event()
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Work that no other process takes part in, such as the writing of a checkpoint, is ended before this process is."""
+    """Let work that no other process takes part in, such as writing a checkpoint, come to its end first."""
     outer = _working.is_set()
     _working.set()
     try:
@@ -99,7 +99,9 @@ def _self() -> tuple[str, int, str] | None:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
         state = _state(os.getpid())
-        return None if state is None else (f"{boot} {os.readlink('/proc/self/ns/pid')}", os.getpid(), state[1])
+        return (
+            None if state is None else (f"{boot} {os.readlink('/proc/self/ns/pid')}", os.getpid(), state[1])
+        )
     except OSError:
         return None
 

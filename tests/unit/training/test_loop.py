@@ -58,12 +58,22 @@ def train(stage: Stage, accelerator: Accelerator, *, steps: int) -> None:
     )
 
 
-@pytest.mark.parametrize("where", ["forward", "step"])
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("forward", torch.OutOfMemoryError("no")),
+        (
+            "forward",
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        ),
+        ("step", torch.OutOfMemoryError("no")),
+    ],
+)
 def test_a_full_device_is_told_wherever_in_a_step_it_fills(
-    where: str, monkeypatch: pytest.MonkeyPatch
+    where: str, error: RuntimeError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError("no")
+        raise error
 
     monkeypatch.setattr(*((Squares, "forward") if where == "forward" else (torch.optim.AdamW, "step")), full)
     with pytest.raises(TrainingError, match=r"key does not fit into the memory of cpu \(step 1, 2 records"):

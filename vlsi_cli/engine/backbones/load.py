@@ -16,7 +16,7 @@ from vlsi_cli.engine.backbones.placement import Placement, device_map
 from vlsi_cli.engine.backbones.processors import load_processor
 from vlsi_cli.engine.backbones.quantization import Quantization, check_quantization, quantizer
 from vlsi_cli.engine.backbones.quiet import quiet_transformers
-from vlsi_cli.engine.devices import seeded
+from vlsi_cli.engine.devices import is_out_of_memory, seeded
 from vlsi_cli.errors import ModelError
 
 # ---------------------------------------------------------------- facts without weights
@@ -218,9 +218,11 @@ def _pretrained_model(
                 ignore_mismatched_sizes=False,
                 **options,
             )
-    except torch.OutOfMemoryError as error:
-        raise ModelError(f"'{id}' does not fit into the memory of {device}: {_last_line(error)}") from error
     except Exception as error:  # damaged files raise errors of many unrelated kinds
+        if is_out_of_memory(error):
+            raise ModelError(
+                f"'{id}' does not fit into the memory of {device}: {_last_line(error)}"
+            ) from error
         raise ModelError(
             f"the weights of '{id}' cannot be loaded: {_last_line(error)}", hint=f"folder: {folder}"
         ) from error

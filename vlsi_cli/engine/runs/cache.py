@@ -16,6 +16,7 @@ from vlsi_cli.config.run import DataConfig, DistillConfig
 from vlsi_cli.engine.data.records import BadRecord
 from vlsi_cli.engine.data.stream import RecordStream
 from vlsi_cli.engine.data.template import ChatEncoder, Encoded
+from vlsi_cli.engine.devices import is_out_of_memory
 from vlsi_cli.engine.files import LOCK_FILE, is_half, only_process, require_space, writing
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.data import training_stream
@@ -161,7 +162,9 @@ def build(
                 shard_bytes=shard_bytes,
                 on_batch=_watch(events, wish, manifest),
             )
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise TrainingError(
                 f"the large model and {records} records at a time do not fit into the memory of {device}",
                 hint=f"lower --batch-size (now {records}), data.max_length or data.max_pixels",

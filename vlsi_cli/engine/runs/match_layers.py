@@ -19,6 +19,7 @@ from vlsi_cli.engine.backbones.load import Description
 from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.data.collate import collate, in_groups
 from vlsi_cli.engine.data.report import DataReport
+from vlsi_cli.engine.devices import is_out_of_memory
 from vlsi_cli.engine.matching import best_matching, drawn_matching, expected_matching, widest_draws
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.data import training_stream
@@ -228,7 +229,9 @@ class _Pair:
                 device=self.device,
                 after_batch=tell,
             )
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise TrainingError(
                 f"{size} records at a time do not fit into the memory of {self.device}",
                 hint="lower --batch-size",

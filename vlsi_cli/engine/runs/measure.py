@@ -14,6 +14,7 @@ from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.data.collate import collate, in_groups
 from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.data.template import ChatEncoder
+from vlsi_cli.engine.devices import is_out_of_memory
 from vlsi_cli.engine.evaluation import Answer, answer_prompts, sum_loss
 from vlsi_cli.engine.runs.data import prompt_stream, training_stream
 from vlsi_cli.engine.runs.folder import RunFolder
@@ -90,7 +91,9 @@ def measure(
                 after_batch=lambda done: check(),
             )
             loss, tokens = sum_loss(backbone, batches, after_batch=check)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise TrainingError(
             f"asking {who} does not fit into the memory of {device}",
             hint=f"lower evaluation.batch_size (now {evaluation.batch_size})",

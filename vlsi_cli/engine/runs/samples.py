@@ -10,6 +10,7 @@ import torch
 from vlsi_cli.config.run import DistillConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.data.collate import collate_prompts
+from vlsi_cli.engine.devices import is_out_of_memory
 from vlsi_cli.engine.runs.data import prompt_stream, training_stream
 from vlsi_cli.engine.runs.folder import RunFolder
 from vlsi_cli.engine.runs.measure import encoder_for
@@ -78,7 +79,9 @@ class LayerSamples:
         self._verbalizers.eval()
         try:
             samples = self._answers(device)
-        except (ModelError, torch.OutOfMemoryError) as error:
+        except (ModelError, RuntimeError) as error:
+            if not isinstance(error, ModelError) and not is_out_of_memory(error):
+                raise
             self._prompts = []
             cause = str(error).splitlines()[0]
             self._events(Warn(f"no more sample answers in this stage: {cause}"))

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from vlsi_cli.engine.data.collate import collate_prompts
 from vlsi_cli.engine.data.pictures import Picture, open_pictures, puzzle
 from vlsi_cli.engine.data.records import REASONS, BadRecord, Message, make_record
 from vlsi_cli.engine.data.template import ChatEncoder
-from vlsi_cli.engine.devices import precision_name, resolve_device, resolve_precision
+from vlsi_cli.engine.devices import is_out_of_memory, precision_name, resolve_device, resolve_precision
 from vlsi_cli.engine.reports.page import write_page
 from vlsi_cli.engine.runs.readers import Reader, find_model, load_reader, refuse_foreign
 from vlsi_cli.engine.verbalizing.answers import Answers, read_answers
@@ -221,7 +220,9 @@ def _answer(reader: Reader, picture: Picture, prompt: str, **limits: Any) -> Ans
     inputs, ends = _encode(reader.backbone, picture, _question(picture, prompt))
     try:
         return read_answers(reader.backbone, reader.verbalizers, inputs, reader.layers, ends=ends, **limits)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise ModelError(
             f"reading '{reader.name}' on {picture.name} does not fit into the memory of {reader.backbone.device}",
             hint="read fewer layers (--layers), lower --max-new-tokens, or take a smaller picture",

@@ -22,6 +22,7 @@ from torch import Tensor
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.data.stream import RecordStream
+from vlsi_cli.engine.devices import is_out_of_memory
 from vlsi_cli.engine.training.checkpoint import (
     Checkpoint,
     Checkpoints,
@@ -225,7 +226,9 @@ def train_stage(
     def fitting(step: int) -> Iterator[None]:
         try:
             yield
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise TrainingError(
                 f"{key} does not fit into the memory of {device} (step {step + 1}, {batch_size} records at a time)",
                 hint="lower batch_size and raise gradient_accumulation, set gradient_checkpointing: true, or lower "
