@@ -31,7 +31,7 @@ from vlsi_cli.engine.sharding import is_sharded, shard
 from vlsi_cli.engine.training import Checkpoints, Stage, train_stage
 from vlsi_cli.engine.training.checkpoint import Checkpoint, written_by
 from vlsi_cli.engine.training.signals import Wish, heed_signals
-from vlsi_cli.errors import DataError, Interrupted, OutputError, VlsiError
+from vlsi_cli.errors import SMALLER, DataError, Interrupted, OutputError, TrainingError, VlsiError, fitting
 from vlsi_cli.events import Events, Note, Report, RunEnded, RunStarted, Warn, ignore
 
 
@@ -84,6 +84,7 @@ def _run(
         checkpoints = Checkpoints(folder.checkpoints, resolved.config.keep_checkpoints, skipped)
         if not resume and processes.is_first():
             stack.enter_context(_not_left_barren(folder))
+        stack.enter_context(fitting(TrainingError("this run needs more memory than is left", hint=SMALLER)))
         wish = stack.enter_context(heed_signals())
         told = stack.enter_context(tracked(resolved, folder, events, resumed=resume))
         try:
