@@ -10,7 +10,15 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from vlsi_cli.config.base import Config
-from vlsi_cli.config.data import DataConfig, HubSource, LlavaSource, MessagesSource, PatternsSource, Source
+from vlsi_cli.config.data import (
+    DataConfig,
+    HubSource,
+    ImageUrlsConfig,
+    LlavaSource,
+    MessagesSource,
+    PatternsSource,
+    Source,
+)
 from vlsi_cli.config.models import (
     Architecture,
     LayersConfig,
@@ -37,6 +45,7 @@ __all__ = [
     "DistillConfig",
     "EvaluationConfig",
     "HubSource",
+    "ImageUrlsConfig",
     "InteractionConfig",
     "LayerLoss",
     "LayersConfig",

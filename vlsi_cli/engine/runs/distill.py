@@ -19,10 +19,10 @@ from vlsi_cli.engine.files import require_space
 from vlsi_cli.engine.losses import fused
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.choices import chosen
-from vlsi_cli.engine.runs.data import training_stream
+from vlsi_cli.engine.runs.data import encoder_for, training_stream
 from vlsi_cli.engine.runs.failures import keep_failure
 from vlsi_cli.engine.runs.folder import RunFolder, environment
-from vlsi_cli.engine.runs.measure import encoder_for, measure, record
+from vlsi_cli.engine.runs.measure import measure, record
 from vlsi_cli.engine.runs.results import RunResults
 from vlsi_cli.engine.runs.samples import LayerSamples
 from vlsi_cli.engine.runs.stages import cut_step, optimizer_steps
@@ -205,7 +205,7 @@ class _Distillation(RunResults):
         begun = self.folder.state.processes
         stream = training_stream(
             config.data,
-            encoder_for(backbone, config.data),
+            encoder_for(backbone.processor, config.data),
             seed=models.derived_seed(config.seed, f"data of {stage.name}"),
             report=report,
             rank=processes.rank(),
