@@ -18,7 +18,7 @@ from vlsi_cli.engine.data.stream import RecordStream
 from vlsi_cli.engine.data.template import ChatEncoder, Encoded
 from vlsi_cli.engine.files import LOCK_FILE, is_half, only_process, require_space, writing
 from vlsi_cli.engine.runs import models
-from vlsi_cli.engine.runs.data import training_stream
+from vlsi_cli.engine.runs.data import encoder_for, training_stream
 from vlsi_cli.engine.runs.identity import content_of, identity_of
 from vlsi_cli.engine.runs.teachers import describe_pair
 from vlsi_cli.engine.teachers import LiveTeacher
@@ -130,7 +130,7 @@ def build(
     _require_trained(config)
     device, dtype = models.place(config)
     small, large = describe_pair(config, events)
-    encoder = ChatEncoder(small.processor, max_length=config.data.max_length)
+    encoder = encoder_for(small.processor, config.data)
     identity = identity_of(config, small, large, top_k=top_k, fetch=not dry_run)
     size = _size(identity, _ordered(config, encoder), events)
     if dry_run:

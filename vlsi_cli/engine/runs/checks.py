@@ -7,8 +7,7 @@ from vlsi_cli.config.run import StageConfig
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.files import require_space
 from vlsi_cli.engine.runs import models
-from vlsi_cli.engine.runs.data import training_stream
-from vlsi_cli.engine.runs.measure import encoder_for
+from vlsi_cli.engine.runs.data import encoder_for, training_stream
 from vlsi_cli.engine.runs.results import RunResults
 from vlsi_cli.engine.runs.stages import cut_step, optimizer_steps
 
@@ -49,7 +48,7 @@ class RunChecks(RunResults):
         with processes.together():
             stream = training_stream(
                 config.data.model_copy(update={"workers": 0}),
-                encoder_for(self.student, config.data),
+                encoder_for(self.student.processor, config.data),
                 seed=models.derived_seed(config.seed, "data of verbalization"),
             )
             for name, settings in left.items():

@@ -15,13 +15,14 @@ from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.compiled import compiled_layers
 from vlsi_cli.engine.data.report import DataReport
+from vlsi_cli.engine.losses import fused
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.checks import RunChecks
 from vlsi_cli.engine.runs.choices import chosen
-from vlsi_cli.engine.runs.data import training_stream
+from vlsi_cli.engine.runs.data import encoder_for, training_stream
 from vlsi_cli.engine.runs.failures import keep_failure
 from vlsi_cli.engine.runs.folder import RunFolder, environment
-from vlsi_cli.engine.runs.measure import encoder_for, measure, record
+from vlsi_cli.engine.runs.measure import measure, record
 from vlsi_cli.engine.runs.samples import LayerSamples
 from vlsi_cli.engine.runs.stages import cut_step, optimizer_steps
 from vlsi_cli.engine.runs.teachers import describe_pair, open_cache
@@ -209,7 +210,7 @@ class _Distillation(RunChecks):
         begun = self.folder.state.processes
         stream = training_stream(
             config.data,
-            encoder_for(backbone, config.data),
+            encoder_for(backbone.processor, config.data),
             seed=models.derived_seed(config.seed, f"data of {stage.name}"),
             report=report,
             rank=processes.rank(),
@@ -241,6 +242,7 @@ class _Distillation(RunChecks):
         backbone.set_gradient_checkpointing(settings.gradient_checkpointing)
         compiling = ExitStack()
         try:
+            compiling.enter_context(fused(config.compile))
             for each in self.compiled(key, backbone):
                 compiling.enter_context(compiled_layers(each))
             train_stage(

@@ -21,7 +21,7 @@ from vlsi_cli.engine.data.collate import collate, in_groups
 from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.matching import best_matching, drawn_matching, expected_matching, widest_draws
 from vlsi_cli.engine.runs import models
-from vlsi_cli.engine.runs.data import training_stream
+from vlsi_cli.engine.runs.data import encoder_for, training_stream
 from vlsi_cli.engine.runs.folder import RunFolder
 from vlsi_cli.engine.runs.match_history import read_history, require_matching
 from vlsi_cli.engine.runs.match_reports import (
@@ -32,7 +32,6 @@ from vlsi_cli.engine.runs.match_reports import (
     check_pictures,
     write_pictures,
 )
-from vlsi_cli.engine.runs.measure import encoder_for
 from vlsi_cli.engine.runs.readers import AFTER_STEP_2
 from vlsi_cli.engine.runs.student import restore_layers
 from vlsi_cli.engine.teachers import LayerDivergences, LiveTeacher, layer_divergences
@@ -236,7 +235,7 @@ class _Pair:
         return found
 
     def _batches(self, student: Backbone, samples: int, size: int, report: DataReport) -> Iterator[Batch]:
-        encoder = encoder_for(student, self.config.data)
+        encoder = encoder_for(student.processor, self.config.data)
         seed = models.derived_seed(self.config.seed, "data of match-layers")
         with training_stream(self.config.data, encoder, seed=seed, report=report) as stream:
             for group in in_groups(stream.one_pass(samples), size):

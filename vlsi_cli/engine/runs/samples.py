@@ -10,9 +10,8 @@ import torch
 from vlsi_cli.config.run import DistillConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.data.collate import collate_prompts
-from vlsi_cli.engine.runs.data import prompt_stream, training_stream
+from vlsi_cli.engine.runs.data import encoder_for, prompt_stream, training_stream
 from vlsi_cli.engine.runs.folder import RunFolder
-from vlsi_cli.engine.runs.measure import encoder_for
 from vlsi_cli.engine.training import Stage
 from vlsi_cli.engine.training.checkpoint import random_states, set_random_states
 from vlsi_cli.engine.verbalizing import Verbalizers
@@ -61,7 +60,7 @@ class LayerSamples:
         self._backbone, self._verbalizers, self._dtype = backbone, verbalizers, dtype
         self._every, self._total, self._length = watch.samples_every, total, watch.samples_max_new_tokens
         self._asked = asked_to_stop
-        encoder = encoder_for(backbone, data)
+        encoder = encoder_for(backbone.processor, data)
         self._pad = encoder.pad_id
         self._prompts = list(prompt_stream(data, encoder, seed=config.seed).one_pass(watch.samples))
         record = next(iter(training_stream(data, encoder, seed=config.seed).one_pass(1)))
