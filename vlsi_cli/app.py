@@ -22,6 +22,7 @@ from vlsi_cli.commands import (
     recipes,
     verbalize,
 )
+from vlsi_cli.commands._pipes import outliving_readers
 from vlsi_cli.errors import SMALLER, TrainingError, VlsiError, first_line, is_out_of_memory
 
 _DEFECT = (
@@ -97,4 +98,5 @@ app.add_typer(recipes.app, name="recipes")
 
 def main() -> None:
     """Entry point of the command ``vlsi``."""
-    app(prog_name="vlsi")
+    with outliving_readers():
+        app(prog_name="vlsi")

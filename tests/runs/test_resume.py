@@ -167,7 +167,7 @@ def test_two_processes_cannot_work_on_one_run(whole: Path) -> None:
             run(load_saved(whole), output=whole, events=events.ignore, resume=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_wish_to_stop_leaves_a_checkpoint_and_the_command(
     pair: tuple[Path, Path], tmp_path: Path, number: signal.Signals
 ) -> None:

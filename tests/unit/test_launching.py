@@ -74,6 +74,21 @@ def test_a_process_stops_when_its_launcher_was_killed(monkeypatch: pytest.Monkey
         pass
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal here")
+def test_a_hangup_is_a_wish_to_stop_unless_it_is_ignored() -> None:
+    """``nohup`` has it ignored."""
+    for before, wanted in ((signal.SIG_DFL, signal.SIGHUP), (signal.SIG_IGN, None)):
+        held = signal.signal(signal.SIGHUP, before)
+        try:
+            with heed_signals() as wish:
+                signal.raise_signal(signal.SIGHUP)
+                assert wish.signal == wanted
+                assert wish.exit_code == (129 if wanted else 130)
+            assert signal.getsignal(signal.SIGHUP) is before
+        finally:
+            signal.signal(signal.SIGHUP, held)
+
+
 @pytest.mark.parametrize(("word", "count"), [(None, None), ("auto", "auto"), ("4", 4)])
 def test_numbers_of_processes(word: str | None, count: object) -> None:
     assert launching.processes(word) == count
