@@ -121,7 +121,7 @@ class DistillConfig(Config):
     tf32: bool = True
     """Let a GPU round fp32 products to TF32 where the precision is bf16 or fp16 anyway; under fp32 they stay fp32."""
     compile: bool = False
-    """Compile the decoder layers of both models with `torch.compile`: slow to start, faster steps on a GPU."""
+    """Compile the losses and the decoder layers of both models with `torch.compile`: slow to start, faster on a GPU."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; null: torch's own choice. Tiny models are fastest with one."""
     checkpoint_every: int = Field(default=200, ge=1)

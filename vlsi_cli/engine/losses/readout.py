@@ -114,6 +114,7 @@ class Readout:
     Attributes:
         exact: products run in ``dtype``, so that sums over words may be taken before they are normalised.
         capped: gradients depend on the logits (:meth:`bend_`).
+        pulled: dtype in which :meth:`pull` multiplies a gradient; where it has first to scale it, ``dtype``.
         gain: constant factor of every gradient through this head: scale / temperature.
     """
 
@@ -134,6 +135,7 @@ class Readout:
         self._rule, self._temperature = rule, temperature
         self.gain = rule.scale / temperature
         self.capped, self.exact = rule.softcap is not None, self._product == dtype
+        self.pulled = dtype if self._product == torch.float16 else self._product
         self._cast: tuple[slice, Tensor] | None = None
 
     def part(self, tokens: slice) -> Readout:
@@ -169,8 +171,7 @@ class Readout:
         if self.exact:
             z = torch.mm(x, rows, out=out) if out is not None else torch.mm(x, rows)
         else:
-            z = _product_of_halves(x, rows, self.dtype)
-            z = out.copy_(z) if out is not None else z
+            z = _product_of_halves(x, rows, self.dtype, out)
         return self._rule.apply_(z, self._temperature)
 
     def bend(self, logits: Tensor) -> Tensor | None:
@@ -190,10 +191,12 @@ class Readout:
         _add_product(into, grad.t(), self.x[tokens].to(self._operands).to(self._product))
 
 
-def _product_of_halves(x: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+def _product_of_halves(x: Tensor, rows: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
     if x.device.type == "cuda" and x.dtype != torch.float32:
-        return torch.mm(x, rows, out_dtype=dtype)  # sums leave the kernel unrounded
-    return torch.mm(x, rows).to(dtype)
+        # sums leave the kernel unrounded, and go where they belong
+        return torch.mm(x, rows, out_dtype=dtype, **({} if out is None else {"out": out}))
+    z = torch.mm(x, rows)
+    return z.to(dtype) if out is None else out.copy_(z)
 
 
 def _add_product(into: Tensor, grad: Tensor, operand: Tensor) -> None:

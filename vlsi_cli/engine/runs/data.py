@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlsi_cli.config.run import (
     DataConfig,
@@ -15,12 +15,9 @@ from vlsi_cli.config.run import (
     Source,
 )
 from vlsi_cli.engine.batch import Batch, PromptBatch
-from vlsi_cli.engine.data import fetching, sources
-from vlsi_cli.engine.data.addresses import HostRules
+from vlsi_cli.engine.data import sources
 from vlsi_cli.engine.data.collate import collate, collate_prompts
 from vlsi_cli.engine.data.digests import with_digest
-from vlsi_cli.engine.data.fetched import ImageFetcher
-from vlsi_cli.engine.data.fetching import FetchLimits
 from vlsi_cli.engine.data.huggingface import HuggingFaceSource
 from vlsi_cli.engine.data.lengths import record_length
 from vlsi_cli.engine.data.order import Exchange
@@ -29,6 +26,9 @@ from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.data.schedule import RecordSource
 from vlsi_cli.engine.data.stream import RecordStream, alone
 from vlsi_cli.engine.data.template import ChatEncoder, Encoded, EncodedPrompt
+
+if TYPE_CHECKING:
+    from vlsi_cli.engine.data.fetched import ImageFetcher
 
 _Item = TypeVar("_Item")
 _Out = TypeVar("_Out")
@@ -81,10 +81,15 @@ def image_fetcher(config: ImageUrlsConfig) -> ImageFetcher | None:
     """What fetches images from their addresses; None where none may be fetched."""
     if not config.fetch:
         return None
+    # what speaks HTTP is loaded for those who ask for it: the other runs do without the package
+    from vlsi_cli.engine.data import fetching
+    from vlsi_cli.engine.data.addresses import HostRules
+    from vlsi_cli.engine.data.fetched import ImageFetcher
+
     return ImageFetcher(
         config.place,
         HostRules(config.hosts, config.private_hosts),
-        FetchLimits(config.timeout, config.tries, config.max_bytes),
+        fetching.FetchLimits(config.timeout, config.tries, config.max_bytes),
         give_up_after=config.give_up_after,
         network=fetching.WORLD,
     )

@@ -16,6 +16,7 @@ from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.compiled import compiled_layers
 from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.files import require_space
+from vlsi_cli.engine.losses import fused
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.choices import chosen
 from vlsi_cli.engine.runs.data import encoder_for, training_stream
@@ -236,6 +237,7 @@ class _Distillation(RunResults):
         backbone.set_gradient_checkpointing(settings.gradient_checkpointing)
         compiling = ExitStack()
         try:
+            compiling.enter_context(fused(config.compile))
             for each in self.compiled(key, backbone):
                 compiling.enter_context(compiled_layers(each))
             train_stage(
