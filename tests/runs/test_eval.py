@@ -268,25 +268,6 @@ def test_stored_runs_are_compared(
     assert "The built-in puzzles" in shown.stdout
 
 
-def test_a_folder_beside_itself(evaluated: tuple[dict[str, Any], Path], after: Path, tmp_path: Path) -> None:
-    """Its three models are compared with each other, each two once; a single one with nothing."""
-    report, output = evaluated
-    twice = json.loads(vlsi("eval", "compare", output, output / ".", "--json").stdout)
-    assert len(twice["columns"]) == 3
-    pairs = [(p["benchmark"], *sorted((p["first"], p["second"]))) for p in twice["pairs"]]
-    assert len(pairs) == len(set(pairs)) == len(report["pairs"])
-    assert all(first != second for _, first, second in pairs)
-    alone = tmp_path / "alone"
-    assert vlsi("eval", "--model", "demo/small", "--limit", 1, "-o", alone).exit_code == 0
-    left = next(alone.glob("models/*/patterns")) / ".scratch-dead.partial"
-    left.mkdir()
-    assert vlsi("eval", "--model", "demo/small", "--limit", 1, "-o", alone).exit_code == 0
-    assert not list(alone.rglob(".scratch-*")), "a killed evaluation leaves nothing behind for good"
-    done = vlsi("eval", "compare", alone, alone)
-    assert done.exit_code == 3
-    assert "was given twice and holds one model" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
