@@ -22,7 +22,7 @@ from vlsi_cli.commands import (
     recipes,
     verbalize,
 )
-from vlsi_cli.errors import VlsiError
+from vlsi_cli.errors import SMALLER, TrainingError, VlsiError, first_line, is_out_of_memory
 
 _DEFECT = (
     "This is a defect of vlsi, not of your input: please report it with this traceback and `vlsi --version`."
@@ -44,6 +44,11 @@ class _Group(TyperGroup):
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
+            if is_out_of_memory(error):  # where nobody knew a better word
+                problem = TrainingError(f"memory ran out: {first_line(error)}", hint=SMALLER)
+                problem.__cause__ = error
+                _output.error(problem)
+                raise typer.Exit(problem.exit_code) from error
             error.add_note(_DEFECT)
             raise
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -158,8 +159,10 @@ def test_what_a_kill_between_writes_leaves_is_mended(
 
 
 def test_two_processes_cannot_work_on_one_run(whole: Path) -> None:
-    with RunFolder.open(whole).held(), pytest.raises(OutputError, match="another process is working"):
-        run(load_saved(whole), output=whole, events=events.ignore, resume=True)
+    with ExitStack() as stack:
+        RunFolder.resume(whole, stack)
+        with pytest.raises(OutputError, match="another process is working"):
+            run(load_saved(whole), output=whole, events=events.ignore, resume=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])

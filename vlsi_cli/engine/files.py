@@ -175,10 +175,15 @@ def only_process(folder: Path, what: str) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise OutputError(
-                    f"another process is working on {what}", hint="wait for it, or stop it"
-                ) from None
+                raise _taken(what) from None
+            with suppress(OSError):
+                if os.fstat(lock.fileno()).st_nlink == 0:  # its holder took the folder away meanwhile
+                    raise _taken(what)
         yield
+
+
+def _taken(what: str) -> OutputError:
+    return OutputError(f"another process is working on {what}", hint="wait for it, or stop it")
 
 
 def require_space(target: Path, needed: int, what: str) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, distributed
 from torch.distributed.rendezvous import rendezvous
 
 from vlsi_cli.config import launching
-from vlsi_cli.errors import ConfigError, ProcessError, VlsiError
+from vlsi_cli.errors import ConfigError, ProcessError, VlsiError, first_line
 
 Value = TypeVar("Value")
 
@@ -121,7 +121,7 @@ def _group(device: torch.device, patience: timedelta, orphaned: threading.Event)
         if orphaned.is_set():
             raise ProcessError(_ORPHANED) from error
         raise ProcessError(
-            f"the {size()} processes of this run cannot reach each other: {_first_line(error)}",
+            f"the {size()} processes of this run cannot reach each other: {first_line(error)}",
             hint="start them with --processes, torchrun or accelerate launch",
         ) from error
     orderly = False
@@ -298,7 +298,3 @@ def _is_lost(error: RuntimeError) -> bool:
     text = str(error)
     signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL")
     return isinstance(error, distributed.DistError) or any(sign in text for sign in signs)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,7 +16,7 @@ from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.data.collate import collate, collate_prompts
 from vlsi_cli.engine.data.records import BadRecord, Record
 from vlsi_cli.engine.data.template import ChatEncoder
-from vlsi_cli.errors import DataError, EvaluationError
+from vlsi_cli.errors import DataError, EvaluationError, is_out_of_memory
 
 AUTO_BATCH = 16
 """What `auto` begins with: a picture of a benchmark is some thousand tokens."""
@@ -117,8 +117,8 @@ class Answerer:
             group = questions[done : done + self.batch_size]
             try:
                 replies = work(group)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+            except Exception as error:
+                if not is_out_of_memory(error):
                     raise
                 self._shrink(len(group), error)
                 continue
@@ -204,11 +204,6 @@ def _encoded(encode: Callable[[Record], _In], question: Question) -> _In:
         raise DataError(
             str(bad), hint="the benchmark's own data hold what this model cannot be asked"
         ) from bad
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """torch has an error of its own for a GPU; the CPU's allocator raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def as_dict(reply: Reply) -> dict[str, Any]:

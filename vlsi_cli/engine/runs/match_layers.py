@@ -36,7 +36,7 @@ from vlsi_cli.engine.runs.readers import AFTER_STEP_2
 from vlsi_cli.engine.runs.student import restore_layers
 from vlsi_cli.engine.teachers import LayerDivergences, LiveTeacher, layer_divergences
 from vlsi_cli.engine.verbalizing import head_fingerprint, read_manifest
-from vlsi_cli.errors import CheckpointError, ConfigError, TrainingError
+from vlsi_cli.errors import CheckpointError, ConfigError, TrainingError, fitting
 from vlsi_cli.events import Events, Note, Warn
 
 At = Literal["start", "end"]
@@ -218,7 +218,8 @@ class _Pair:
                 last = time.monotonic()
                 self.events(Note(f"{records} of {samples} records read"))
 
-        try:
+        too_large = f"{size} records at a time do not fit into the memory of {self.device}"
+        with fitting(TrainingError(too_large, hint="lower --batch-size")):
             found = layer_divergences(
                 small,
                 self.readers["large"],
@@ -227,11 +228,6 @@ class _Pair:
                 device=self.device,
                 after_batch=tell,
             )
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"{size} records at a time do not fit into the memory of {self.device}",
-                hint="lower --batch-size",
-            ) from error
         if report.skipped:
             self.events(Warn(f"data: {report.summary()}"))
         if found.records < samples:

@@ -16,7 +16,7 @@ from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.evaluation import Answer, answer_prompts, sum_loss
 from vlsi_cli.engine.runs.data import encoder_for, prompt_stream, training_stream
 from vlsi_cli.engine.runs.folder import RunFolder
-from vlsi_cli.errors import TrainingError
+from vlsi_cli.errors import TrainingError, fitting
 from vlsi_cli.events import Evaluated, EvaluationStarted, Events, Score, Warn
 
 
@@ -72,8 +72,12 @@ def measure(
     groups = in_groups(own, evaluation.batch_size)
     batches = (collate(group, encoder.pad_id) for group in groups)
     device = backbone.device
+    too_large = TrainingError(
+        f"asking {who} does not fit into the memory of {device}",
+        hint=f"lower evaluation.batch_size (now {evaluation.batch_size})",
+    )
     try:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with fitting(too_large), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             answers = answer_prompts(
                 backbone,
                 islice(prompts.one_pass(evaluation.samples), first, None, every),
@@ -84,11 +88,6 @@ def measure(
                 after_batch=lambda done: check(),
             )
             loss, tokens = sum_loss(backbone, batches, after_batch=check)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"asking {who} does not fit into the memory of {device}",
-            hint=f"lower evaluation.batch_size (now {evaluation.batch_size})",
-        ) from error
     finally:
         prompts.close()
         records.close()

@@ -16,7 +16,7 @@ from vlsi_cli.engine.training import Stage
 from vlsi_cli.engine.training.checkpoint import random_states, set_random_states
 from vlsi_cli.engine.verbalizing import Verbalizers
 from vlsi_cli.engine.verbalizing.answers import read_answers
-from vlsi_cli.errors import ModelError
+from vlsi_cli.errors import ModelError, first_line, is_out_of_memory
 from vlsi_cli.events import Events, LayerSample, Sampled, Warn
 
 FILE = "samples.jsonl"
@@ -77,10 +77,11 @@ class LayerSamples:
         self._verbalizers.eval()
         try:
             samples = self._answers(device)
-        except (ModelError, torch.OutOfMemoryError) as error:
+        except Exception as error:
+            if not (isinstance(error, ModelError) or is_out_of_memory(error)):
+                raise
             self._prompts = []
-            cause = str(error).splitlines()[0]
-            self._events(Warn(f"no more sample answers in this stage: {cause}"))
+            self._events(Warn(f"no more sample answers in this stage: {first_line(error)}"))
             return
         finally:
             self._stage.set_train_mode()
