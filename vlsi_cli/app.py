@@ -99,4 +99,8 @@ app.add_typer(recipes.app, name="recipes")
 def main() -> None:
     """Entry point of the command ``vlsi``."""
     with outliving_readers():
-        app(prog_name="vlsi")
+        try:
+            app(prog_name="vlsi")
+        except Exception as defect:
+            _output.defect(defect)
+            raise SystemExit(1) from defect

@@ -15,6 +15,7 @@ from tests.runs.conftest import lines, short
 from vlsi_cli import events as ev
 from vlsi_cli.app import app
 from vlsi_cli.config.loading import load_saved
+from vlsi_cli.engine.data.patterns import pattern_record
 from vlsi_cli.engine.runs import reproduce
 from vlsi_cli.engine.runs.distill import run
 from vlsi_cli.errors import CheckpointError, TrainingError
@@ -72,7 +73,10 @@ def test_a_watched_and_broken_run_ends_as_the_unwatched_one(
         *[("interaction", 5)] * 2,
     ], "each once, in order: those that came again were dropped first"
     assert {tuple(one["answers"]) for one in taken} == {("1", "2", "3", "last")}  # type: ignore[call-overload]
-    assert taken[0]["question"]
+    _, split, _, number = str(taken[0]["record"]).split("-")
+    assert (
+        taken[0]["question"] == pattern_record(split, int(number)).turns[-1].text
+    )  # no words of the template
     assert taken[0]["reference"]
     line = next(one for one in lines(output / "metrics.jsonl") if one["stage"] == "interaction")
     assert 0 < line["teacher_seconds"] < line["seconds"]  # type: ignore[operator]

@@ -157,7 +157,8 @@ def test_choices_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["attention"] == {"student": "sdpa", "teacher": "eager"}
     assert found["teacher"] == {"placement": "disk", "precision": "bf16", "quantization": "none"}
     assert chosen(found) == (
-        "computing on cpu in bf16, attention eager and sdpa, decoder layers compiled, the large model's layers on disk"
+        "computing on cpu in bf16, attention eager and sdpa, losses and decoder layers compiled, "
+        "the large model's layers on disk"
     )
     started(monkeypatch, WORLD_SIZE="2", RANK="0")
     text = chosen(resolved_choices(config, cpu, torch.bfloat16, "both"))

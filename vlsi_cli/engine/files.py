@@ -73,6 +73,23 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """An empty folder inside another one for what nobody needs when the block ends. What a kill leaves of it is swept.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=".scratch-", suffix=".partial", dir=folder))
+    try:
+        with _claimed(made):
+            yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
 def writing(target: Path) -> Iterator[None]:
     """Tell a failed write as one sentence that names ``target`` and the cause.
 

@@ -35,7 +35,7 @@ _STALE = 3600.0
 
 
 class ImageFetcher:
-    """Gives the bytes at an address: from the folder, or from its host into the folder.
+    """Gives the bytes at an address: from the folder, or from its host into the folder. Threads may share one.
 
     Args:
         folder: where images are kept; made if need be.
@@ -77,9 +77,7 @@ class ImageFetcher:
             DataError: too many fetches in a row failed for a moment.
             OutputError: it cannot be kept.
         """
-        address = read_address(text, self._rules)  # also for what is kept: rules may be stricter today
-        name = hashlib.sha256(str(address).encode()).hexdigest()
-        image, failed = (self._folder / part / name[:2] / name for part in (IMAGES, FAILED))
+        image, failed = self._places(text)
         if (kept := _read_image(image)) is not None:
             if len(kept) > self._limits.max_bytes:
                 raise BadRecord(
@@ -105,17 +103,43 @@ class ImageFetcher:
         self._in_a_row.clear()
         return self._keep_image(image, text, data)
 
+    def knows(self, text: str) -> bool:
+        """Whether an address need not be asked: its image, or why there is none, is in the folder.
+
+        Raises:
+            BadRecord: the address may not be asked.
+        """
+        image, failed = self._places(text)
+        return _read_image(image) is not None or self._read_failure(failed) is not None
+
+    def forget_failure(self, text: str) -> None:
+        """Have an address asked again that has failed before.
+
+        Raises:
+            BadRecord: the address may not be asked.
+        """
+        with writing(self._folder):
+            self._places(text)[1].unlink(missing_ok=True)
+
+    def _places(self, text: str) -> tuple[Path, Path]:
+        """Where an address's image is kept, and where the reason why there is none."""
+        address = read_address(text, self._rules)  # also for what is kept: rules may be stricter today
+        name = hashlib.sha256(str(address).encode()).hexdigest()
+        image, failed = (self._folder / part / name[:2] / name for part in (IMAGES, FAILED))
+        return image, failed
+
     def _count(self, failed: Path, bad: BadRecord, *, momentary: bool) -> None:
         if not momentary:
             self._in_a_row.clear()
             return
         self._in_a_row.append(failed)
-        if len(self._in_a_row) >= self._give_up_after:
+        row = list(self._in_a_row)  # other threads may add to it
+        if len(row) >= self._give_up_after:
             # It was the network, not these images: they are asked for again next time.
-            for each in self._in_a_row:
+            for each in row:
                 each.unlink(missing_ok=True)
-            number = len(self._in_a_row)
             self._in_a_row.clear()
+            number = len(row)
             raise DataError(
                 f"{number} images in a row could not be fetched, the last: {bad.detail}",
                 hint="see that the network is there and go on (--resume); data.image_urls.give_up_after is the number",

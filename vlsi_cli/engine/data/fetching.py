@@ -14,6 +14,7 @@ HTTP itself is httpcore's business, which ``huggingface_hub`` brings; it lets us
 
 from __future__ import annotations
 
+import platform
 import queue
 import socket
 import ssl
@@ -21,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from urllib.parse import urljoin
 
@@ -83,7 +85,15 @@ def _dial(number: str, port: int, seconds: float) -> NetworkStream:
     return httpcore2.SyncBackend().connect_tcp(number, port, timeout=seconds)
 
 
-WORLD = Network(_look_up, _dial, httpcore2.default_ssl_context)
+@cache
+def _trust() -> ssl.SSLContext:
+    """OpenSSL's verification everywhere: those of Windows and macOS may fetch what a stranger's certificate names."""
+    if platform.system() in ("Windows", "Darwin"):
+        return ssl.create_default_context()
+    return httpcore2.default_ssl_context()
+
+
+WORLD = Network(_look_up, _dial, _trust)
 
 
 @dataclass(frozen=True)

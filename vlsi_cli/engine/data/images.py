@@ -47,6 +47,11 @@ class ImageLimits:
 Fetch = Callable[[str], bytes]
 
 
+def is_address(ref: ImageRef) -> bool:
+    """Whether a reference is an address rather than a path, of whatever scheme."""
+    return ref.path is not None and _URL.match(ref.path) is not None
+
+
 def load_image(ref: ImageRef, limits: ImageLimits | None = None, fetch: Fetch | None = None) -> Image.Image:
     """The decoded picture, 8-bit RGB and upright (EXIF orientation applied).
 
@@ -82,7 +87,7 @@ def _with_picture(
         return use(ref.picture, "picture")
     if ref.data is not None:
         return _open(io.BytesIO(ref.data), f"{len(ref.data)} bytes", limits, use)
-    if fetch is not None and ref.path is not None and _URL.match(ref.path):
+    if fetch is not None and ref.path is not None and is_address(ref):
         return _open(io.BytesIO(fetch(ref.path)), shown(ref.path), limits, use)
     path = locate(ref)
     try:

@@ -57,6 +57,8 @@ REASONS: dict[str, str] = {
 _HINTS = {
     "image-missing": "image paths start from the folder of the data file, or from its image_root: "
     "--set data.sources.0.image_root=FOLDER",
+    "image-address": "a host inside a private network has to be named in data.image_urls.private_hosts, "
+    "another port in data.image_urls.hosts",
     "image-url": "images are fetched from http and https addresses with --set data.image_urls.fetch=true",
 }
 

@@ -49,6 +49,7 @@ class EncodedPrompt:
 
     Attributes:
         reference: the response text of the record, without surrounding white space.
+        question: the text of the user's message before it, without what the template adds.
         kind: the record's kind, "" when it has none.
     """
 
@@ -58,6 +59,7 @@ class EncodedPrompt:
     tensors: dict[str, Tensor]
     reference: str
     kind: str = ""
+    question: str = ""
 
 
 class ChatEncoder:
@@ -149,8 +151,10 @@ class ChatEncoder:
             self._check_length(ids)
         except BadRecord as bad:
             raise bad.at(record=record.id, where=record.where) from bad
-        reference = record.messages[last].text.strip()
-        return EncodedPrompt(record.id, ids, self._token_types(ids), tensors, reference, record.kind)
+        reference, question = (record.messages[place].text.strip() for place in (last, last - 1))
+        return EncodedPrompt(
+            record.id, ids, self._token_types(ids), tensors, reference, kind=record.kind, question=question
+        )
 
     def turns(self, record: Record, upto: int | None = None) -> list[tuple[str, str]]:
         """The rendered conversation as (prompt, response) texts, up to message ``upto``; joined they are all

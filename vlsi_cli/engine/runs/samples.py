@@ -108,6 +108,5 @@ class LayerSamples:
                     "last" if each.layer == backbone.num_layers else str(each.layer): each.text
                     for each in answers.layers
                 }
-                question = str(backbone.tokenizer.decode(prompt.input_ids, skip_special_tokens=True)).strip()
-                found.append(LayerSample(prompt.record, question, prompt.reference, said))
+                found.append(LayerSample(prompt.record, prompt.question, prompt.reference, said))
         return tuple(found)
