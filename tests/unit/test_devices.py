@@ -63,22 +63,6 @@ def test_named_precisions():
         devices.resolve_precision("half", CPU)
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("no"),
-        RuntimeError("CUDA error: out of memory"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB)"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
-    ],
-)
-def test_memory_that_ran_out_is_known_by_its_words(error):
-    assert devices.is_out_of_memory(error)
-    assert not devices.is_out_of_memory(ValueError(str(error)))
-    assert not devices.is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
-
-
 def test_attention():
     assert devices.resolve_attention("auto", CPU) == "sdpa"
     assert devices.resolve_attention("eager", CPU) == "eager"

@@ -111,18 +111,6 @@ def round_products(allowed: bool, dtype: torch.dtype) -> bool:
     return rounded
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or the host, has no memory left.
-
-    torch has a class for its own GPU allocator only. The libraries that it calls (cuBLAS, cuDNN, NCCL), the driver of
-    CUDA, MPS and the allocator of the CPU say it in words.
-    """
-    signs = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-    )
-
-
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Run a block under ``torch.manual_seed(seed)`` and leave torch's generators as they were.

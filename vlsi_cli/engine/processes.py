@@ -26,7 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from vlsi_cli.config import launching
 from vlsi_cli.engine import peers
-from vlsi_cli.errors import ConfigError, ProcessError, VlsiError
+from vlsi_cli.errors import ConfigError, ProcessError, VlsiError, first_line
 
 Value = TypeVar("Value")
 
@@ -122,7 +122,7 @@ def _group(device: torch.device, patience: timedelta, orphaned: threading.Event)
         if orphaned.is_set():
             raise ProcessError(_ORPHANED) from error
         raise ProcessError(
-            f"the {size()} processes of this run cannot reach each other: {_first_line(error)}",
+            f"the {size()} processes of this run cannot reach each other: {first_line(error)}",
             hint="start them with --processes, torchrun or accelerate launch",
         ) from error
     orderly = False
@@ -218,6 +218,23 @@ def add_up(tensor: Tensor) -> Tensor:
     return total
 
 
+def add_up_alike(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, on the host and with the same bits on each of them.
+
+    An all-reduce promises no such thing: its algorithm may add the parts in another order for each process. Here all
+    parts go to all processes, still in one exchange, and each adds them in their order.
+    """
+    if size() == 1:
+        return tensor.cpu()
+    own = tensor.detach().contiguous()
+    found = [torch.empty_like(own) for _ in range(size())]
+    distributed.all_gather(found, own)
+    first, *others = (part.cpu() for part in found)
+    for part in others:
+        first = first + part
+    return first
+
+
 def wait() -> None:
     """Go on when every process has come here."""
     gather_ints([0])
@@ -303,7 +320,3 @@ def _is_lost(error: RuntimeError) -> bool:
     text = str(error)
     signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL")
     return isinstance(error, distributed.DistError) or any(sign in text for sign in signs)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

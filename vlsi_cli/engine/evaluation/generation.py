@@ -16,8 +16,7 @@ from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.data.collate import collate, collate_prompts
 from vlsi_cli.engine.data.records import BadRecord, Record
 from vlsi_cli.engine.data.template import ChatEncoder
-from vlsi_cli.engine.devices import is_out_of_memory
-from vlsi_cli.errors import DataError, EvaluationError
+from vlsi_cli.errors import DataError, EvaluationError, is_out_of_memory
 
 AUTO_BATCH = 16
 """What `auto` begins with: a picture of a benchmark is some thousand tokens."""
@@ -119,7 +118,7 @@ class Answerer:
             replies: list[Reply] | None = None
             try:
                 replies = work(group)
-            except RuntimeError as error:
+            except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 self._require_smaller(len(group), error)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -22,7 +21,6 @@ from torch import Tensor
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.data.stream import RecordStream
-from vlsi_cli.engine.devices import is_out_of_memory
 from vlsi_cli.engine.training.checkpoint import (
     Checkpoint,
     Checkpoints,
@@ -43,7 +41,7 @@ from vlsi_cli.engine.training.parallel import (
 )
 from vlsi_cli.engine.training.signals import Wish
 from vlsi_cli.engine.training.stage import Stage, StageOutput
-from vlsi_cli.errors import Interrupted, TrainingError, VlsiError
+from vlsi_cli.errors import Interrupted, TrainingError, VlsiError, fitting
 
 #: Gradients that overflow under a smaller loss scale are no matter of scale (fairseq's `min_loss_scale`).
 LEAST_SCALE = 1e-4
@@ -160,26 +158,44 @@ def train_stage(
     parameters = [parameter for _, parameter in trained]
     device = accelerator.device
     optimizer = make_optimizer(trained, betas=betas, weight_decay=weight_decay)
-    first = 0
+    first, smaller = (
+        0,
+        "train fewer parts, divide them among more processes (sharding), or take a larger device",
+    )
     if resume is None:
         torch.manual_seed(mixed_seed(seed, 0, processes.rank()))
     else:
-        unpack(resume, trained, optimizer, stage.generator, device, seed=seed)
+        held = f"what trains in {key}, with its moments, does not fit into the memory of {device}"
+        with fitting(TrainingError(held, hint=smaller)):
+            unpack(resume, trained, optimizer, stage.generator, device, seed=seed)
         stream.load_state_dict(resume.values["stream"])
         if accelerator.scaler is not None and resume.values.get("scaler"):
             accelerator.scaler.load_state_dict(resume.values["scaler"])
         first = resume.step
         resume.tensors.clear()  # as large as the model and its moments
-    prepared = prepare(stage, optimizer, accelerator)
+    with fitting(
+        TrainingError(f"what trains in {key} does not fit into the memory of {device}", hint=smaller)
+    ):
+        prepared = prepare(stage, optimizer, accelerator)
     stage.set_train_mode()
 
     def save(step: int, place: dict[str, Any]) -> None:
-        if checkpoints is not None:
-            scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-            values = {"stream": place, "scaler": scaler, "processes": processes.size()}
+        if checkpoints is None:
+            return
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+        values = {"stream": place, "scaler": scaler, "processes": processes.size()}
+        lost = f"memory ran out while the checkpoint of step {step} of {key} was written"
+        full = TrainingError(
+            lost, hint=f"it needs what trains and its moments in host memory; {_good(saved)}"
+        )
+        with fitting(full):
             tensors = pack(trained, optimizer, stage.generator, device)
-            path = processes.on_first(partial(checkpoints.save, key, step, tensors, values))
-            on_checkpoint(path, step)
+
+        def write() -> Any:
+            with fitting(full):
+                return checkpoints.save(key, step, tensors, values)
+
+        on_checkpoint(processes.on_first(write), step)
 
     def draw(place: dict[str, Any] | None = None) -> list[Batch]:
         if place is not None:
@@ -216,24 +232,18 @@ def train_stage(
             step + 1, steps, message, terms or {}, sums, norm, rate, before[1], again, scaler, saved
         )
         half = ", or compute in bf16 or fp32" if scaler is not None else ""
-        hint = f"lower the learning rate{half}; checkpoints up to step {saved} are good"
+        hint = f"lower the learning rate{half}; {_good(saved)}"
         more = on_failure(failure)  # which draws again: all processes together
         return _of_all(
             TrainingError(f"step {step + 1} of {key}: {message}", hint="\n".join(filter(None, [hint, more])))
         )
 
-    @contextmanager
-    def fitting(step: int) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise TrainingError(
-                f"{key} does not fit into the memory of {device} (step {step + 1}, {batch_size} records at a time)",
-                hint="lower batch_size and raise gradient_accumulation, set gradient_checkpointing: true, or lower "
-                "data.max_length or data.max_pixels",
-            ) from error
+    def too_large(step: int) -> VlsiError:
+        return TrainingError(
+            f"{key} does not fit into the memory of {device} (step {step + 1}, {batch_size} records at a time)",
+            hint="lower batch_size and raise gradient_accumulation, set gradient_checkpointing: true, or lower "
+            "data.max_length or data.max_pixels",
+        )
 
     saved = first
     for step in range(first, steps):
@@ -246,7 +256,7 @@ def train_stage(
             group["lr"] = rate
         batches = draw()
         tokens, inputs = common_counts(batches)
-        with fitting(step):
+        with fitting(too_large(step)):
             try:
                 outputs = accumulate_gradients(prepared.module, batches, tokens, accelerator, asked)
                 if outputs is None:  # asked to stop inside the step: it is as if it had not begun
@@ -268,7 +278,7 @@ def train_stage(
             what = f"loss of {', '.join(odd)}" if odd else "gradient"
             message = f"the {what} is not finite (learning rate {rate:.2g})"
             raise not_finite(step, message, rate, before, terms, outputs, norm)
-        with fitting(step):  # the first step makes the moments, twice the size of what trains
+        with fitting(too_large(step)):  # the first step makes the moments, twice the size of what trains
             prepared.optimizer.step()
         prepared.optimizer.zero_grad(set_to_none=True)
         on_step(
@@ -292,6 +302,10 @@ def train_stage(
         elif (step + 1) % checkpoint_every == 0:
             save(step + 1, stream.state_dict())
             saved = step + 1
+
+
+def _good(saved: int) -> str:
+    return f"checkpoints up to step {saved} are good"
 
 
 def _of_all(error: VlsiError) -> VlsiError:
