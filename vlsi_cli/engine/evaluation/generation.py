@@ -194,11 +194,11 @@ class Answerer:
         batch = collate(encoded, self.encoder.pad_id).to(backbone.device)
         states = backbone.forward_base(batch.inputs)[batch.rows, batch.cols]
         logits = backbone.head(states)[:, : backbone.tokenizer_length].float()
-        losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none").double()
-        greedy = logits.argmax(dim=-1) == batch.targets
+        losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none").cpu().double()
+        greedy, rows = (logits.argmax(dim=-1) == batch.targets).cpu(), batch.rows.cpu()
         replies = []
         for row in range(len(group)):
-            mine = batch.rows == row
+            mine = rows == row
             loss, hit = float(losses[mine].sum()), bool(greedy[mine].all())
             replies.append(Reply("", tokens=int(mine.sum()), loss=loss, greedy=hit))
         return replies
