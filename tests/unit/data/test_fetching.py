@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpcore2
 import pytest
 
 from tests.image_server import HOST, PUBLIC, ImageServer, answer, image, leads_to, raw, says
@@ -99,8 +100,6 @@ def test_a_private_host_that_was_named_is_asked(server: ImageServer) -> None:
 
 
 def test_another_number_of_the_host_is_tried(server: ImageServer) -> None:
-    import httpcore2
-
     network = server.network()
     server.names[HOST] = ["2606:4700::1111", PUBLIC]
 
@@ -210,6 +209,19 @@ def test_a_host_that_says_nothing_ends_in_time(server: ImageServer) -> None:
                     server.network(),
                 )
             assert caught.value.momentary
+
+
+def test_a_host_that_is_gone_takes_a_part_of_the_time_only(server: ImageServer) -> None:
+    network, waited = server.network(), list[float]()
+
+    def dial(number: str, port: int, seconds: float) -> httpcore2.NetworkStream:
+        waited.append(seconds)
+        raise httpcore2.ConnectTimeout
+
+    silent = type(network)(network.look_up, dial, network.trust, network.sleep)
+    with pytest.raises(Failure, match="too long"):
+        fetch(f"http://{HOST}/", ANY, FetchLimits(timeout=20, tries=3, max_bytes=9), silent)
+    assert waited == [5.0, 5.0, 5.0]
 
 
 def test_looking_up_ends_in_time(server: ImageServer) -> None:
