@@ -22,6 +22,7 @@ from vlsi_cli.commands import (
     recipes,
     verbalize,
 )
+from vlsi_cli.commands._pipes import outliving_readers
 from vlsi_cli.errors import SMALLER, TrainingError, VlsiError, first_line, is_out_of_memory
 
 _DEFECT = (
@@ -97,8 +98,9 @@ app.add_typer(recipes.app, name="recipes")
 
 def main() -> None:
     """Entry point of the command ``vlsi``."""
-    try:
-        app(prog_name="vlsi")
-    except Exception as defect:
-        _output.defect(defect)
-        raise SystemExit(1) from defect
+    with outliving_readers():
+        try:
+            app(prog_name="vlsi")
+        except Exception as defect:
+            _output.defect(defect)
+            raise SystemExit(1) from defect

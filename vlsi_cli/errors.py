@@ -110,7 +110,7 @@ class Interrupted(VlsiError):
 
     Args:
         resume: the command that continues the run, or None when there is nothing to continue.
-        exit_code: 130 after Ctrl-C (SIGINT), 143 after SIGTERM, 138 after SIGUSR1.
+        exit_code: 130 after Ctrl-C (SIGINT), 143 after SIGTERM, 138 after SIGUSR1, 129 after SIGHUP.
     """
 
     exit_code = 130

@@ -215,6 +215,23 @@ def add_up(tensor: Tensor) -> Tensor:
     return total
 
 
+def add_up_alike(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, on the host and with the same bits on each of them.
+
+    An all-reduce promises no such thing: its algorithm may add the parts in another order for each process. Here all
+    parts go to all processes, still in one exchange, and each adds them in their order.
+    """
+    if size() == 1:
+        return tensor.cpu()
+    own = tensor.detach().contiguous()
+    found = [torch.empty_like(own) for _ in range(size())]
+    distributed.all_gather(found, own)
+    first, *others = (part.cpu() for part in found)
+    for part in others:
+        first = first + part
+    return first
+
+
 def wait() -> None:
     """Go on when every process has come here."""
     gather_ints([0])

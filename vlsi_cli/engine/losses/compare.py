@@ -83,6 +83,11 @@ class Comparison:
         """Whether the gradient is a difference of two terms that each need one model's softmax alone."""
         return self.kind == "hard" or self.kind in LINEAR
 
+    @property
+    def _wide(self) -> bool:
+        """Whether terms of the gradient are more than probabilities: p_s log(p_s / p_t) has no bound."""
+        return self.kind == "reverse_kl"
+
     def choose_plan(self) -> Plan:
         """The plan for this loss under a head that does not train; see the module."""
         return "online" if self.linear and self.small.exact else "kept"
@@ -203,7 +208,8 @@ class Comparison:
                 continue
             if part.p_s is not None and mass is not None:
                 self.small.pull(part.p_s if bend is None else part.p_s.mul_(bend), words, mass[tokens])
-            self.small.pull(part.first if bend is None else part.first.mul_(bend), words, grad[tokens])
+            first = part.first if bend is None else part.first.mul_(bend)
+            self.small.pull(first, words, grad[tokens], wide=self._wide)
         if grad is not None and mass is not None:
             grad.sub_(mass.mul_(found.correction[:, None]))
 
@@ -258,11 +264,11 @@ class Comparison:
             if bend is not None:
                 grad.mul_(bend)
             if grad_x is not None:
-                self.small.pull(grad, words, grad_x[tokens])
+                self.small.pull(grad, words, grad_x[tokens], wide=self._wide)
             if tokens.start == 0:
                 rows = grad.new_zeros(words.stop - words.start, grad_weight.shape[1])
             assert rows is not None
-            self.small.pull_weight(grad, tokens, rows)
+            self.small.pull_weight(grad, tokens, rows, wide=self._wide)
             if tokens.stop == count:
                 grad_weight[words] = rows.mul_(scale * self.small.gain).to(grad_weight.dtype)
         if grad_x is not None:

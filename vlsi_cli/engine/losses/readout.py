@@ -182,13 +182,17 @@ class Readout:
         """``[n, H]`` the head's rows of single words, in :attr:`dtype`."""
         return self._weight[words].to(self._operands).to(self.dtype)
 
-    def pull(self, grad: Tensor, words: slice, into: Tensor) -> None:
-        """``into [t, H] += grad [t, w] @ W[words]``, all but the constant :attr:`gain`."""
-        _add_product(into, grad, self.rows(words))
+    def pull(self, grad: Tensor, words: slice, into: Tensor, *, wide: bool = False) -> None:
+        """``into [t, H] += grad [t, w] @ W[words]``, all but the constant :attr:`gain`.
 
-    def pull_weight(self, grad: Tensor, tokens: slice, into: Tensor) -> None:
-        """``into [w, H] += grad^T [w, t] @ x[tokens]``, all but the constant :attr:`gain`."""
-        _add_product(into, grad.t(), self.x[tokens].to(self._operands).to(self._product))
+        Args:
+            wide: whether a token's terms may add up to more than two in size, as probabilities never do.
+        """
+        _add_product(into, grad, self.rows(words), wide=wide)
+
+    def pull_weight(self, grad: Tensor, tokens: slice, into: Tensor, *, wide: bool = False) -> None:
+        """``into [w, H] += grad^T [w, t] @ x[tokens]``, all but the constant :attr:`gain`; ``wide`` of single terms."""
+        _add_product(into, grad.t(), self.x[tokens].to(self._operands).to(self._product), wide=wide)
 
 
 def _product_of_halves(x: Tensor, rows: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
@@ -199,10 +203,16 @@ def _product_of_halves(x: Tensor, rows: Tensor, dtype: torch.dtype, out: Tensor 
     return z.to(dtype) if out is None else out.copy_(z)
 
 
-def _add_product(into: Tensor, grad: Tensor, operand: Tensor) -> None:
-    """``into += grad @ operand`` in the operand's dtype, safe from fp16 underflow."""
+def _add_product(into: Tensor, grad: Tensor, operand: Tensor, *, wide: bool = False) -> None:
+    """``into += grad @ operand`` in the operand's dtype, safe from fp16's underflow, and overflow where ``wide``."""
     if operand.dtype == into.dtype:
         into.addmm_(grad, operand)
+    elif operand.dtype == torch.float16 and wide:
+        size = torch.linalg.vector_norm(grad, 1, dim=-1, keepdim=True)
+        # a power of two, which rounds nothing: no row's terms then add up to more than 2 * _FP16_SCALE
+        down = torch.frexp(size).exponent.sub_(1).clamp_(0, 100)
+        scaled = torch.ldexp(grad * _FP16_SCALE, -down).to(operand.dtype)
+        into.add_(torch.ldexp(_product_of_halves(scaled, operand, into.dtype), down), alpha=1 / _FP16_SCALE)
     elif operand.dtype == torch.float16:
         scaled = (grad * _FP16_SCALE).to(operand.dtype)
         into.add_(_product_of_halves(scaled, operand, into.dtype), alpha=1 / _FP16_SCALE)

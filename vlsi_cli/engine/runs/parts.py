@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vlsi_cli.config.run import DistillConfig, ModelConfig
+from vlsi_cli.config.run import DistillConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs import student as student_files
@@ -82,7 +82,10 @@ class RunParts:
 
     def _load_student(self, *, after_interaction: bool) -> Backbone:
         config, done = self.config, self.folder.state.student
-        model = ModelConfig(id=str(self.folder.student)) if done else config.student
+        model = config.student
+        if done:  # in the precision that it was written in, which is what was measured
+            own = {"id": str(self.folder.student), "revision": None, "init": "pretrained", "dtype": "auto"}
+            model = model.model_copy(update=own)
         trained = not done and models.trains_weights(config)
         student = models.load_model(model, config, self.dtype, self.device, trained=trained)
         if not done and after_interaction:
