@@ -49,6 +49,7 @@ NAMES = {
         "ours",
         "ours-kept",
         "ours-recomputed",
+        "ours-fused",
         "trl",
         "liger",
         "compile",
@@ -56,7 +57,7 @@ NAMES = {
         "top-64",
         "liger-triton",
     ],
-    "matrix": ["matrix", "matrix+sums", "matrix+recompute"],
+    "matrix": ["matrix", "matrix+sums", "matrix+recompute", "matrix+drawn", "matrix+fused"],
     "scaling": ["matrix+drawn"],
     "blocks": ["ours"],
 }

@@ -1,13 +1,21 @@
-"""Whether a training process grows or slows down: real distillations in a row in one process, for half an hour or more.
+"""Whether a training process grows or slows down: half an hour or more of real distillation on the demo pair.
 
     python benchmarks/soak.py --minutes 30
 
-Every cycle is a run of the demo pair through all stages, checkpoints, held-out questions and the written student
-included, with another seed and in the same process; what a step, a stage, a checkpoint or a run keeps by mistake
-accumulates. Resident memory is read after each step; the first fifth of the time is warm-up and left out. Straight
-lines are fitted through the means of the cycles, and a slope is given with its standard error: memory is flat when the
-slope is less than two errors, or so small that no run would notice. Throughput counts the process's own CPU seconds,
-so that other work on the machine disturbs it little. Linux only.
+One run, as a user starts it: a process of its own (``vlsi distill``) whose data have no end, with held-out questions
+before it, sample answers of each layer on the way, and checkpoints that are written and rotated. One stage is long, the
+interaction unless --stage says another. It is watched from outside and told to stop (SIGTERM) when the time is over,
+upon which it must leave a checkpoint. Resident memory is what the run notes after every step, in ``metrics.jsonl``.
+
+    python benchmarks/soak.py --minutes 30 --runs
+
+Runs in a row in one process, each through all stages with another seed, until the time is over: what a whole run
+leaves behind accumulates. That is no case of the command line, but one of programs that call the engine.
+
+The first fifth of the time is warm-up and left out. Straight lines are fitted through the means of the minutes (or of
+the runs), and a slope is given with its standard error: memory is flat when the slope is less than two errors, or so
+small that no run would notice. Throughput counts the process's own CPU seconds, so that other work on the machine
+disturbs it little. Linux only.
 """
 
 from __future__ import annotations
@@ -16,7 +24,10 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,8 +40,9 @@ from vlsi_cli.config.loading import resolve
 from vlsi_cli.engine.runs.distill import run
 from vlsi_cli.events import CheckpointSaved, Event, StepDone
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
+PAGE, TICK = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 STAGES = ("verbalization", "interaction", "reinforcement")
+WARM_UP = 1 / 5  # of the time
 
 
 def resident() -> float:
@@ -39,9 +51,165 @@ def resident() -> float:
         return int(file.read().split()[1]) * PAGE / 2**20
 
 
-def open_files() -> int:
-    """Files that this process holds open."""
-    return len(os.listdir("/proc/self/fd"))
+def open_files(process: int | str = "self") -> int:
+    """Files that a process holds open."""
+    return len(os.listdir(f"/proc/{process}/fd"))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A straight line through points: mean of y, slope, and the slope's standard error."""
+
+    mean: float
+    slope: float
+    error: float
+
+
+def fit(x: Sequence[float], y: Sequence[float]) -> Line:
+    """Least squares; the error assumes independent residuals.
+
+    Raises:
+        ValueError: fewer than three points.
+    """
+    if len(x) < 3:
+        raise ValueError(f"a slope with its error needs three points, not {len(x)}")
+    middle, mean = statistics.fmean(x), statistics.fmean(y)
+    spread = sum((value - middle) ** 2 for value in x)
+    slope = sum((a - middle) * (b - mean) for a, b in zip(x, y, strict=True)) / spread
+    rest = sum((b - mean - slope * (a - middle)) ** 2 for a, b in zip(x, y, strict=True))
+    return Line(mean, slope, (rest / (len(x) - 2) / spread) ** 0.5)
+
+
+# ---------------------------------------------------------------- one run
+
+
+@dataclass
+class Window:
+    """A minute of one run.
+
+    Attributes:
+        at: middle of it, hours since the stage began.
+        cpu: seconds of the process.
+        memory: resident after each step, MiB.
+        files: open at its end.
+    """
+
+    at: float
+    cpu: float
+    memory: list[float]
+    files: int
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One run as it was seen: its windows, and what it had done when it was told to stop."""
+
+    windows: list[Window]
+    checkpoints: int
+    kept: int
+    samples: int
+
+
+def command(output: Path, stage: str) -> list[str]:
+    """``vlsi distill`` with one long stage; those before it are as short as they can be."""
+    long = [f"{each}.steps={10**7 if each == stage else 4}" for each in STAGES]
+    sets = [*long, *(f"{each}.batch_size=4" for each in STAGES), "threads=1", "checkpoint_every=100"]
+    sets += ["evaluation.data.sources.0.size=64", "evaluation.batch_size=8"]
+    sets += ["watch.samples=4", "watch.samples_every=100", "watch.samples_max_new_tokens=8"]
+    program = [sys.executable, "-c", "from vlsi_cli.app import main; main()", "distill", "--recipe", "demo"]
+    return [*program, "--output", str(output), *(part for each in sets for part in ("--set", each))]
+
+
+def cpu_seconds(process: int) -> float:
+    """CPU seconds of another process so far."""
+    words = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / TICK
+
+
+def soak_one(minutes: float, stage: str, seconds: float) -> Watched:
+    """One run for so many minutes of a stage, seen in windows of ``seconds``.
+
+    Raises:
+        SystemExit: it ended by itself, or did not end in order when it was told to.
+    """
+    with tempfile.TemporaryDirectory(prefix="vlsi-soak-") as place:
+        folder, log = Path(place) / "run", Path(place) / "log"
+        with log.open("w") as told:
+            child = subprocess.Popen(command(folder, stage), stdout=subprocess.DEVNULL, stderr=told)
+        try:
+            windows = _windows(child, folder / "metrics.jsonl", stage, minutes, seconds)
+            child.send_signal(signal.SIGTERM)
+            code = child.wait(timeout=120)
+        finally:
+            child.kill()
+        words = log.read_text(encoding="utf-8")
+        if code != 128 + signal.SIGTERM:
+            raise SystemExit(f"the run ended with exit code {code}:\n{words}")
+        kept = len(list((folder / "checkpoints").iterdir()))
+        return Watched(
+            windows, words.count("checkpoint of step"), kept, words.count("sample answers of step")
+        )
+
+
+def _windows(
+    child: subprocess.Popen[bytes], metrics: Path, stage: str, minutes: float, seconds: float
+) -> list[Window]:
+    windows: list[Window] = []
+    began, place = None, 0
+    while began is None or time.perf_counter() - began < 60 * minutes:
+        first, cpu = time.perf_counter(), cpu_seconds(child.pid)
+        time.sleep(seconds if began is not None else 0.5)
+        if child.poll() is not None:
+            raise SystemExit(f"the run ended by itself with exit code {child.returncode}")
+        lines, place = _new_lines(metrics, place)
+        memory = [line["memory_bytes"] / 2**20 for line in lines if line["stage"] == stage]
+        if began is None:  # the stage has not begun, or did so in the middle of this half second
+            began = time.perf_counter() if memory else None
+            continue
+        now = time.perf_counter()
+        used = cpu_seconds(child.pid) - cpu
+        windows.append(Window(((first + now) / 2 - began) / 3600, used, memory, open_files(child.pid)))
+    return windows
+
+
+def _new_lines(file: Path, place: int) -> tuple[list[dict[str, float]], int]:
+    """Whole lines of a JSON Lines file from a byte on, and where the next begin."""
+    if not file.is_file():
+        return [], place
+    with file.open("rb") as held:
+        held.seek(place)
+        whole = held.read().rpartition(b"\n")[0]
+    return [json.loads(line) for line in whole.splitlines()], place + len(whole) + bool(whole)
+
+
+def report_one(watched: Watched, minutes: float, stage: str, seconds: float) -> None:
+    """Print a table in Markdown."""
+    warm = [each for each in watched.windows if each.at >= minutes / 60 * WARM_UP]
+    hours = [each.at for each in warm]
+    memory = fit(hours, [statistics.fmean(each.memory) for each in warm])
+    highest = fit(hours, [max(each.memory) for each in warm])
+    speed = fit(hours, [len(each.memory) / each.cpu for each in warm])
+    steps = sum(len(each.memory) for each in watched.windows)
+    print(
+        f"{minutes:g} minutes of {stage} in one run: {steps:,} steps, {watched.checkpoints} checkpoints "
+        f"({watched.kept} kept), sample answers {watched.samples} times; {len(warm)} windows of {seconds:g} s after "
+        f"the warm-up; demo pair, 1 thread, torch {torch.__version__}\n"
+    )
+    rows = {"resident memory, MiB": memory, "the highest of a window, MiB": highest}
+    _table(rows, speed)
+    print(f"| open files | {warm[-1].files} | {warm[-1].files - warm[0].files:+d} in all | |")
+
+
+def _table(rows: dict[str, Line], speed: Line) -> None:
+    print("| | mean | slope an hour | standard error |")
+    print("|---|---|---|---|")
+    for name, line in rows.items():
+        print(f"| {name} | {line.mean:.1f} | {line.slope:+.2f} | {line.error:.2f} |")
+    relative = [100 * value / speed.mean for value in (speed.slope, speed.error)]
+    print(f"| steps a CPU second | {speed.mean:.2f} | {relative[0]:+.1f} % | {relative[1]:.1f} % |")
+
+
+# ---------------------------------------------------------------- runs in a row
 
 
 @dataclass
@@ -72,31 +240,7 @@ class Cycle:
             self.checkpoints += 1
 
 
-@dataclass(frozen=True)
-class Line:
-    """A straight line through points: mean of y, slope, and the slope's standard error."""
-
-    mean: float
-    slope: float
-    error: float
-
-
-def fit(x: Sequence[float], y: Sequence[float]) -> Line:
-    """Least squares; the error assumes independent residuals.
-
-    Raises:
-        ValueError: fewer than three points.
-    """
-    if len(x) < 3:
-        raise ValueError(f"a slope with its error needs three points, not {len(x)}")
-    middle, mean = statistics.fmean(x), statistics.fmean(y)
-    spread = sum((value - middle) ** 2 for value in x)
-    slope = sum((a - middle) * (b - mean) for a, b in zip(x, y, strict=True)) / spread
-    rest = sum((b - mean - slope * (a - middle)) ** 2 for a, b in zip(x, y, strict=True))
-    return Line(mean, slope, (rest / (len(x) - 2) / spread) ** 0.5)
-
-
-def soak(minutes: float, steps: int) -> list[Cycle]:
+def soak_runs(minutes: float, steps: int) -> list[Cycle]:
     """Runs in a row until the time is over."""
     began, cycles = time.perf_counter(), list[Cycle]()
     sets = [f"{stage}.{key}" for stage in STAGES for key in (f"steps={steps}", "batch_size=4")]
@@ -114,40 +258,53 @@ def soak(minutes: float, steps: int) -> list[Cycle]:
     return cycles
 
 
+def report_runs(cycles: list[Cycle], minutes: float) -> None:
+    """Print a table in Markdown."""
+    warm = [cycle for cycle in cycles if cycle.at >= minutes / 60 * WARM_UP]
+    hours = [cycle.at for cycle in warm]
+    memory = fit(hours, [statistics.fmean(cycle.memory) for cycle in warm])
+    peak = fit(hours, [max(cycle.memory) for cycle in warm])
+    speed = fit(hours, [cycle.steps / cycle.cpu for cycle in warm])
+    print(
+        f"{minutes:g} minutes, {len(cycles)} runs of {cycles[0].steps} steps and {cycles[0].checkpoints} checkpoints "
+        f"({len(warm)} after the warm-up); demo pair, 1 thread, torch {torch.__version__}\n"
+    )
+    _table({"resident memory, MiB": memory, "its peak in a run, MiB": peak}, speed)
+    inside = [max(cycle.memory) - cycle.memory[0] for cycle in warm]
+    error = statistics.stdev(inside) / len(inside) ** 0.5
+    mean = statistics.fmean(inside)
+    print(f"| growth inside a run, first step to peak, MiB | {mean:.2f} | | {error:.2f} |")
+    print(f"| open files | {warm[-1].files} | {warm[-1].files - warm[0].files:+d} in all | |")
+
+
 def main() -> None:
     """Soak and print a table in Markdown."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--steps", type=int, default=20, help="optimizer steps of each stage of a cycle")
-    parser.add_argument("--output", type=Path, help="also write every cycle to this JSON file")
+    parser.add_argument(
+        "--stage", choices=STAGES, default="interaction", help="the long stage of the one run"
+    )
+    parser.add_argument("--window", type=float, default=60, metavar="SECONDS", help="a point of the lines")
+    parser.add_argument("--runs", action="store_true", help="runs in a row in one process instead of one run")
+    parser.add_argument("--steps", type=int, default=20, help="with --runs: optimizer steps of each stage")
+    parser.add_argument(
+        "--output", type=Path, help="also write every window, or every run, to this JSON file"
+    )
     asked = parser.parse_args()
-    cycles = soak(asked.minutes, asked.steps)
-    warm = [cycle for cycle in cycles if cycle.at >= asked.minutes / 60 / 5]
+    points: Sequence[Cycle | Window]
+    if asked.runs:
+        points = cycles = soak_runs(asked.minutes, asked.steps)
+    else:
+        watched = soak_one(asked.minutes, asked.stage, asked.window)
+        points = watched.windows
     if asked.output:
-        asked.output.write_text(json.dumps([asdict(cycle) for cycle in cycles]) + "\n", "utf-8")
-    hours = [cycle.at for cycle in warm]
-    memory = fit(hours, [statistics.fmean(cycle.memory) for cycle in warm])
-    peak = fit(hours, [max(cycle.memory) for cycle in warm])
-    speed = fit(hours, [cycle.steps / cycle.cpu for cycle in warm])
-    each = f"{cycles[0].steps} steps and {cycles[0].checkpoints} checkpoints"
-    about = f"demo pair, {torch.get_num_threads()} thread, torch {torch.__version__}"
-    print(
-        f"{asked.minutes:g} minutes, {len(cycles)} runs of {each} ({len(warm)} after the warm-up), {about}\n"
-    )
-    print("| | mean | slope an hour | standard error |")
-    print("|---|---|---|---|")
-    for name, line in (("resident memory, MiB", memory), ("its peak in a run, MiB", peak)):
-        print(f"| {name} | {line.mean:.1f} | {line.slope:+.1f} | {line.error:.1f} |")
-    inside = [max(cycle.memory) - cycle.memory[0] for cycle in warm]
-    error = statistics.stdev(inside) / len(inside) ** 0.5
-    print(
-        f"| growth inside a run, first step to peak, MiB | {statistics.fmean(inside):.2f} | | {error:.2f} |"
-    )
-    relative = [100 * value / speed.mean for value in (speed.slope, speed.error)]
-    print(f"| steps a CPU second | {speed.mean:.2f} | {relative[0]:+.1f} % | {relative[1]:.1f} % |")
-    print(f"| open files | {warm[-1].files} | {warm[-1].files - warm[0].files:+d} in all | |")
+        asked.output.write_text(json.dumps([asdict(each) for each in points]) + "\n", "utf-8")
+    if asked.runs:
+        report_runs(cycles, asked.minutes)
+    else:
+        report_one(watched, asked.minutes, asked.stage, asked.window)
 
 
 if __name__ == "__main__":

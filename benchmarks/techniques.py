@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlsi_cli.engine.losses import AllPairs, divergence, divergence_matrix
+from vlsi_cli.engine.losses import AllPairs, divergence, divergence_matrix, fused
 
 #: Rectangle (tokens, words) of the bare products: what the products alone are fastest at. On a CPU that is measured,
 #: among 512 x 512 .. 512 x 2048; on a GPU it is the whole problem as far as 2.5 GB of bf16 hold it.
@@ -140,6 +140,8 @@ def pair_loss(name: str, problem: Problem) -> Callable[[Tensor, Tensor], Tensor]
     """From states to the summed loss of one pair."""
     v = problem.vocabulary
     w_s, w_t = problem.w_s[:v], problem.w_t[:v]  # what a peer does not cut is cut for it
+    if name == "ours-fused":
+        return in_fused(pair_loss("ours", problem))
     if name.startswith("ours"):
         plan = {"ours": None, "ours-kept": "kept", "ours-recomputed": "recomputed"}[name]
         return lambda x, x_t: divergence(x, problem.w_s, x_t, problem.w_t, vocabulary=v, plan=plan).sum()
@@ -173,6 +175,16 @@ def pair_loss(name: str, problem: Problem) -> Callable[[Tensor, Tensor], Tensor]
             raise CannotRun("LigerFusedLinearJSD is a Triton kernel and needs a GPU")
         return liger_triton(w_s, w_t)
     raise CannotRun(f"there is no technique '{name}'")
+
+
+def in_fused(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same, compiled as a run with ``compile: true`` has it."""
+
+    def run(*args: Any) -> Tensor:
+        with fused():
+            return loss(*args)
+
+    return run
 
 
 def liger_triton(w_s: Tensor, w_t: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -212,6 +224,8 @@ def top_k(w_s: Tensor, w_t: Tensor, k: int) -> Callable[[Tensor, Tensor], Tensor
 
 def all_pairs(name: str, problem: Problem, tokens: int | None) -> Tensor:
     """The matrix of all pairs; with ``+``, then one drawn pair a small layer with its gradient."""
+    if name == "matrix+fused":
+        return in_fused(all_pairs)("matrix+drawn", problem, tokens)
     v = problem.vocabulary
     x_t = [x[:tokens] for x in problem.x_t]
     if name == "matrix":

@@ -6,7 +6,7 @@ import gc
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from vlsi_cli.config.plans import SidePlan
 from vlsi_cli.config.stage_plans import Records, stage_plans
 from vlsi_cli.config.stages import InteractionConfig, ReinforcementConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.backbones.compiled import compiled_layers
+from vlsi_cli.engine.losses import fused
 from vlsi_cli.engine.runs.models import new_verbalizers
 from vlsi_cli.engine.runs.stages import interaction_stage, reinforcement_stage
 from vlsi_cli.engine.stages import ReinforcementStage
@@ -32,12 +34,13 @@ from vlsi_cli.engine.training.optimizer import make_optimizer
 from vlsi_cli.engine.training.stage import Stage, StageOutput
 
 #: In the order in which they run: first without a large model, at last without it again.
-NAMES = ("sft", "last", "trl", "vlsi", "vlsi-8bit", "vlsi-cached", "vlsi-cached-vision")
+NAMES = ("sft", "last", "trl", "vlsi", "vlsi-compiled", "vlsi-8bit", "vlsi-cached", "vlsi-cached-vision")
 #: What `vlsi plan` is asked for each way.
 _PLANNED = {
     "sft": ("reinforcement", []),
     "last": ("interaction", ["interaction.intermediate=none"]),
     "vlsi": ("interaction", []),
+    "vlsi-compiled": ("interaction", []),
     "vlsi-8bit": ("interaction", ["teacher.quantization=8bit"]),
     "vlsi-cached": ("interaction", ["teacher.cache=somewhere"]),
     "vlsi-cached-vision": ("interaction", ["teacher.cache=somewhere"]),
@@ -93,9 +96,11 @@ class Room:
         self._teacher: LiveTeacher | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="step-"))
         self._facts: dict[str, Any] = {}
+        self._compiling = ExitStack()
 
     def close(self) -> None:
-        """Remove the cache."""
+        """Remove the cache, and compile no more."""
+        self._compiling.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def way(self, name: str, watch: Any) -> Way:
@@ -104,6 +109,7 @@ class Room:
         Raises:
             CannotRun: a package is missing.
         """
+        self._compiling.close()
         teacher: Teacher | None = None
         if name == "sft":
             self._teacher = None
@@ -133,6 +139,10 @@ class Room:
             large = teacher.backbone.model
             large.forward = watch.around("large model", type(large).forward.__get__(large))
         student.base.visual.forward = watch.around("vision", student.base.visual.forward)
+        if name == "vlsi-compiled" and isinstance(teacher, LiveTeacher):
+            for each in (student, teacher.backbone):
+                self._compiling.enter_context(compiled_layers(each))
+            self._compiling.enter_context(fused())
         return Way(stage, self._batch, self.setting.dtype)
 
     def _stage(self, name: str, student: Backbone, teacher: Teacher | None) -> Stage:

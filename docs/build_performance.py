@@ -58,9 +58,11 @@ Their figures, from their own settings, not repeated here:
 
 ## What it cannot do yet
 
-- There is no fused kernel for CUDA: the rectangles run as torch operations there too, uncompiled. A Triton kernel, or
-  rectangles through `torch.compile`, could not be tested where this was written, and nothing untested is offered.
-  `Readout` in `vlsi_cli/engine/losses/readout.py` is where one would go, with what is there as its oracle.
+- There is no kernel of our own for CUDA. With `compile: true` what happens to a rectangle between its products is
+  compiled by `torch.compile` (`vlsi_cli/engine/losses/bodies.py`): one or two kernels instead of a dozen operations.
+  On a GPU that has not been measured, so it is not the default; on a CPU, where rectangles stay in the cache, it is
+  worth what the tables say. A kernel that fuses the products as well would go behind `Readout` in
+  `vlsi_cli/engine/losses/readout.py`, with what is there as its oracle.
 - JSD (of any β), reverse KL and L2 have no one-walk form; they keep the logits of a block of tokens, or project twice.
 """
 

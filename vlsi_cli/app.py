@@ -22,7 +22,8 @@ from vlsi_cli.commands import (
     recipes,
     verbalize,
 )
-from vlsi_cli.errors import VlsiError
+from vlsi_cli.commands._pipes import outliving_readers
+from vlsi_cli.errors import SMALLER, TrainingError, VlsiError, first_line, is_out_of_memory
 
 _DEFECT = (
     "This is a defect of vlsi, not of your input: please report it with this traceback and `vlsi --version`."
@@ -44,6 +45,11 @@ class _Group(TyperGroup):
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
+            if is_out_of_memory(error):  # where nobody knew a better word
+                problem = TrainingError(f"memory ran out: {first_line(error)}", hint=SMALLER)
+                problem.__cause__ = error
+                _output.error(problem)
+                raise typer.Exit(problem.exit_code) from error
             error.add_note(_DEFECT)
             raise
 
@@ -92,4 +98,9 @@ app.add_typer(recipes.app, name="recipes")
 
 def main() -> None:
     """Entry point of the command ``vlsi``."""
-    app(prog_name="vlsi")
+    with outliving_readers():
+        try:
+            app(prog_name="vlsi")
+        except Exception as defect:
+            _output.defect(defect)
+            raise SystemExit(1) from defect

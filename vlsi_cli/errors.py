@@ -7,7 +7,9 @@ a defect of this program and keeps its traceback. The table of codes is in ``doc
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class VlsiError(Exception):
@@ -73,7 +75,8 @@ class CheckpointError(VlsiError):
 
 
 class TrainingError(VlsiError):
-    """A run that went wrong while training, such as a loss that is no longer finite."""
+    """A run that went wrong while training, such as a loss that is no longer finite; or work that memory is too small
+    for."""
 
     exit_code = 8
 
@@ -107,7 +110,7 @@ class Interrupted(VlsiError):
 
     Args:
         resume: the command that continues the run, or None when there is nothing to continue.
-        exit_code: 130 after Ctrl-C (SIGINT), 143 after SIGTERM, 138 after SIGUSR1.
+        exit_code: 130 after Ctrl-C (SIGINT), 143 after SIGTERM, 138 after SIGUSR1, 129 after SIGHUP.
     """
 
     exit_code = 130
@@ -120,6 +123,50 @@ class Interrupted(VlsiError):
         )
         self.resume = resume
         self.exit_code = exit_code
+
+
+#: What to do where memory ran out and nothing better is known.
+SMALLER = "take a smaller model, fewer or shorter records at a time, or a machine with more memory"
+#: What those say who have no error of their own for it: torch's allocator on the host and on MPS, cuBLAS, cuDNN, the
+#: CUDA runtime, onnxruntime, safetensors, C++.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+    "failed to allocate memory",
+    "status_alloc_failed",
+    "std::bad_alloc",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the host or on a device. Python, torch and others say so in many ways."""
+    if isinstance(error, VlsiError):
+        return False
+    if (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    ):  # torch's, which is not imported
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return any(sign in str(error).lower() for sign in _NO_MEMORY)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def fitting(problem: VlsiError) -> Iterator[None]:
+    """Have ``problem`` raised where memory runs out inside the block."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise problem from error
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str | None:

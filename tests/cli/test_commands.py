@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from vlsi_cli import __version__
 from vlsi_cli import events as ev
-from vlsi_cli.app import app
+from vlsi_cli.app import app, main
 from vlsi_cli.config import reach
 from vlsi_cli.errors import Interrupted, TrainingError
 
@@ -247,6 +247,21 @@ def test_how_runs_end(engine: dict[str, Any], problem: BaseException, code: int,
     assert done.exit_code == code
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_defect_tells_no_secrets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(**words: Any) -> None:
+        raise ZeroDivisionError("asked with hf_" + "aB3" * 12)
+
+    monkeypatch.setattr("vlsi_cli.app.app", broken)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "ZeroDivisionError: asked with [redacted]" in shown
 
 
 def test_a_defect_keeps_its_traceback_and_says_where_to_turn(engine: dict[str, Any]) -> None:

@@ -57,3 +57,13 @@ def test_runs_as_a_module(tmp_path: Path) -> None:
     environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == f"vlsi {__version__}\n"
+
+
+def test_training_needs_no_package_that_only_some_runs_need() -> None:
+    program = """
+import sys
+for name in "bitsandbytes deepspeed httpcore2 lmms_eval onnx onnxruntime peft tensorboard trackio".split():
+    sys.modules[name] = None
+import vlsi_cli.engine.runs.cache, vlsi_cli.engine.runs.distill, vlsi_cli.engine.runs.verbalize
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

@@ -130,7 +130,7 @@ def test_wrong_input_is_one_sentence_with_its_code() -> None:
     wrong(["--model", "demo/small", "--verbalizers", "empty"], 7, "no verbalizers in empty")
     wrong(["--model", "qwen2-vl-2c"], 2, "no model is named 'qwen2-vl-2c'")
     wrong(["--model", "Some/Model"], 4, "'Some/Model' is not a local folder, is not in the cache")
-    wrong(["--model", "./nowhere"], 4, "no model folder './nowhere'")
+    wrong(["--model", "./nowhere"], 4, "there is no folder './nowhere'")
 
 
 def test_models_that_cannot_be_asked() -> None:

@@ -16,7 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+from tests.image_server import HOST, PUBLIC, ImageServer, leads_to, raw, says
 from tests.inputs.kit import ends_well, vlsi
+from vlsi_cli.engine.data import fetching
 from vlsi_cli.engine.data.records import REASONS
 
 EXAMPLES = 60
@@ -179,12 +181,49 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def outcome(folder: Path, path: str, allowed: tuple[str, ...]) -> None:
+#: Address in the record, where images are fetched -> the reason. Pages are those of ``web``.
+ADDRESSES: dict[str, tuple[str, ...]] = {
+    f"http://{HOST}/good": (USED,),
+    f"HTTP://{HOST.upper()}:80/good?size=1#top": (USED,),
+    f"http://{HOST}/moved": (USED,),
+    f"http://{HOST}/gone": ("image-not-fetched",),
+    f"http://{HOST}/broken": ("image-not-fetched",),
+    f"http://{HOST}/round": ("image-not-fetched",),
+    f"http://{HOST}/inside": ("image-address",),
+    f"http://{HOST}/endless": ("image-not-fetched",),
+    f"http://{HOST}/drip": ("image-not-fetched",),
+    f"http://{HOST}/zip": ("image-not-fetched",),
+    f"http://{HOST}/page": ("image-unreadable",),
+    f"http://{HOST}/svg": ("image-unreadable",),
+    f"http://{HOST}/half": ("image-damaged",),
+    f"http://{HOST}/bomb": ("image-too-large",),
+    f"http://{HOST}/moving": ("image-animated",),
+    "http://nowhere.example/a.png": ("image-not-fetched",),
+    "http://inside.example/good": ("image-address",),
+    "http://127.0.0.1/good": ("image-address",),
+    "http://2130706433/good": ("image-address",),
+    "http://[::ffff:7f00:1]/good": ("image-address",),
+    "http://169.254.169.254/latest/meta-data/": ("image-address",),
+    f"http://me:secret@{HOST}/good": ("image-address",),
+    f"http://{HOST}:22/good": ("image-address",),
+    "ftp://example.org/a.png": ("image-address",),
+    "file:///etc/passwd": ("image-address",),
+    "data:image/png;base64,AAAA": ("image-address",),
+    "s3://bucket/a.png": ("image-address",),
+    "http://": ("image-address",),
+    "http://\0/": ("image-address",),
+    "//example.org/a.png": ("image-escape",),
+    "../secret.png": ("image-escape",),
+    "good.png": (USED,),
+}
+
+
+def outcome(folder: Path, path: str, allowed: tuple[str, ...], *words: object) -> None:
     """Look at the one record of a file whose picture is at ``path``."""
     file = folder / "data.json"
     talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A circle."}]
     file.write_text(json.dumps([{"image": path, "conversations": talk}]))
-    done = vlsi("data", "preview", "--data", file, "--json")
+    done = vlsi("data", "preview", "--data", file, "--json", *words)
     said = ends_well(done, 0, 3)
     found = [reason for reason in allowed if reason != USED and REASONS[reason] in said]
     assert found or (not said and USED in allowed), f"allowed are {allowed}: {said or 'it is used'}"
@@ -200,6 +239,38 @@ def test_contents(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path[:24].encode("unicode_escape").decode())
 def test_paths(folder: Path, path: str) -> None:
     outcome(folder, path, PATHS[path])
+
+
+def web(server: ImageServer) -> None:
+    ok = b"HTTP/1.1 200 OK\r\n\r\n"
+    server.names["inside.example"] = ["10.0.0.8"]
+    server.pages |= {
+        "/good": saved(),
+        "/good?size=1": saved(),
+        "/moved": leads_to("/good", 301),
+        "/broken": says(status=500),
+        "/round": leads_to("/round"),
+        "/inside": leads_to("http://inside.example/good"),
+        "/endless": raw(ok, forever=b"x" * 65536),
+        "/drip": raw(ok, forever=b"x", wait=0.02),
+        "/zip": says(zlib.compress(bytes(9_000_000)), Content_Encoding="deflate"),
+        "/page": says(b"<html>not found</html>", Content_Type="image/png"),
+        "/svg": says(b"<svg xmlns='http://www.w3.org/2000/svg'/>", Content_Type="image/svg+xml"),
+        "/half": saved(NOISE)[:900],
+        "/bomb": png(20_000, 20_000, zlib.compress(b"\0" * 999)),
+        "/moving": two("GIF"),
+    }
+
+
+@pytest.mark.parametrize("address", ADDRESSES, ids=lambda text: text[:36].encode("unicode_escape").decode())
+def test_addresses(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    with ImageServer() as server:
+        web(server)
+        monkeypatch.setattr(fetching, "WORLD", server.network())
+        keys = {"fetch": "true", "folder": tmp_path, "timeout": 0.5, "max_bytes": 200_000}
+        words = [word for key, value in keys.items() for word in ("--set", f"data.image_urls.{key}={value}")]
+        outcome(folder, address, ADDRESSES[address], *words)
+        assert all(number == PUBLIC for number, _ in server.dialled)
 
 
 def test_a_device_is_no_picture(folder: Path) -> None:

@@ -28,6 +28,7 @@ def test_exit_codes_are_those_of_the_classes() -> None:
         kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.VlsiError)
     ]
     assert documented == {(kind.__name__, kind.exit_code) for kind in classes} | {
+        ("Interrupted", 129),
         ("Interrupted", 138),
         ("Interrupted", 143),
     }

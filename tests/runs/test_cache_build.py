@@ -118,6 +118,8 @@ def test_unusable_records_are_counted(pair: Pair, live: Path, tmp_path: Path) ->
     (tmp_path / "data.jsonl").write_text("oops\n")
     with pytest.raises(DataError, match="not one of 1 records could be used"):
         build(pair, live, tmp_path / "none", data)
+    (tmp_path / "data.jsonl").write_text(text)  # mended: what was begun has no shard, and is in nobody's way
+    assert build(pair, live, tmp_path / "none", data).records == 1
 
 
 def test_builds_that_are_refused(pair: Pair, live: Path, cache: Path, tmp_path: Path) -> None:

@@ -97,6 +97,11 @@ def test_scores_are_those_of_an_independent_count(
         for bench, right in counts.items():
             found = samples(output, model, bench)
             assert [sample["id"] for sample in found] == [f"{bench}:{n}" for n in range(10)]
+            if bench == "patterns":
+                assert [s["question"] for s in found] == [puzzle.turns[0].text for puzzle in puzzles]
+            else:
+                asked = {"open": rows, "likely": rows, "choice": letters}[bench]
+                assert all(row["question"] in s["question"] for row, s in zip(asked, found, strict=False))
             hits = [right(n, sample["answer"]) for n, sample in enumerate(found)]
             scale = 100 if bench == "patterns" else 1
             assert result(report, model, bench)["score"] == pytest.approx(scale * sum(hits) / 10)

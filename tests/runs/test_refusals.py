@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import namedtuple
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import pytest
 from tests.runs.conftest import short
 from tests.tiny import tiny_folder
 from vlsi_cli import events
-from vlsi_cli.config.loading import Resolved, resolve
+from vlsi_cli.config.loading import Resolved, load_saved, resolve
 from vlsi_cli.engine.runs.distill import run
+from vlsi_cli.engine.runs.folder import RunFolder
 from vlsi_cli.errors import (
     CompatibilityError,
     ConfigError,
@@ -25,11 +27,14 @@ from vlsi_cli.errors import (
 )
 
 
-def refused(resolved: Resolved, output: Path, kind: type[VlsiError]) -> VlsiError:
+def refused(resolved: Resolved, output: Path, kind: type[VlsiError], *, begun: bool = False) -> VlsiError:
+    """The error of a run; one that ends before its first step leaves no folder that would block the next try."""
     with pytest.raises(kind) as raised:
         run(resolved, output=output, events=events.ignore)
     assert "\n" not in raised.value.message
     assert not (output / "student").exists()
+    assert output.exists() == begun
+    assert begun or "--resume" not in str(raised.value.hint)
     return raised.value
 
 
@@ -82,9 +87,9 @@ PICTURE = {
 
 def test_a_broken_line_is_named_with_its_number(pair: tuple[Path, Path], tmp_path: Path) -> None:
     data = messages(tmp_path, GOOD, "{oops\n")
-    error = refused(
-        short(pair, data, "data.on_bad_record=refuse", "data.shuffle=false"), tmp_path / "run", DataError
-    )
+    sets = (data, "data.on_bad_record=refuse", "data.shuffle=false")
+    error = refused(short(pair, *sets), tmp_path / "run", DataError, begun=True)  # the first record is good
+    assert f"vlsi distill --resume {tmp_path / 'run'}" in str(error.hint)
     assert "data.jsonl:2" in error.message or "line 2" in error.message
 
 
@@ -105,7 +110,8 @@ def test_an_unreadable_image_is_counted_and_named(pair: tuple[Path, Path], tmp_p
 def test_an_unreadable_image_is_refused_when_asked(pair: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"not a picture")
     data = messages(tmp_path, PICTURE, GOOD)
-    error = refused(short(pair, data, "data.on_bad_record=refuse"), tmp_path / "run", DataError)
+    sets = (data, "data.on_bad_record=refuse", "data.shuffle=false")
+    error = refused(short(pair, *sets), tmp_path / "run", DataError)
     assert "bad.png" in error.message
 
 
@@ -161,5 +167,41 @@ def test_a_loss_that_explodes_ends_the_run(pair: tuple[Path, Path], tmp_path: Pa
         "reinforcement.optimizer.learning_rate=1e30",
         "reinforcement.optimizer.warmup_steps=0",
     )
-    error = refused(short(pair, *wild), tmp_path / "run", TrainingError)
+    error = refused(short(pair, *wild), tmp_path / "run", TrainingError, begun=True)
     assert "not finite" in error.message
+
+
+def test_a_folder_whose_run_was_killed_before_it_did_anything_is_taken(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """SIGKILL while the models were loaded; unless the process lives, or somebody has put a file there."""
+    output, mended = tmp_path / "run", short(pair, "seed=5")
+    with ExitStack() as stack:
+        RunFolder.create(output, short(pair), stack, overwrite=False)
+        with pytest.raises(OutputError, match="another process is working on the run"):
+            run(mended, output=output, events=events.ignore)
+    assert (output / "config.yaml").is_file()
+    with ExitStack() as stack:
+        RunFolder.create(output, mended, stack, overwrite=False)
+    assert load_saved(output).config.seed == 5
+    (output / "notes.txt").write_text("keep me")
+    with pytest.raises(OutputError, match="not empty"):
+        run(mended, output=output, events=events.ignore)
+    assert (output / "notes.txt").read_text() == "keep me"
+
+
+def test_a_refused_run_takes_nothing_away_that_is_not_its_own(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """An empty folder that was there before stays; so does a run that is resumed and refused."""
+    output, wrong = tmp_path / "run", short(pair, messages(tmp_path))
+    output.mkdir()
+    with pytest.raises(DataError):
+        run(wrong, output=output, events=events.ignore)
+    assert list(output.iterdir()) == []
+    with ExitStack() as stack:
+        RunFolder.create(output, wrong, stack, overwrite=False)
+    with pytest.raises(DataError) as refusal:
+        run(wrong, output=output, events=events.ignore, resume=True)
+    assert (output / "config.yaml").is_file()
+    assert "--resume" in str(refusal.value.hint)

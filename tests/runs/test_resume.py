@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,11 @@ from vlsi_cli.config.loading import load_saved
 from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.runs.distill import run
 from vlsi_cli.engine.runs.folder import RunFolder
+from vlsi_cli.engine.runs.parts import RunParts
 from vlsi_cli.engine.runs.watch import VOLATILE
 from vlsi_cli.engine.stages import InteractionStage
 from vlsi_cli.engine.training import StageOutput
+from vlsi_cli.engine.training.signals import Wish
 from vlsi_cli.errors import CheckpointError, Interrupted, OutputError
 
 KILL = """
@@ -158,11 +161,13 @@ def test_what_a_kill_between_writes_leaves_is_mended(
 
 
 def test_two_processes_cannot_work_on_one_run(whole: Path) -> None:
-    with RunFolder.open(whole).held(), pytest.raises(OutputError, match="another process is working"):
-        run(load_saved(whole), output=whole, events=events.ignore, resume=True)
+    with ExitStack() as stack:
+        RunFolder.resume(whole, stack)
+        with pytest.raises(OutputError, match="another process is working"):
+            run(load_saved(whole), output=whole, events=events.ignore, resume=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_wish_to_stop_leaves_a_checkpoint_and_the_command(
     pair: tuple[Path, Path], tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -189,6 +194,18 @@ def test_a_second_wish_to_stop_is_heard_at_once(pair: tuple[Path, Path], tmp_pat
     with pytest.raises(Interrupted, match="stopped at once") as stopped:
         run(short(pair), output=tmp_path / "run", events=twice)
     assert stopped.value.resume == f"vlsi distill --resume {tmp_path / 'run'}"
+
+
+def test_a_finished_student_is_read_as_the_configuration_says(whole: Path) -> None:
+    """With its attention; its precision is that of the run, in which it was written and measured."""
+    config = load_saved(whole).config
+    chosen = {"attn_implementation": "eager", "dtype": "fp32", "revision": "v1", "vision_memory": 0.5}
+    student = config.student.model_copy(update=chosen)
+    config = config.model_copy(update={"student": student, "precision": "bf16"})
+    read = RunParts(config, RunFolder.open(whole), Wish()).student
+    assert read.model.config._attn_implementation == "eager"
+    assert read.vision_memory is not None
+    assert {parameter.dtype for parameter in read.model.parameters()} == {torch.bfloat16}
 
 
 def test_a_complete_run_resumes_to_its_report(whole: Path) -> None:

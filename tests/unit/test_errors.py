@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
+
 import pytest
+import torch
 
 from vlsi_cli import errors
 from vlsi_cli.errors import ConfigError, Interrupted, did_you_mean
@@ -38,3 +42,26 @@ def test_interrupted_names_the_command_and_the_signal() -> None:
 )
 def test_did_you_mean(word: str, options: list[str], near: str | None) -> None:
     assert did_you_mean(word, options) == near
+
+
+def _caught(work: Callable[[], object]) -> Exception:
+    with pytest.raises(Exception) as raised:
+        work()
+    return raised.value
+
+
+def test_memory_that_ran_out_is_known_however_it_is_said() -> None:
+    """Real errors where this machine can raise them; the words of the others as their sources have them."""
+    real = [_caught(lambda: torch.empty(2**50)), _caught(lambda: bytearray(2**62))]
+    said = [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
+        ValueError("bad allocation: std::bad_alloc"),
+    ]
+    assert all(map(errors.is_out_of_memory, [*real, *said]))
+    others = [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("shape"), ConfigError("memory")]
+    assert not any(map(errors.is_out_of_memory, others))
+    assert errors.first_line(MemoryError()) == "MemoryError"

@@ -86,6 +86,17 @@ def test_a_sweep_puts_such_a_folder_back_too(tmp_path: Path) -> None:
     assert names(tmp_path / "inside" / "model") == ["weights"]
 
 
+def test_a_scratch_folder_goes_with_its_block_or_with_the_next_sweep(tmp_path: Path) -> None:
+    with files.scratch(tmp_path / "made") as room:
+        (room / "note").write_text("x")
+        files.sweep(tmp_path)  # of a living process: stays
+        assert (room / "note").exists()
+    assert list((tmp_path / "made").iterdir()) == []
+    room.mkdir()  # as if the process had been killed in the block
+    files.sweep(tmp_path)
+    assert list((tmp_path / "made").iterdir()) == []
+
+
 def test_files_and_the_list_of_their_names_reach_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,12 +7,14 @@ import signal
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
+from torch import distributed
 
 from vlsi_cli.config import launching
 from vlsi_cli.config.loading import resolve
@@ -21,6 +23,7 @@ from vlsi_cli.engine.devices import round_products
 from vlsi_cli.engine.runs import dividing, models
 from vlsi_cli.engine.runs.choices import chosen, resolved_choices
 from vlsi_cli.engine.runs.dividing import resolve_sharding
+from vlsi_cli.engine.stages import InteractionStage
 from vlsi_cli.engine.training.signals import heed_signals
 from vlsi_cli.errors import ConfigError, ProcessError
 
@@ -71,6 +74,21 @@ def test_a_process_stops_when_its_launcher_was_killed(monkeypatch: pytest.Monkey
         processes.ending_with_the_launcher(),
     ):
         pass
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal here")
+def test_a_hangup_is_a_wish_to_stop_unless_it_is_ignored() -> None:
+    """``nohup`` has it ignored."""
+    for before, wanted in ((signal.SIG_DFL, signal.SIGHUP), (signal.SIG_IGN, None)):
+        held = signal.signal(signal.SIGHUP, before)
+        try:
+            with heed_signals() as wish:
+                signal.raise_signal(signal.SIGHUP)
+                assert wish.signal == wanted
+                assert wish.exit_code == (129 if wanted else 130)
+            assert signal.getsignal(signal.SIGHUP) is before
+        finally:
+            signal.signal(signal.SIGHUP, held)
 
 
 @pytest.mark.parametrize(("word", "count"), [(None, None), ("auto", "auto"), ("4", 4)])
@@ -198,7 +216,8 @@ def test_choices_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["attention"] == {"student": "sdpa", "teacher": "eager"}
     assert found["teacher"] == {"placement": "disk", "precision": "bf16", "quantization": "none"}
     assert chosen(found) == (
-        "computing on cpu in bf16, attention eager and sdpa, decoder layers compiled, the large model's layers on disk"
+        "computing on cpu in bf16, attention eager and sdpa, losses and decoder layers compiled, "
+        "the large model's layers on disk"
     )
     started(monkeypatch, WORLD_SIZE="2", RANK="0")
     text = chosen(resolved_choices(config, cpu, torch.bfloat16, "both"))
@@ -215,3 +234,24 @@ def test_fp32_is_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.get_float32_matmul_precision() == "highest"
     finally:
         round_products(False, torch.float32)
+
+
+def test_a_sum_that_decides_for_all_has_the_same_bits_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that add up in orders of their own may differ in the last bit, and then draw different matches."""
+    values = ([1e16, 0.1], [-1e16, 0.2], [1.0, 0.3])  # of the first three, another order makes 0
+    parts = [torch.tensor(value, dtype=torch.float64) for value in values]
+
+    def all_gather(found: list[torch.Tensor], own: torch.Tensor) -> None:
+        for place, part in zip(found, parts, strict=True):
+            place.copy_(part)
+
+    monkeypatch.setattr(processes, "size", lambda: len(parts))
+    monkeypatch.setattr(distributed, "all_gather", all_gather)
+    monkeypatch.setattr(distributed, "all_reduce", lambda *_: pytest.fail("whose order nobody knows"))
+    sums = [processes.add_up_alike(part).tolist() for part in parts]  # as each process does
+    assert sums == [[1.0, 0.1 + 0.2 + 0.3]] * 3
+    stage = SimpleNamespace(generator=None, _matcher=lambda matrix, generator: matrix.tolist())
+    stage.generator = torch.Generator()
+    monkeypatch.setattr(distributed, "all_gather", lambda found, own: [place.copy_(own) for place in found])
+    drawn = InteractionStage._drawn(stage, torch.tensor([[2.0, 4.0]]), 2)  # type: ignore[arg-type]
+    assert drawn == [[1.0, 2.0]]

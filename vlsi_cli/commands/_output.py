@@ -78,6 +78,11 @@ def warn(text: str) -> None:
     speech().print(Text.assemble(("warning: ", "yellow"), redact(text)))
 
 
+def defect(problem: Exception) -> None:
+    """Show what nobody foresaw, as Python would, but without secrets."""
+    sys.stderr.write(redact("".join(traceback.format_exception(problem))))
+
+
 def error(problem: VlsiError) -> None:
     """Show the user's or the machine's error: one sentence and, on a line of its own, what to do next.
 

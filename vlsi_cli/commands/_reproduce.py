@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from vlsi_cli.commands import _output, _progress
+from vlsi_cli.commands._tables import new_table
 from vlsi_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from vlsi_cli.engine.runs.reproduce import Reproduction
 
 _SHOWN = 8  # names in a list that may have hundreds
+_BESIDE = 5  # micro-batches side by side, within 80 columns
 
 
 def show(folder: Path, *, others: Mapping[str, Any], json: bool) -> None:
@@ -42,17 +45,26 @@ def show(folder: Path, *, others: Mapping[str, Any], json: bool) -> None:
     if json:
         _output.document(found.to_json())
         return
+    for part in report_parts(found):
+        _output.data(part)
+
+
+def report_parts(found: Reproduction) -> Iterator[RenderableType]:
+    """The step then and now, its micro-batches, and what is not finite; no part is wider than 80 columns."""
+    # headings are lines of their own: a table as narrow as these would fold its title
     if found.terms:
-        _output.data(_terms(found))
-    _output.data(_micro_batches(found))
-    for line in _sentences(found):
-        _output.data(line)
+        yield f"step {found.step} of {found.stage}, learning rate {found.learning_rate:.3g}"
+        yield _terms(found)
+    yield "mean loss per response token, by micro-batch"
+    for first in range(0, len(found.micro_batches), _BESIDE):
+        yield _micro_batches(found, first)
+    for number, each in enumerate(found.micro_batches, start=1):
+        yield f"records of micro-batch {number}: {', '.join(each.records)}"
+    yield from _sentences(found)
 
 
 def _terms(found: Reproduction) -> Table:
-    table = Table(title=f"step {found.step} of {found.stage}, learning rate {found.learning_rate:.3g}")
-    for name in ("loss of layer", "then", "now"):
-        table.add_column(name, justify="right")
+    table = new_table("", "loss of layer", "then", "now")
     for name, value in found.terms.items():
         then = found.terms_then.get(name, math.nan)
         table.add_row(name, _number(then), _number(value))
@@ -60,16 +72,16 @@ def _terms(found: Reproduction) -> Table:
     return table
 
 
-def _micro_batches(found: Reproduction) -> Table:
-    table = Table(title=f"step {found.step} of {found.stage}: mean loss of each layer per response token")
-    table.add_column("micro-batch", justify="right")
-    names = list(found.micro_batches[0].terms)
-    for name in (*names, "tokens"):
-        table.add_column(name, justify="right")
-    table.add_column("records", overflow="fold")
-    for number, each in enumerate(found.micro_batches, start=1):
-        cells = [_number(each.terms[name]) if name in each.terms else Text("-") for name in names]
-        table.add_row(str(number), *cells, str(each.response_tokens), ", ".join(each.records))
+def _micro_batches(found: Reproduction, first: int) -> Table:
+    """The mean loss of each layer per response token in some micro-batches, from number ``first`` on."""
+    some = found.micro_batches[first : first + _BESIDE]
+    numbers = [str(number) for number in range(first + 1, first + 1 + len(some))]
+    table = new_table("", "loss of layer", *numbers)
+    for name in found.micro_batches[0].terms:
+        table.add_row(
+            name, *(_number(each.terms[name]) if name in each.terms else Text("-") for each in some)
+        )
+    table.add_row("response tokens", *(str(each.response_tokens) for each in some))
     return table
 
 

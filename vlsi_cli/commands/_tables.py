@@ -16,6 +16,7 @@ from vlsi_cli.config.recipes import Recipe
 from vlsi_cli.events import Report
 
 if TYPE_CHECKING:
+    from vlsi_cli.engine.runs.fetch import FetchReport
     from vlsi_cli.engine.runs.preview import PreviewReport
 
 
@@ -85,6 +86,21 @@ def preview_parts(report: PreviewReport, *, colours: bool) -> Iterator[Renderabl
     yield f"{report.tokens} tokens: {report.image_tokens} of images, {report.trained_tokens} trained"
     for name, shape in report.tensors.items():
         yield f"{name}: {' x '.join(map(str, shape))}"
+
+
+def fetch_parts(report: FetchReport) -> Iterator[RenderableType]:
+    """How many images there are, and why others are not."""
+    table = new_table("Images", "", "addresses")
+    table.columns[1].justify = "right"
+    for name, found in {"fetched": report.fetched, "there before": report.kept, **report.failed}.items():
+        table.add_row(name, f"{found:,}")
+    table.add_row("of", f"{report.addresses:,}")
+    yield table
+    for reason, some in report.examples.items():
+        for each in some:
+            yield f"{reason}: {each}"
+    unusable = f", {report.unusable:,} of them unusable" if report.unusable else ""
+    yield f"{report.records:,} records read{unusable}; images are kept in {', '.join(map(str, report.folders))}"
 
 
 def _settings(plan: Plan) -> Table:

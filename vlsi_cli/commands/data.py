@@ -1,4 +1,4 @@
-"""``vlsi data``: look at training data the way a model would see them."""
+"""``vlsi data``: look at training data the way a model would see them, and fetch what they name."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import Annotated
 import typer
 
 from vlsi_cli.commands import _options as opt
-from vlsi_cli.commands import _output, _tables
+from vlsi_cli.commands import _output, _progress, _tables
 from vlsi_cli.config import catalog, loading, reach, recipes
 from vlsi_cli.config.presence import data_needs
 from vlsi_cli.config.run import DataConfig
 from vlsi_cli.config.words import source_from_word
+from vlsi_cli.errors import ConfigError
 
-app = typer.Typer(help="Look at training data.", no_args_is_help=True)
+app = typer.Typer(help="Look at training data, and fetch their images.", no_args_is_help=True)
 
 
 @app.callback()
 def _data() -> None:
-    """Look at training data."""
+    """Look at training data, and fetch their images."""
 
 
 @app.command("preview")
@@ -66,4 +67,44 @@ def preview(
         _output.document(report)
     else:
         for part in _tables.preview_parts(report, colours=_output.has_colours()):
+            _output.data(part)
+
+
+@app.command("fetch")
+def fetch(
+    named: Annotated[
+        list[str] | None, typer.Argument(metavar="DATA", help="As --data.", show_default=False)
+    ] = None,
+    data: opt.DataOption = None,
+    recipe: opt.RecipeOption = None,
+    sets: opt.SetOption = None,
+    threads: Annotated[int, typer.Option(min=1, max=256, help="Images fetched at a time.")] = 16,
+    again: Annotated[bool, typer.Option("--again", help="Ask also for what has failed before.")] = False,
+    json: opt.JsonOption = False,
+) -> None:
+    """Fetch the images that records name by address, before a run needs them.
+
+    They are kept in the folder `data.image_urls.folder`, from which runs with `data.image_urls.fetch: true` read them.
+    With `--recipe` also those of its held-out data. What was stopped goes on with the same command.
+    """
+    _output.use_json(json)
+    words = [source_from_word(word) for word in (*(named or ()), *(data or ()))] or None
+    if words is None and recipe is None:
+        raise ConfigError("no data are given", hint="name a file or a data set, or give --recipe")
+    config = loading.resolve(recipe or recipes.DEFAULT, sets or (), {"data.sources": words}).config
+    wanted = [config.data]
+    if recipe is not None and config.evaluation.data is not None:
+        wanted.append(config.evaluation.data)
+    places = ("data", "evaluation.data")
+    reach.require([need for place, each in zip(places, wanted, strict=False) for need in data_needs(place, each)],
+                  dry_run=False)  # fmt: skip
+
+    from vlsi_cli.engine.runs import fetch as engine
+
+    with _progress.RunView() as view:
+        report = engine.run(wanted, threads=threads, again=again, events=view)
+    if json:
+        _output.document(report)
+    else:
+        for part in _tables.fetch_parts(report):
             _output.data(part)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from vlsi_cli.config.base import Config
 
@@ -78,6 +80,52 @@ class HubSource(_SourceConfig):
 Source = Annotated[PatternsSource | LlavaSource | MessagesSource | HubSource, Field(discriminator="kind")]
 
 
+class ImageUrlsConfig(Config):
+    """Images that records name by an http or https address. Off by default; see the page on data."""
+
+    fetch: bool = False
+    """Fetch them. Otherwise a record that names one cannot be used."""
+    folder: Path | None = None
+    """Where fetched images are kept, by address, for every later epoch, run and process; null: `vlsi/images` in the
+    user's cache folder (`XDG_CACHE_HOME`, or `~/.cache`)."""
+    hosts: tuple[str, ...] | None = None
+    """The only hosts that may be asked, as `images.example.org`, `*.example.org` for all below it, or with a port
+    (`example.org:8443`); null: any public one, at ports 80 and 443."""
+    private_hosts: tuple[str, ...] = ()
+    """Hosts, by their whole name and with their port if it is not 80 or 443, that may lie in a private network.
+    Addresses of this machine and of its network link are never asked, whatever stands here."""
+    timeout: float = Field(default=20.0, gt=0, le=600)
+    """Seconds that one try may take, redirects and all bytes included; a quarter of them for a connection."""
+    tries: int = Field(default=3, ge=1, le=10)
+    """How often a fetch is tried that fails for a moment: no connection, too slow, answers 408, 425, 429 and 5xx."""
+    max_bytes: int = Field(default=32 * 2**20, ge=1)
+    """Longest file."""
+    give_up_after: int = Field(default=20, ge=1)
+    """Fetches in a row, by one process, that may fail for a moment, after all tries, before the run ends (and can be
+    resumed): then it is the network that is missing, not the images."""
+
+    @field_validator("hosts", "private_hosts")
+    @classmethod
+    def _readable(cls, value: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        form = _HOST if info.field_name == "private_hosts" else _HOSTS
+        for entry in value or ():
+            if not form.fullmatch(entry):
+                raise ValueError(f"'{entry}' is not a host: write example.org, or example.org:8443")
+        return value
+
+    @property
+    def place(self) -> Path:
+        """The folder in which images are kept."""
+        if self.folder is not None:
+            return self.folder.expanduser()
+        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return Path(cache).expanduser() / "vlsi" / "images"
+
+
+_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?(?::[0-9]{1,5})?"
+_HOST, _HOSTS = re.compile(_NAME), re.compile(rf"(?:\*\.)?{_NAME}")
+
+
 class DataConfig(Config):
     """A weighted mix of sources and how their records become model inputs."""
 
@@ -92,6 +140,8 @@ class DataConfig(Config):
     """Lower bound of the image processor's budget; null: the processor's own."""
     max_pixels: int | None = Field(default=None, ge=1)
     """Upper bound of the image processor's budget; null: the processor's own."""
+    image_urls: ImageUrlsConfig = ImageUrlsConfig()
+    """What is done with images that are named by an address."""
     on_bad_record: Literal["skip", "refuse"] = "skip"
     """What to do with an unreadable or over-long record: count and skip it, or end the run naming it."""
     shuffle: bool = True

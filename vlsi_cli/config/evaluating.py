@@ -10,8 +10,9 @@ from pathlib import Path
 from vlsi_cli.config import benchmarks, catalog, harness, reach
 from vlsi_cli.config.benchmarks import Benchmark
 from vlsi_cli.config.evaluation import EvaluationConfig
+from vlsi_cli.config.missing import model_need
 from vlsi_cli.config.models import ModelConfig
-from vlsi_cli.config.presence import Need, cached_snapshot, model_need
+from vlsi_cli.config.presence import Need, cached_snapshot
 from vlsi_cli.errors import ConfigError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

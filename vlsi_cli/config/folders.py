@@ -18,12 +18,37 @@ EXPORT_REPORT = "export_report.json"
 
 #: What stands in a run folder before its configuration does: a kill in between leaves no run, and nothing to keep.
 _BEFORE_CONFIG = {".lock", "environment.json", "origins.json", "progress.json"}
+#: What stands in it before the first step, scores and what they are made of left out; the last two are trackers'.
+BEFORE_WORK = _BEFORE_CONFIG | {CONFIG_FILE, "trackers.json", "data.json", "tensorboard", "wandb"}
 
 
 def holds_something(folder: Path) -> bool:
-    """Whether a folder holds more than what a run leaves that was killed before it had its configuration."""
+    """Whether a folder holds more than what a run leaves that was refused or killed before it had done anything."""
+    if is_barren(folder):
+        return False
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    return any(not (name in _BEFORE_CONFIG or re.fullmatch(r"\..*\.partial\.\w+", name)) for name in names)
+    return any(not (name in _BEFORE_CONFIG or _is_half(name)) for name in names)
+
+
+def is_barren(folder: Path) -> bool:
+    """Whether this is the folder of a run that has done nothing yet: no step, no checkpoint, no score.
+
+    Nothing is lost when another run takes it. A process may be at work in it all the same, loading its models: that is
+    the lock's to say.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        return False
+    if any(not (path.name in BEFORE_WORK or _is_half(path.name)) for path in folder.iterdir()):
+        return False
+    try:
+        progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        return not (progress["stages"] or progress["scores"] or progress["student"])
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return False
+
+
+def _is_half(name: str) -> bool:
+    return re.fullmatch(r"\..*\.partial\.\w+", name) is not None
 
 
 def for_new_run(output: Path | None, name: str, *, overwrite: bool = False) -> Path:
@@ -58,8 +83,9 @@ def for_new_run(output: Path | None, name: str, *, overwrite: bool = False) -> P
 def to_go_on_with(output: Path | None, resolved: Resolved) -> Path | None:
     """What ``--resume auto`` goes on with, or None when there is nothing and a run is to be started.
 
-    With an ``output``, the run in it, complete or not. Without one, the unfinished run of the very same configuration
-    with the highest number under ``runs/``. Numbers and files decide, never a clock.
+    With an ``output``, the run in it, complete or not; one of another configuration that has done nothing yet was
+    refused or killed, and the configuration mended: it is nothing. Without one, the unfinished run of the very same
+    configuration with the highest number under ``runs/``. Numbers and files decide, never a clock.
 
     Raises:
         OutputError: ``output`` holds a run of another configuration.
@@ -69,6 +95,8 @@ def to_go_on_with(output: Path | None, resolved: Resolved) -> Path | None:
         if not (output / CONFIG_FILE).is_file():
             return None
         if differs := difference(load_saved(output).config, resolved.config):
+            if is_barren(output):
+                return None
             raise OutputError(
                 f"{output} holds a run of another configuration: {differs}",
                 hint=f"give another --output, replace it with --overwrite, or go on with it as it is: "

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from vlsi_cli.config import catalog, recipes, yamls
+from vlsi_cli.config import catalog, missing, recipes, yamls
 from vlsi_cli.config.complaints import complain
 from vlsi_cli.config.redaction import redact_tree
 from vlsi_cli.config.run import DistillConfig
@@ -154,6 +154,9 @@ def load_saved(folder: Path) -> Resolved:
         CheckpointError: the folder is no run folder, or its configuration is damaged.
     """
     file = folder / CONFIG_FILE
+    if not folder.exists():
+        hint = missing.near(str(folder)) or "give the folder that `vlsi distill` wrote"
+        raise CheckpointError(f"{folder} is not a run folder: it does not exist", hint=hint)
     if not file.is_file():
         raise CheckpointError(
             f"{folder} is not a run folder: it has no {CONFIG_FILE}",

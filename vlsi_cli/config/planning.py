@@ -9,8 +9,9 @@ from __future__ import annotations
 from vlsi_cli.config.caches import cache_note
 from vlsi_cli.config.catalog import facts_of
 from vlsi_cli.config.loading import Resolved
+from vlsi_cli.config.missing import model_need, verbalizers_need
 from vlsi_cli.config.plans import PairPlan, Plan, SidePlan
-from vlsi_cli.config.presence import Need, data_needs, model_need, verbalizers_need
+from vlsi_cli.config.presence import Need, data_needs
 from vlsi_cli.config.run import DistillConfig, ModelConfig
 from vlsi_cli.config.stage_plans import Records, stage_plans, stored_precision
 from vlsi_cli.errors import CompatibilityError

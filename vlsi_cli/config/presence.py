@@ -81,24 +81,6 @@ def has_weights(folder: Path) -> bool:
     return any(next(folder.glob(pattern), None) is not None for pattern in _PATTERNS)
 
 
-def model_need(what: str, model: ModelConfig) -> Need:
-    """The need for one model."""
-    revision = f" --revision {model.revision}" if model.revision else ""
-    local = looks_local(model.id) or Path(model.id).is_dir()
-    fetch = None if local or model.id.startswith("demo/") else f"hf download {model.id}{revision}"
-    return Need(what, "model", model.id, model_is_present(model), fetch)
-
-
-def verbalizers_need(what: str, place: Path) -> Need:
-    """The need for a trained set of a large model: a folder of it, or a hub id."""
-    name, inside = str(place), "verbalizers/large"
-    if place.is_dir() or looks_local(name):
-        return Need(what, "verbalizers", name, place.is_dir(), None)
-    cached = cached_snapshot(name)
-    present = cached is not None and has_weights(cached / inside)
-    return Need(what, "verbalizers", name, present, f"hf download {name} --include '{inside}/*'")
-
-
 def data_needs(what: str, data: DataConfig) -> Iterable[Need]:
     """The needs of a mix of sources, in their order; built-in puzzles need nothing."""
     for number, source in enumerate(data.located_sources()):

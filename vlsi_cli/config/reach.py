@@ -6,7 +6,9 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from pathlib import Path
 
+from vlsi_cli.config.missing import alike, hint_for
 from vlsi_cli.config.presence import Need
 from vlsi_cli.errors import DataError, ModelError
 
@@ -35,19 +37,25 @@ def require(needs: Sequence[Need], *, dry_run: bool = True) -> None:
     if not missing:
         return
     # One line a thing: with the paper's data list the message is long, and is read as a list.
-    listed = "\n".join(f"  {need.what}: {need.where}" for need in missing)
+    listed = "\n".join(f"  {need.what}: {need.where}{_no_folder(need)}" for need in missing)
     message = f"this run needs {_count(len(missing))} not on this machine{offline}:\n{listed}"
     steps = [f"fetch where there is a network: {need.fetch}" for need in missing if need.fetch]
     if any(need.kind == "data" and need.fetch is None for need in missing):
         steps.append("put the data there, or point elsewhere with --data PATH or --set data.root=FOLDER")
     if any(need.kind == "cache" for need in missing):
         steps.append("give the folder that `vlsi cache build` wrote")
-    if any(need.kind in ("model", "verbalizers") and need.fetch is None for need in missing):
-        steps.append("check the path of the model, or give a hub id (owner/name)")
+    for need in missing:
+        if need.kind in ("model", "verbalizers"):
+            steps += hint_for(need.where).splitlines() if need.fetch is None else alike(need.where)
     if dry_run:
         steps.append("--dry-run shows the whole plan without any of it")
     only_data = all(need.kind == "data" for need in missing)
-    raise (DataError if only_data else ModelError)(message, hint="\n".join(steps))
+    raise (DataError if only_data else ModelError)(message, hint="\n".join(dict.fromkeys(steps)))
+
+
+def _no_folder(need: Need) -> str:
+    local = need.kind in ("model", "verbalizers") and need.fetch is None
+    return " (there is no such folder)" if local and not Path(need.where).exists() else ""
 
 
 def endpoint() -> str:

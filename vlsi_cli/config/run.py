@@ -10,7 +10,15 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from vlsi_cli.config.base import Config
-from vlsi_cli.config.data import DataConfig, HubSource, LlavaSource, MessagesSource, PatternsSource, Source
+from vlsi_cli.config.data import (
+    DataConfig,
+    HubSource,
+    ImageUrlsConfig,
+    LlavaSource,
+    MessagesSource,
+    PatternsSource,
+    Source,
+)
 from vlsi_cli.config.models import (
     Architecture,
     LayersConfig,
@@ -37,6 +45,7 @@ __all__ = [
     "DistillConfig",
     "EvaluationConfig",
     "HubSource",
+    "ImageUrlsConfig",
     "InteractionConfig",
     "LayerLoss",
     "LayersConfig",
@@ -113,7 +122,7 @@ class DistillConfig(Config):
     tf32: bool = True
     """Let a GPU round fp32 products to TF32 where the precision is bf16 or fp16 anyway; under fp32 they stay fp32."""
     compile: bool = False
-    """Compile the decoder layers of both models with `torch.compile`: slow to start, faster steps on a GPU."""
+    """Compile the losses and the decoder layers of both models with `torch.compile`: slow to start, faster on a GPU."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; null: torch's own choice. Tiny models are fastest with one."""
     checkpoint_every: int = Field(default=200, ge=1)

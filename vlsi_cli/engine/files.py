@@ -73,6 +73,23 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """An empty folder inside another one for what nobody needs when the block ends. What a kill leaves of it is swept.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=".scratch-", suffix=".partial", dir=folder))
+    try:
+        with _claimed(made):
+            yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
 def writing(target: Path) -> Iterator[None]:
     """Tell a failed write as one sentence that names ``target`` and the cause.
 
@@ -158,10 +175,15 @@ def only_process(folder: Path, what: str) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise OutputError(
-                    f"another process is working on {what}", hint="wait for it, or stop it"
-                ) from None
+                raise _taken(what) from None
+            with suppress(OSError):
+                if os.fstat(lock.fileno()).st_nlink == 0:  # its holder took the folder away meanwhile
+                    raise _taken(what)
         yield
+
+
+def _taken(what: str) -> OutputError:
+    return OutputError(f"another process is working on {what}", hint="wait for it, or stop it")
 
 
 def require_space(target: Path, needed: int, what: str) -> None:

@@ -25,7 +25,8 @@ from torch import Tensor, distributed
 from torch.distributed.rendezvous import rendezvous
 
 from vlsi_cli.config import launching
-from vlsi_cli.errors import ConfigError, ProcessError, VlsiError
+from vlsi_cli.engine import peers
+from vlsi_cli.errors import ConfigError, ProcessError, VlsiError, first_line
 
 Value = TypeVar("Value")
 
@@ -121,11 +122,12 @@ def _group(device: torch.device, patience: timedelta, orphaned: threading.Event)
         if orphaned.is_set():
             raise ProcessError(_ORPHANED) from error
         raise ProcessError(
-            f"the {size()} processes of this run cannot reach each other: {_first_line(error)}",
+            f"the {size()} processes of this run cannot reach each other: {first_line(error)}",
             hint="start them with --processes, torchrun or accelerate launch",
         ) from error
     orderly = False
     try:
+        over = peers.watch(store, rank(), size())
         yield
         orderly = True
     except VlsiError as error:
@@ -153,6 +155,7 @@ def _group(device: torch.device, patience: timedelta, orphaned: threading.Event)
         raise lost from error
     finally:
         if orderly:  # else the others wait somewhere, and this process must end for the launcher to end them
+            over.set()
             distributed.destroy_process_group()
 
 
@@ -215,6 +218,23 @@ def add_up(tensor: Tensor) -> Tensor:
     return total
 
 
+def add_up_alike(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, on the host and with the same bits on each of them.
+
+    An all-reduce promises no such thing: its algorithm may add the parts in another order for each process. Here all
+    parts go to all processes, still in one exchange, and each adds them in their order.
+    """
+    if size() == 1:
+        return tensor.cpu()
+    own = tensor.detach().contiguous()
+    found = [torch.empty_like(own) for _ in range(size())]
+    distributed.all_gather(found, own)
+    first, *others = (part.cpu() for part in found)
+    for part in others:
+        first = first + part
+    return first
+
+
 def wait() -> None:
     """Go on when every process has come here."""
     gather_ints([0])
@@ -231,7 +251,8 @@ def on_first(work: Callable[[], Value]) -> Value:
     held: list[Any] = [None, None]
     if is_first():
         try:
-            held[0] = work()
+            with peers.undisturbed():
+                held[0] = work()
         except VlsiError as error:
             held[1] = error
     mine = held[1]
@@ -274,6 +295,7 @@ def _tell(store: Any, text: str) -> None:
     """Let the others know that this process ends with a message of its own."""
     with suppress(RuntimeError):  # whoever keeps the store may have ended too
         store.set(f"vlsi/told/{rank()}", text)
+        store.set(peers.ENDED, str(rank()))
 
 
 def _told(store: Any, number: int) -> str | None:
@@ -298,7 +320,3 @@ def _is_lost(error: RuntimeError) -> bool:
     text = str(error)
     signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL")
     return isinstance(error, distributed.DistError) or any(sign in text for sign in signs)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

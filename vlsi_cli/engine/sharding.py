@@ -9,10 +9,11 @@ otherwise leave the others waiting in a gathering.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import lru_cache
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -102,9 +103,10 @@ def _squares(gradients: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def _mesh(module: nn.Module) -> DeviceMesh:
-    return _all_processes(next(module.parameters()).device.type)
+    return _all_processes(next(module.parameters()).device.type, distributed.group.WORLD)
 
 
-@cache
-def _all_processes(kind: str) -> DeviceMesh:
+@lru_cache(maxsize=2)
+def _all_processes(kind: str, group: Any) -> DeviceMesh:
+    """One mesh a group: a process that joins a second run must not divide by the group of the first, which is gone."""
     return init_device_mesh(kind, (processes.size(),))

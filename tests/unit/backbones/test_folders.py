@@ -10,7 +10,7 @@ import pytest
 from tests.hub_client import use_hub
 from tests.hub_server import HubServer
 from tests.hub_store import Repo
-from vlsi_cli.config.presence import verbalizers_need
+from vlsi_cli.config.missing import verbalizers_need
 from vlsi_cli.engine.backbones.folders import resolve_folder, resolve_verbalizers
 from vlsi_cli.errors import ModelError
 
@@ -41,7 +41,7 @@ def test_a_set_by_its_folder_and_by_its_run(tmp_path: Path) -> None:
     assert (
         resolve_verbalizers(str(tmp_path / "run"), "small") == tmp_path / "run"
     )  # has none: for the reader to say
-    with pytest.raises(ModelError, match="no verbalizers folder"):
+    with pytest.raises(ModelError, match="there is no folder 'nowhere'"):
         resolve_verbalizers("nowhere")
 
 

@@ -87,7 +87,7 @@ def _copy(source: Path, target: Path) -> Path:
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(ModelError, match="no model folder"):
+    with pytest.raises(ModelError, match="there is no folder"):
         load_backbone(str(tmp_path / "absent"))
 
 

@@ -20,10 +20,15 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def run(folder: str, resolved: Resolved = MADE, *, finished: bool = False) -> Path:
+def run(folder: str, resolved: Resolved = MADE, *, finished: bool = False, begun: bool = True) -> Path:
     path = Path(folder)
     resolved.save(path)
-    progress = {"student": finished, "stages": {}, "scores": {"small after": {}} if finished else {}}
+    scores: dict[str, object] = {"small before": {}} if begun else {}
+    progress = {
+        "student": finished,
+        "stages": {},
+        "scores": scores | ({"small after": {}} if finished else {}),
+    }
     (path / "progress.json").write_text(json.dumps(progress))
     return path
 
@@ -71,3 +76,27 @@ def test_what_a_kill_leaves_before_the_configuration_is_no_run_and_in_nobodys_wa
     (path / "notes.txt").write_text("keep me")
     with pytest.raises(OutputError, match="not empty and not a run folder"):
         folders.for_new_run(path, "demo")
+
+
+def test_a_run_that_has_done_nothing_is_in_nobodys_way() -> None:
+    """It was refused, or killed before its first step, and the configuration may have been mended since."""
+    path, other = run("mine", begun=False), resolve("demo", ["seed=5"])
+    assert folders.is_barren(path)
+    assert folders.to_go_on_with(path, other) is None
+    assert folders.to_go_on_with(path, MADE) == path
+    assert folders.for_new_run(path, "demo") == path
+
+
+@pytest.mark.parametrize(
+    "work",
+    ["metrics.jsonl", "checkpoints", "failures", "verbalizers", "answers", "notes.txt", "progress.json"],
+)
+def test_a_run_that_has_done_something_is_kept(work: str) -> None:
+    """Steps, checkpoints, results, somebody's own file; and a progress file that cannot be read says nothing."""
+    path = run("mine", begun=False)
+    (path / work).write_text("") if "." in work else (path / work).mkdir()
+    assert not folders.is_barren(path)
+    with pytest.raises(OutputError, match="already holds a run"):
+        folders.for_new_run(path, "demo")
+    with pytest.raises(OutputError, match="another configuration"):
+        folders.to_go_on_with(path, resolve("demo", ["seed=5"]))

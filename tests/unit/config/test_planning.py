@@ -7,8 +7,9 @@ import pytest
 from vlsi_cli.config import reach
 from vlsi_cli.config.folders import for_new_run
 from vlsi_cli.config.loading import resolve
+from vlsi_cli.config.missing import model_need
 from vlsi_cli.config.planning import needs, plan
-from vlsi_cli.config.presence import Need, cached_snapshot, has_weights, model_need
+from vlsi_cli.config.presence import Need, cached_snapshot, has_weights
 from vlsi_cli.config.run import DataConfig, ModelConfig
 from vlsi_cli.config.words import source_from_word
 from vlsi_cli.errors import CompatibilityError, ConfigError, DataError, ModelError, OutputError

@@ -70,6 +70,7 @@ def test_prompts_are_those_of_generation(family: str) -> None:
         prompt = coder.encode_prompt(record, turn)
         assert torch.equal(prompt.input_ids, encoded.input_ids[:start])
         assert prompt.reference == ("A red circle.", "Three.")[turn]
+        assert prompt.question == ("What is it?", "How many?")[turn]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

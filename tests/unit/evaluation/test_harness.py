@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -89,3 +90,33 @@ def test_what_it_says_goes_to_a_log(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "FROM_A_DOT_ENV_FILE" not in os.environ
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "")
+
+
+@needs_harness
+def test_the_log_holds_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Printed whole, in pieces, logged, in a traceback, and in a last line without an end."""
+    token, password = "hf_" + "aB3" * 12, "correct-horse"
+    monkeypatch.setenv("JUDGE_PASSWORD", password)
+    log = tmp_path / "harness.log"
+    with harness.quiet(log):
+        sys.stdout.write(f"using {token}\n")
+        for piece in ("Bearer ", token[:9], token[9:], " and more\r", "then\n"):
+            sys.stdout.write(piece)
+        importlib.import_module("loguru").logger.info(f"asking https://me:{password}@judge.example")
+        try:
+            raise RuntimeError(f"no access with {token}")
+        except RuntimeError:
+            traceback.print_exc()
+        sys.stderr.write(f"the end: {password}")
+    text = log.read_text("utf-8")
+    assert token not in text
+    assert password not in text
+    for kept in (
+        "using [redacted]\n",
+        "and more",
+        "then\n",
+        "asking https://",
+        "RuntimeError: no access with [redacted]",
+    ):
+        assert kept in text
+    assert text.endswith("the end: [redacted]")

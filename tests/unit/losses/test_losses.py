@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlsi_cli.engine.losses import cross_entropy, divergence
+from vlsi_cli.engine.losses import cross_entropy, divergence, readout
 
 KINDS = ("forward_kl", "reverse_kl", "jsd", "l2")
 
@@ -235,6 +235,37 @@ def test_an_fp16_gradient_survives_a_large_loss_scale_and_a_long_tail():
     # Every probability is some 5e-5: unscaled, most would have 4 bits left in fp16.
     tail = slice(100, None)
     assert (w.grad.double() - d.grad)[tail].norm() / d.grad[tail].norm() < 0.01
+
+
+@pytest.mark.parametrize("trained_head", [False, True])
+def test_an_fp16_gradient_of_the_reverse_kl_does_not_overflow(monkeypatch, trained_head):
+    """Terms p_s log(p_s / p_t) far above 64, which fp16 cannot hold once they are scaled against its underflow.
+
+    Products run on fp16 operands and leave in fp32, as a GPU's do; a CPU has no such product of its own.
+    """
+    monkeypatch.setattr(readout, "product_dtype", lambda device, operands, accumulation: operands)
+
+    def product(x, rows, dtype, out=None):
+        assert torch.float16 == x.dtype == rows.dtype
+        return torch.mm(x.to(dtype), rows.to(dtype), out=out)
+
+    monkeypatch.setattr(readout, "_product_of_halves", product)
+    x_s, w_s = draw(6, 16, seed=1, dtype=torch.float16), draw(50, 16, seed=2, dtype=torch.float16)
+    x_t, w_t = 16 * draw(6, 16, seed=3, dtype=torch.float16), draw(50, 16, seed=4, dtype=torch.float16)
+    a, b = x_s.clone().requires_grad_(), w_s.clone().requires_grad_(trained_head)
+    losses = divergence(a, b, x_t, w_t, vocabulary=50, kind="reverse_kl")
+    losses.sum().backward()
+    c, d = x_s.double().requires_grad_(), w_s.double().requires_grad_()
+    expected = reference(c, d, x_t.double(), w_t.double(), 50, "reverse_kl")
+    expected.sum().backward()
+    p_s = (x_s.double() @ w_s.double().T).log_softmax(-1)
+    terms = p_s.exp() * (p_s - (x_t.double() @ w_t.double().T).log_softmax(-1))
+    assert terms.max() > 66
+    assert (losses.double() - expected).abs().max() / expected.max() < 1e-3
+    # Each term is rounded to 11 bits before the sum of all, times p_s, is taken off it.
+    assert (a.grad.double() - c.grad).norm() / c.grad.norm() < 2e-3
+    if trained_head:
+        assert (b.grad.double() - d.grad).norm() / d.grad.norm() < 2e-3
 
 
 @pytest.mark.parametrize("trained_head", [False, True])

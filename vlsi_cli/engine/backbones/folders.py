@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import vlsi_cli
+from vlsi_cli.config import missing
 from vlsi_cli.errors import ModelError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -40,9 +41,10 @@ def resolve_folder(id: str, revision: str | None = None, *, weights: bool = True
         return path
     if path.is_file():
         raise ModelError(f"'{id}' is a file, not the folder of a model", hint="give the folder that holds it")
+    missing.require_folder_or_hub(id)
     if not _HUB_ID.fullmatch(id):
         raise ModelError(
-            f"no model folder '{id}'",
+            f"'{id}' is neither a folder nor a hub id",
             hint="give a local folder or a hub id such as Qwen/Qwen2-VL-2B-Instruct",
         )
     patterns = [*_SMALL_FILES, *(("*.safetensors",) if weights else ())]
@@ -69,6 +71,7 @@ def resolve_verbalizers(place: str | Path, name: str = "large") -> Path:
     if path.is_dir():
         return path / inside if (path / inside).is_dir() else path
     id = str(place)
+    missing.require_folder_or_hub(id)
     if not _HUB_ID.fullmatch(id):
         raise ModelError(
             f"no verbalizers folder '{id}'", hint="give a set's folder, a run, or a hub id (owner/name)"
@@ -92,6 +95,7 @@ def resolve_verbalizer_sets(id: str, names: Sequence[str]) -> Path:
     Raises:
         ModelError: no such folder or hub model, or one without verbalizers; or none cached and no network.
     """
+    missing.require_folder_or_hub(id)
     if not _HUB_ID.fullmatch(id):
         raise ModelError(
             f"no verbalizers folder '{id}'", hint="give a set's folder, a run, or a hub id (owner/name)"
@@ -179,7 +183,7 @@ def _fetch(id: str, revision: str | None, patterns: list[str], ignored: list[str
     except RepositoryNotFoundError as error:
         raise ModelError(
             f"no folder and no hub model '{id}' (or it is private)",
-            hint="check the name; for a private model: hf auth login",
+            hint="\n".join([*missing.alike(id), "check the name; for a private model: hf auth login"]),
         ) from error
     except RevisionNotFoundError as error:
         raise ModelError(f"hub model '{id}' has no revision '{revision}'") from error
@@ -203,5 +207,5 @@ def _offline(id: str, command: str, error: Exception) -> ModelError:
     cause = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ModelError(
         f"'{id}' is not a local folder, is not in the cache, and the Hugging Face hub cannot be reached ({cause})",
-        hint=f"with a network: {command}",
+        hint="\n".join([*missing.alike(id), f"with a network: {command}"]),
     )

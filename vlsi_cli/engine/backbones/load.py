@@ -17,7 +17,7 @@ from vlsi_cli.engine.backbones.processors import load_processor
 from vlsi_cli.engine.backbones.quantization import Quantization, check_quantization, quantizer
 from vlsi_cli.engine.backbones.quiet import quiet_transformers
 from vlsi_cli.engine.devices import seeded
-from vlsi_cli.errors import ModelError
+from vlsi_cli.errors import ModelError, fitting, is_out_of_memory
 
 # ---------------------------------------------------------------- facts without weights
 
@@ -150,8 +150,13 @@ def load_backbone(
         folder, min_pixels=min_pixels, max_pixels=max_pixels, chat_template=chat_template, shown=id
     )
     _require_same_patches(processor, config, id)
+    too_large = ModelError(
+        f"'{id}' does not fit into the memory of {device}",
+        hint="`vlsi plan` says what fits; a large model can be cached, quantized or placed elsewhere",
+    )
     if init == "random":
-        model = _random_model(folder, config, attn_implementation, seed).to(device=device, dtype=dtype)
+        with fitting(too_large):
+            model = _random_model(folder, config, attn_implementation, seed).to(device=device, dtype=dtype)
     else:
         # Straight to the device: through host memory a 72B model would need its size in RAM first.
         places = {"": str(device)} if device.type == "cuda" else None
@@ -161,7 +166,8 @@ def load_backbone(
         if quantization != "none":
             options["device_map"] = {"": str(device)}
             options["quantization_config"] = quantizer(config, family, quantization, dtype)
-        model = _pretrained_model(folder, config, id, dtype, device, attn_implementation, options)
+        with fitting(too_large):
+            model = _pretrained_model(folder, config, id, dtype, device, attn_implementation, options)
     backbone = Backbone(
         model=model, family=family, processor=processor, id=id, revision=revision, folder=folder
     )
@@ -218,9 +224,9 @@ def _pretrained_model(
                 ignore_mismatched_sizes=False,
                 **options,
             )
-    except torch.OutOfMemoryError as error:
-        raise ModelError(f"'{id}' does not fit into the memory of {device}: {_last_line(error)}") from error
     except Exception as error:  # damaged files raise errors of many unrelated kinds
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"the weights of '{id}' cannot be loaded: {_last_line(error)}", hint=f"folder: {folder}"
         ) from error

@@ -2,7 +2,7 @@
 
 Every image becomes 8-bit RGB, upright. What would need a guess is refused with a reason instead: animations,
 32-bit and floating-point pixels. The size is read from the header and checked *before* any pixel is decoded.
-Nothing is downloaded, and a path may not leave its folder, not even through a symbolic link.
+A path may not leave its folder, not even through a symbolic link; an address is refused unless the caller can fetch it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import IO, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from vlsi_cli.engine.data.addresses import shown
 from vlsi_cli.engine.data.records import BadRecord, ImageRef
 
 Result = TypeVar("Result")
@@ -42,34 +43,52 @@ class ImageLimits:
     max_aspect_ratio: float = 200.0
 
 
-def load_image(ref: ImageRef, limits: ImageLimits | None = None) -> Image.Image:
+#: Gives the bytes at an address, or raises BadRecord.
+Fetch = Callable[[str], bytes]
+
+
+def is_address(ref: ImageRef) -> bool:
+    """Whether a reference is an address rather than a path, of whatever scheme."""
+    return ref.path is not None and _URL.match(ref.path) is not None
+
+
+def load_image(ref: ImageRef, limits: ImageLimits | None = None, fetch: Fetch | None = None) -> Image.Image:
     """The decoded picture, 8-bit RGB and upright (EXIF orientation applied).
 
     Transparency is laid on white. 16-bit grey is scaled to 8 bits (65535 becomes 255); grey, palette and CMYK
     are converted by PIL.
 
+    Args:
+        fetch: what gives the bytes at an address; None refuses addresses.
+
     Raises:
         BadRecord: with one of the ``image-*`` reasons.
     """
-    return _with_picture(ref, limits or ImageLimits(), _pixels)
+    return _with_picture(ref, limits or ImageLimits(), fetch, _pixels)
 
 
-def image_size(ref: ImageRef, limits: ImageLimits | None = None) -> tuple[int, int]:
+def image_size(
+    ref: ImageRef, limits: ImageLimits | None = None, fetch: Fetch | None = None
+) -> tuple[int, int]:
     """Width and height of what :func:`load_image` gives, by the header alone.
 
     Raises:
         BadRecord: as :func:`load_image`, for what a header shows.
     """
-    return _with_picture(ref, limits or ImageLimits(), _upright_size)
+    return _with_picture(ref, limits or ImageLimits(), fetch, _upright_size)
 
 
-def _with_picture(ref: ImageRef, limits: ImageLimits, use: Callable[[Image.Image, str], Result]) -> Result:
+def _with_picture(
+    ref: ImageRef, limits: ImageLimits, fetch: Fetch | None, use: Callable[[Image.Image, str], Result]
+) -> Result:
     """What ``use`` makes of the opened picture and its name in messages."""
     if ref.picture is not None:
         _check_size(ref.picture.size, limits, "picture")
         return use(ref.picture, "picture")
     if ref.data is not None:
         return _open(io.BytesIO(ref.data), f"{len(ref.data)} bytes", limits, use)
+    if fetch is not None and ref.path is not None and is_address(ref):
+        return _open(io.BytesIO(fetch(ref.path)), shown(ref.path), limits, use)
     path = locate(ref)
     try:
         with path.open("rb") as file:
@@ -86,7 +105,7 @@ def locate(ref: ImageRef) -> Path:
     """
     text = ref.path or ""
     if _URL.match(text):
-        raise BadRecord("image-url", text[:80])
+        raise BadRecord("image-url", shown(text))
     if ref.root is None:
         raise BadRecord("image-escape", f"{text[:80]}: these data have no image folder")
     root = ref.root.resolve()

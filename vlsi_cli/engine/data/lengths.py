@@ -24,7 +24,7 @@ def record_length(encoder: ChatEncoder, record: Record) -> int:
         return len(encoder.encode(record).input_ids)
     try:
         segments = [piece for turn in encoder.turns(record) for piece in turn]
-        sizes = [image_size(ref, encoder.limits) for ref in record.images]
+        sizes = [image_size(ref, encoder.limits, encoder.fetch) for ref in record.images]
     except BadRecord as bad:
         raise bad.at(record=record.id, where=record.where) from bad
     texts = [segment.replace(encoder.image_token, "") for segment in segments]

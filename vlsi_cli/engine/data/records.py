@@ -35,7 +35,9 @@ REASONS: dict[str, str] = {
     "control-token": "text that holds a control token of the model (turn markers, image tokens)",
     "image-missing": "the image file does not exist",
     "image-escape": "the image path leaves the image folder, or there is none",
-    "image-url": "the image is an address, and nothing is downloaded",
+    "image-url": "the image is an address, and none is fetched",
+    "image-address": "the image's address is one that may not be asked",
+    "image-not-fetched": "the image could not be fetched from its address",
     "image-unreadable": "not an image in a supported format",
     "image-damaged": "the image's pixels cannot be decoded (truncated or corrupt)",
     "image-animated": "the image has several frames",
@@ -55,6 +57,9 @@ REASONS: dict[str, str] = {
 _HINTS = {
     "image-missing": "image paths start from the folder of the data file, or from its image_root: "
     "--set data.sources.0.image_root=FOLDER",
+    "image-address": "a host inside a private network has to be named in data.image_urls.private_hosts, "
+    "another port in data.image_urls.hosts",
+    "image-url": "images are fetched from http and https addresses with --set data.image_urls.fetch=true",
 }
 
 

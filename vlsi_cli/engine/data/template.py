@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlsi_cli.engine.data.images import ImageLimits, load_image
+from vlsi_cli.engine.data.images import Fetch, ImageLimits, load_image
 from vlsi_cli.engine.data.records import BadRecord, Message, Record
 from vlsi_cli.errors import ModelError
 
@@ -49,6 +49,7 @@ class EncodedPrompt:
 
     Attributes:
         reference: the response text of the record, without surrounding white space.
+        question: the text of the user's message before it, without what the template adds.
         kind: the record's kind, "" when it has none.
     """
 
@@ -58,6 +59,7 @@ class EncodedPrompt:
     tensors: dict[str, Tensor]
     reference: str
     kind: str = ""
+    question: str = ""
 
 
 class ChatEncoder:
@@ -68,6 +70,7 @@ class ChatEncoder:
             ``apply_chat_template``).
         max_length: longest record in tokens, image tokens included; None for no limit. Nothing is ever cut.
         limits: which images are refused before they are decoded.
+        fetch: what gives the bytes at an image's address; None refuses addresses.
 
     Raises:
         ModelError: the processor has no chat template, or no image token.
@@ -79,11 +82,12 @@ class ChatEncoder:
         *,
         max_length: int | None = None,
         limits: ImageLimits | None = None,
+        fetch: Fetch | None = None,
     ) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.max_length = max_length
-        self.limits = limits or ImageLimits()
+        self.limits, self.fetch = limits or ImageLimits(), fetch
         self.image_token = str(getattr(processor, "image_token", ""))
         if not getattr(processor, "chat_template", None):
             raise ModelError(
@@ -147,8 +151,10 @@ class ChatEncoder:
             self._check_length(ids)
         except BadRecord as bad:
             raise bad.at(record=record.id, where=record.where) from bad
-        reference = record.messages[last].text.strip()
-        return EncodedPrompt(record.id, ids, self._token_types(ids), tensors, reference, record.kind)
+        reference, question = (record.messages[place].text.strip() for place in (last, last - 1))
+        return EncodedPrompt(
+            record.id, ids, self._token_types(ids), tensors, reference, kind=record.kind, question=question
+        )
 
     def turns(self, record: Record, upto: int | None = None) -> list[tuple[str, str]]:
         """The rendered conversation as (prompt, response) texts, up to message ``upto``; joined they are all
@@ -204,7 +210,9 @@ class ChatEncoder:
         families lay out a single image differently from several (LLaVA-OneVision), so images must not be
         processed apart.
         """
-        images = [load_image(record.images[i], self.limits) for i in _mentioned(record.messages[:upto])]
+        images = [
+            load_image(record.images[i], self.limits, self.fetch) for i in _mentioned(record.messages[:upto])
+        ]
         tensors: dict[str, Tensor] = {}
         if images:
             if "".join(segments).count(self.image_token) != len(images):

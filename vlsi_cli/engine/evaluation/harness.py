@@ -8,28 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from vlsi_cli.config import harness as place
+from vlsi_cli.config.redaction import redact
 from vlsi_cli.errors import ConfigError
 
+#: Characters after which a line is passed on without its end.
+_LONGEST_LINE = 1 << 16
 _LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 @contextlib.contextmanager
 def quiet(log: Path) -> Iterator[None]:
-    """Send what the harness prints, logs and warns in the block to the end of a file.
+    """Send what the harness prints, logs and warns in the block to the end of a file, without secrets.
 
     Whoever wants to be seen meanwhile holds on to the real streams from before.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
-        log.open("a", encoding="utf-8") as file,
+        log.open("a", encoding="utf-8") as kept,
+        contextlib.closing(_Redacted(kept)) as file,
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
         warnings.catch_warnings(),
@@ -47,6 +53,36 @@ def quiet(log: Path) -> Iterator[None]:
             if logger is not None:
                 logger.remove()
                 logger.add(sys.__stderr__, level="WARNING")
+
+
+class _Redacted(io.TextIOBase):
+    """Passes whole lines on, each without secrets: one may come in several pieces."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file, self._line = file, ""
+        self._lock = threading.Lock()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        with self._lock:
+            *lines, self._line = (self._line + text).splitlines(keepends=True) or [""]
+            if self._line.endswith(("\n", "\r")) or len(self._line) > _LONGEST_LINE:
+                lines, self._line = [*lines, self._line], ""
+            self._pass_on("".join(lines))
+        return len(text)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._pass_on(self._line)
+            self._line = ""
+        super().close()
+
+    def _pass_on(self, text: str) -> None:
+        if text:
+            self._file.write(redact(text))
+            self._file.flush()
 
 
 @contextlib.contextmanager

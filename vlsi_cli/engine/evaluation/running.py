@@ -6,7 +6,6 @@ Only imported where lmms-eval is installed (:mod:`vlsi_cli.engine.evaluation.har
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 import traceback
 from argparse import Namespace
@@ -37,7 +36,7 @@ from vlsi_cli.engine.evaluation.scores import (
 from vlsi_cli.engine.evaluation.sharing import open_journal
 from vlsi_cli.engine.evaluation.tasks import Task
 from vlsi_cli.engine.evaluation.verdicts import FORMATS
-from vlsi_cli.engine.files import new_file, write_json
+from vlsi_cli.engine.files import new_file, scratch, write_json
 from vlsi_cli.errors import EvaluationError, VlsiError
 from vlsi_cli.events import AnswersDone, BenchmarkEnded, Events, ScoringStarted
 
@@ -122,7 +121,7 @@ def run_benchmark(
         unread: list[str] = []
         for name, task in by_name.items():
             with (
-                tempfile.TemporaryDirectory(prefix="vlsi-eval-") as scratch,
+                scratch(folder) as room,
                 scoring(session, code) as fills,
                 one_process(),
             ):
@@ -137,7 +136,7 @@ def run_benchmark(
                         log_samples=True,
                         # a folder of its own: HallusionBench keeps verdicts in it without the model's name
                         cli_args=Namespace(
-                            output_path=scratch, process_with_media=False, reasoning_tags=None
+                            output_path=str(room), process_with_media=False, reasoning_tags=None
                         ),
                         verbosity="ERROR",
                         process_docs_parallel=1,

@@ -25,6 +25,7 @@ class Sample:
         answer: what the model said; for a choice by likelihood, the losses.
         target: what the data give.
         score: this sample's part of the score, on its scale; None where the metric has no such parts.
+        question: what was asked, as the task wrote it; "" in folders of earlier versions.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Sample:
     answer: Any
     target: Any
     score: float | None = None
+    question: str = ""
 
 
 @dataclass
@@ -198,7 +200,10 @@ def _sample(name: str, row: Mapping[str, Any]) -> Sample:
     for responses in row["resps"]:
         answers += responses if isinstance(responses, list) else [responses]
     answer = answers[0] if len(answers) == 1 else answers
-    return Sample(f"{name}:{row['doc_id']}", str(row["doc_hash"]), answer, row["target"])
+    # the first of what the harness asked with is the text; pictures and functions are left out of the list
+    asked = next(iter(row.get("arguments", ())), "")
+    question = asked.strip() if isinstance(asked, str) else ""
+    return Sample(f"{name}:{row['doc_id']}", str(row["doc_hash"]), answer, row["target"], question=question)
 
 
 def nearest_choices(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vlsi_cli.engine.losses.bodies import fused
 from vlsi_cli.engine.losses.cross_entropy import cross_entropy
 from vlsi_cli.engine.losses.divergence import divergence
 from vlsi_cli.engine.losses.features import FeatureProjectors, feature_l2, feature_matrix
@@ -23,6 +24,7 @@ __all__ = [
     "divergence_matrix",
     "feature_l2",
     "feature_matrix",
+    "fused",
     "top_k_divergence",
     "top_k_matrix",
     "top_k_of",

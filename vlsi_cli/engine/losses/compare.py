@@ -24,58 +24,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vlsi_cli.engine.losses.kinds import KINDS, LINEAR, Part, hard_targets, locate
+from vlsi_cli.engine.losses import bodies
+from vlsi_cli.engine.losses.exponentials import Exponentials
+from vlsi_cli.engine.losses.kinds import LINEAR, Part, locate
 from vlsi_cli.engine.losses.readout import Readout
 from vlsi_cli.engine.losses.rectangles import Tiling, choose_tiling, slices
 
 Plan = Literal["online", "kept", "recomputed"]
-
-# How far above its reference a logit may rise before sums are rescaled: exp(30) = 1e13 keeps fp32 sums of 150,000
-# terms far from overflow, and a relative error does not know the scale.
-_HEADROOM = 30.0
-
-
-class Exponentials:
-    """Running ``sum exp(z)`` of every token over the rectangles of its row, and whatever else is summed with it.
-
-    Args:
-        tokens: R.
-        like: dtype and device.
-
-    Attributes:
-        total: ``[R]`` sum of exp(z - reference) so far.
-    """
-
-    def __init__(self, tokens: int, like: Readout) -> None:
-        self._reference = torch.full((tokens,), -torch.inf, dtype=like.dtype, device=like.x.device)
-        self.total = torch.zeros_like(self._reference)
-
-    def add(self, tokens: slice, z: Tensor, *sums: Tensor | None, out: Tensor | None = None) -> Tensor:
-        """``exp(z - reference)`` of a rectangle, added to the totals.
-
-        Args:
-            tokens: the rectangle's tokens.
-            z: ``[t, w]`` logits, left as they are.
-            sums: ``[R, ...]`` sums of earlier rectangles with these exponentials as weights; rescaled where the
-                reference moves.
-            out: ``[t, w]`` to write to.
-        """
-        top, reference = z.amax(-1), self._reference[tokens]
-        low = top > reference + _HEADROOM
-        if bool(low.any()):
-            moved = torch.where(low, top, reference)
-            factor = (reference - moved).exp_()
-            self._reference[tokens], reference = moved, moved
-            for each in (self.total, *sums):
-                if each is not None:
-                    each[tokens] *= factor.view(-1, *[1] * (each.ndim - 1))
-        powers = torch.sub(z, reference[:, None], out=out).exp_()
-        self.total[tokens] += powers.sum(-1)
-        return powers
-
-    def log(self) -> Tensor:
-        """``[R]`` log sum exp(z)."""
-        return self.total.log().add_(self._reference)
 
 
 class Found(NamedTuple):
@@ -127,6 +82,11 @@ class Comparison:
     def linear(self) -> bool:
         """Whether the gradient is a difference of two terms that each need one model's softmax alone."""
         return self.kind == "hard" or self.kind in LINEAR
+
+    @property
+    def _wide(self) -> bool:
+        """Whether terms of the gradient are more than probabilities: p_s log(p_s / p_t) has no bound."""
+        return self.kind == "reverse_kl"
 
     def choose_plan(self) -> Plan:
         """The plan for this loss under a head that does not train; see the module."""
@@ -192,9 +152,12 @@ class Comparison:
                 cross[tokens] -= torch.where(here, z_s.gather(1, index).squeeze(1), 0.0)
                 continue
             z_t = large.logits(tokens, words)
-            powers = p_t.add(tokens, z_t, cross, pulled)
-            gap = z_t.sub_(z_s) if self.kind == "forward_kl" else z_s.neg_()
-            cross[tokens] += torch.mul(gap, powers, out=gap).sum(-1)
+            if self.kind == "forward_kl":
+                powers, terms = p_t.add_weighing(tokens, z_t, z_s, cross, pulled)
+            else:
+                powers = p_t.add(tokens, z_t, cross, pulled)
+                terms = z_s.mul_(powers).sum(-1).neg_()
+            cross[tokens] += terms
             if pulled is not None:
                 small.pull(powers if bend is None else powers.mul_(bend), words, pulled[tokens])
         found.log_sums[0].copy_(p_s.log())
@@ -226,7 +189,7 @@ class Comparison:
             for readout, store, sums in zip(self.readouts, kept, found.log_sums, strict=True):
                 out = store[tokens, words] if store is not None else None
                 tile = readout.logits(tokens, words, out)
-                sums[tokens] = torch.logaddexp(sums[tokens], tile.logsumexp(-1))
+                sums[tokens] = bodies.with_log_sum(tile, sums[tokens])
         grad = found.grad_x
         mass = torch.zeros_like(grad) if grad is not None and not self.linear else None  # p_s W
         found.losses.zero_()
@@ -236,7 +199,8 @@ class Comparison:
                 for readout, store in zip(self.readouts, kept, strict=True)
             ]
             bend = self.small.bend(logits[0]) if grad is not None else None
-            part = self._compare(tokens, words, logits, found.log_sums, grad is not None)
+            dtype = self.small.pulled if bend is None else self.small.dtype
+            part = self._compare(tokens, words, logits, found.log_sums, grad is not None, dtype)
             found.losses[tokens] += part.value
             if part.correction is not None:
                 found.correction[tokens] += part.correction
@@ -244,18 +208,25 @@ class Comparison:
                 continue
             if part.p_s is not None and mass is not None:
                 self.small.pull(part.p_s if bend is None else part.p_s.mul_(bend), words, mass[tokens])
-            self.small.pull(part.first if bend is None else part.first.mul_(bend), words, grad[tokens])
+            first = part.first if bend is None else part.first.mul_(bend)
+            self.small.pull(first, words, grad[tokens], wide=self._wide)
         if grad is not None and mass is not None:
             grad.sub_(mass.mul_(found.correction[:, None]))
 
     def _compare(
-        self, tokens: slice, words: slice, logits: list[Tensor], log_sums: tuple[Tensor, ...], want: bool
+        self,
+        tokens: slice,
+        words: slice,
+        logits: list[Tensor],
+        log_sums: tuple[Tensor, ...],
+        want: bool,
+        dtype: torch.dtype,
     ) -> Part:
-        """One rectangle's part of the loss from its logits, which are overwritten."""
-        log_s = logits[0].sub_(log_sums[0][tokens, None])
+        """One rectangle's part of the loss from its logits, which are overwritten; its gradients in ``dtype``."""
+        log = [each[tokens] for each in log_sums]
         if self.targets is not None:
-            return hard_targets(log_s, self.targets[tokens], words.start, want)
-        return KINDS[self.kind](log_s, logits[1].sub_(log_sums[1][tokens, None]), want, self.beta)
+            return bodies.against_words(logits[0], log[0], self.targets[tokens], words.start, want, dtype)
+        return bodies.compared(self.kind, logits, log, want, self.beta, dtype)
 
     def train_head(
         self,
@@ -284,7 +255,7 @@ class Comparison:
         for tokens, words in tiling.rectangles(count, self.small.vocabulary):
             logits = [readout.logits(tokens, words) for readout in self.readouts]
             bend = self.small.bend(logits[0])
-            part = self._compare(tokens, words, logits, log_sums, True)
+            part = self._compare(tokens, words, logits, log_sums, True, self.small.dtype)
             assert part.first is not None
             grad = part.first
             if part.p_s is not None:
@@ -293,11 +264,11 @@ class Comparison:
             if bend is not None:
                 grad.mul_(bend)
             if grad_x is not None:
-                self.small.pull(grad, words, grad_x[tokens])
+                self.small.pull(grad, words, grad_x[tokens], wide=self._wide)
             if tokens.start == 0:
                 rows = grad.new_zeros(words.stop - words.start, grad_weight.shape[1])
             assert rows is not None
-            self.small.pull_weight(grad, tokens, rows)
+            self.small.pull_weight(grad, tokens, rows, wide=self._wide)
             if tokens.stop == count:
                 grad_weight[words] = rows.mul_(scale * self.small.gain).to(grad_weight.dtype)
         if grad_x is not None:

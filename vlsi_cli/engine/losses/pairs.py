@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from vlsi_cli.engine.losses.autograd import with_gradient
-from vlsi_cli.engine.losses.compare import Exponentials
 from vlsi_cli.engine.losses.divergence import divergence
+from vlsi_cli.engine.losses.exponentials import Exponentials
 from vlsi_cli.engine.losses.readout import (
     PLAIN,
     LogitRule,
@@ -256,8 +256,8 @@ class AllPairs:
                 for place, z in enumerate(group.logits(_times(tokens, n), words).view(n, t, w), first):
                     mean = means_t[place] if means_t is not None else None
                     sums = (own[place], coupled[:, :, place], mean)
-                    powers = powers_t[place].add(tokens, z, *sums, out=e_t[place])
-                    own[place, tokens] += z.mul_(powers).sum(-1)
+                    powers, terms = powers_t[place].add_weighing(tokens, z, None, *sums, out=e_t[place])
+                    own[place, tokens] += terms
                     if mean is not None:
                         ours[0][1].pull(powers, words, mean[tokens])
             coupled[tokens].baddbmm_(z_s.transpose(0, 1), e_t.permute(1, 2, 0))

@@ -114,6 +114,7 @@ class Readout:
     Attributes:
         exact: products run in ``dtype``, so that sums over words may be taken before they are normalised.
         capped: gradients depend on the logits (:meth:`bend_`).
+        pulled: dtype in which :meth:`pull` multiplies a gradient; where it has first to scale it, ``dtype``.
         gain: constant factor of every gradient through this head: scale / temperature.
     """
 
@@ -134,6 +135,7 @@ class Readout:
         self._rule, self._temperature = rule, temperature
         self.gain = rule.scale / temperature
         self.capped, self.exact = rule.softcap is not None, self._product == dtype
+        self.pulled = dtype if self._product == torch.float16 else self._product
         self._cast: tuple[slice, Tensor] | None = None
 
     def part(self, tokens: slice) -> Readout:
@@ -169,8 +171,7 @@ class Readout:
         if self.exact:
             z = torch.mm(x, rows, out=out) if out is not None else torch.mm(x, rows)
         else:
-            z = _product_of_halves(x, rows, self.dtype)
-            z = out.copy_(z) if out is not None else z
+            z = _product_of_halves(x, rows, self.dtype, out)
         return self._rule.apply_(z, self._temperature)
 
     def bend(self, logits: Tensor) -> Tensor | None:
@@ -181,25 +182,37 @@ class Readout:
         """``[n, H]`` the head's rows of single words, in :attr:`dtype`."""
         return self._weight[words].to(self._operands).to(self.dtype)
 
-    def pull(self, grad: Tensor, words: slice, into: Tensor) -> None:
-        """``into [t, H] += grad [t, w] @ W[words]``, all but the constant :attr:`gain`."""
-        _add_product(into, grad, self.rows(words))
+    def pull(self, grad: Tensor, words: slice, into: Tensor, *, wide: bool = False) -> None:
+        """``into [t, H] += grad [t, w] @ W[words]``, all but the constant :attr:`gain`.
 
-    def pull_weight(self, grad: Tensor, tokens: slice, into: Tensor) -> None:
-        """``into [w, H] += grad^T [w, t] @ x[tokens]``, all but the constant :attr:`gain`."""
-        _add_product(into, grad.t(), self.x[tokens].to(self._operands).to(self._product))
+        Args:
+            wide: whether a token's terms may add up to more than two in size, as probabilities never do.
+        """
+        _add_product(into, grad, self.rows(words), wide=wide)
+
+    def pull_weight(self, grad: Tensor, tokens: slice, into: Tensor, *, wide: bool = False) -> None:
+        """``into [w, H] += grad^T [w, t] @ x[tokens]``, all but the constant :attr:`gain`; ``wide`` of single terms."""
+        _add_product(into, grad.t(), self.x[tokens].to(self._operands).to(self._product), wide=wide)
 
 
-def _product_of_halves(x: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+def _product_of_halves(x: Tensor, rows: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
     if x.device.type == "cuda" and x.dtype != torch.float32:
-        return torch.mm(x, rows, out_dtype=dtype)  # sums leave the kernel unrounded
-    return torch.mm(x, rows).to(dtype)
+        # sums leave the kernel unrounded, and go where they belong
+        return torch.mm(x, rows, out_dtype=dtype, **({} if out is None else {"out": out}))
+    z = torch.mm(x, rows)
+    return z.to(dtype) if out is None else out.copy_(z)
 
 
-def _add_product(into: Tensor, grad: Tensor, operand: Tensor) -> None:
-    """``into += grad @ operand`` in the operand's dtype, safe from fp16 underflow."""
+def _add_product(into: Tensor, grad: Tensor, operand: Tensor, *, wide: bool = False) -> None:
+    """``into += grad @ operand`` in the operand's dtype, safe from fp16's underflow, and overflow where ``wide``."""
     if operand.dtype == into.dtype:
         into.addmm_(grad, operand)
+    elif operand.dtype == torch.float16 and wide:
+        size = torch.linalg.vector_norm(grad, 1, dim=-1, keepdim=True)
+        # a power of two, which rounds nothing: no row's terms then add up to more than 2 * _FP16_SCALE
+        down = torch.frexp(size).exponent.sub_(1).clamp_(0, 100)
+        scaled = torch.ldexp(grad * _FP16_SCALE, -down).to(operand.dtype)
+        into.add_(torch.ldexp(_product_of_halves(scaled, operand, into.dtype), down), alpha=1 / _FP16_SCALE)
     elif operand.dtype == torch.float16:
         scaled = (grad * _FP16_SCALE).to(operand.dtype)
         into.add_(_product_of_halves(scaled, operand, into.dtype), alpha=1 / _FP16_SCALE)

@@ -18,7 +18,7 @@ from vlsi_cli.engine.data.stream import RecordStream
 from vlsi_cli.engine.data.template import ChatEncoder, Encoded
 from vlsi_cli.engine.files import LOCK_FILE, is_half, only_process, require_space, writing
 from vlsi_cli.engine.runs import models
-from vlsi_cli.engine.runs.data import training_stream
+from vlsi_cli.engine.runs.data import encoder_for, training_stream
 from vlsi_cli.engine.runs.identity import content_of, identity_of
 from vlsi_cli.engine.runs.teachers import describe_pair
 from vlsi_cli.engine.teachers import LiveTeacher
@@ -36,7 +36,7 @@ from vlsi_cli.engine.teachers.manifest import (
 from vlsi_cli.engine.teachers.shards import misfit
 from vlsi_cli.engine.training.signals import Wish, heed_signals
 from vlsi_cli.engine.verbalizing.manifest import installed_versions
-from vlsi_cli.errors import CheckpointError, ConfigError, Interrupted, OutputError, TrainingError
+from vlsi_cli.errors import CheckpointError, ConfigError, Interrupted, OutputError, TrainingError, fitting
 from vlsi_cli.events import Advanced, Events, Note, Warn
 
 #: Records that are read to estimate the size of a cache.
@@ -130,7 +130,7 @@ def build(
     _require_trained(config)
     device, dtype = models.place(config)
     small, large = describe_pair(config, events)
-    encoder = ChatEncoder(small.processor, max_length=config.data.max_length)
+    encoder = encoder_for(small.processor, config.data)
     identity = identity_of(config, small, large, top_k=top_k, fetch=not dry_run)
     size = _size(identity, _ordered(config, encoder), events)
     if dry_run:
@@ -150,22 +150,22 @@ def build(
             manifest.write(path)
         records = batch_size or (config.interaction.batch_size if config.interaction else 1)
         stream = _ordered(config, encoder)
+        too_large = TrainingError(
+            f"the large model and {records} records at a time do not fit into the memory of {device}",
+            hint=f"lower --batch-size (now {records}), data.max_length or data.max_pixels",
+        )
         try:
-            manifest = build_shards(
-                path,
-                manifest,
-                teacher,
-                stream,
-                pad_id=encoder.pad_id,
-                batch_size=records,
-                shard_bytes=shard_bytes,
-                on_batch=_watch(events, wish, manifest),
-            )
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"the large model and {records} records at a time do not fit into the memory of {device}",
-                hint=f"lower --batch-size (now {records}), data.max_length or data.max_pixels",
-            ) from error
+            with fitting(too_large):
+                manifest = build_shards(
+                    path,
+                    manifest,
+                    teacher,
+                    stream,
+                    pad_id=encoder.pad_id,
+                    batch_size=records,
+                    shard_bytes=shard_bytes,
+                    on_batch=_watch(events, wish, manifest),
+                )
         finally:
             stream.close()
     if manifest.skipped:
@@ -282,12 +282,14 @@ def _begin(path: Path, fresh: CacheManifest, overwrite: bool) -> CacheManifest:
                 raise OutputError(f"{path} is not empty and no teacher cache", hint="give another folder")
             if not overwrite:
                 held = read_cache_manifest(path)
-                if differs := difference(held.identity, fresh.identity):
+                differs = difference(held.identity, fresh.identity)
+                if not differs:
+                    return held
+                if held.records:  # one without any was refused or killed before its first
                     raise OutputError(
                         f"{path} holds another teacher cache, which differs in {differs}",
                         hint="give another folder, or replace it with --overwrite",
                     )
-                return held
             with only_process(path, f"the teacher cache {path}"):
                 shutil.rmtree(path / SHARDS, ignore_errors=True)
                 (path / MANIFEST_FILE).unlink()  # last: until then it can be told for a cache

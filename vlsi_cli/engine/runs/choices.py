@@ -55,7 +55,7 @@ def chosen(choices: dict[str, Any]) -> str:
     parts += ["fp32 products rounded to TF32"] if choices["tf32"] else []
     kinds = sorted(set(choices["attention"].values()))
     parts.append(f"attention {' and '.join(kinds)}")
-    parts += ["decoder layers compiled"] if choices["compile"] else []
+    parts += ["losses and decoder layers compiled"] if choices["compile"] else []
     teacher = choices["teacher"]
     if teacher is not None and teacher["placement"] != "device":
         parts.append(f"the large model's layers on {teacher['placement']}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import combinations, product
 from pathlib import Path
 
 from vlsi_cli.engine.evaluation.scores import Paired, Result, Sample, paired
@@ -27,7 +28,7 @@ class Comparison:
         columns: folder and model.
         rows: one a benchmark, in the order in which they were found.
         pairs: differences from every model of the first folder to every model of the second, on the samples that both
-            were asked.
+            were asked; of one folder given twice, between its models, each two once.
         notes: what keeps two figures from being comparable.
     """
 
@@ -48,22 +49,28 @@ def run(first: Path, second: Path) -> Comparison:
     """Compare two evaluations.
 
     Raises:
-        DataError: a folder without a report, or one that cannot be read.
+        DataError: a folder without a report, or one that cannot be read; or one given twice that holds a single model.
     """
-    sides = [_read(first), _read(second)]
+    once = first.resolve() == second.resolve()
+    sides = [_read(first)] if once else [_read(first), _read(second)]
     both = [stored for side in sides for stored in side]
+    if once and len({stored.result.model for stored in both}) < 2:
+        raise DataError(
+            f"{first} was given twice and holds one model: there is nothing to compare it with",
+            hint="give the --output folder of another vlsi eval",
+        )
     columns = tuple(dict.fromkeys((stored.name, stored.result.model) for stored in both))
     names = dict.fromkeys(stored.result.benchmark for stored in both)
     scores = {(s.name, s.result.model, s.result.benchmark): s.result.score for s in both}
     rows = tuple(Row(name, tuple(scores.get((*column, name)) for column in columns)) for name in names)
     pairs, notes = [], []
     for name in names:
-        for a in (stored for stored in sides[0] if stored.result.benchmark == name):
-            for b in (stored for stored in sides[1] if stored.result.benchmark == name):
-                labels = (f"{a.name}: {a.result.model}", f"{b.name}: {b.result.model}")
-                if found := paired(name, *labels, a.samples, b.samples):
-                    pairs.append(found)
-                notes += _unlike(name, a.result, b.result)
+        held = [[stored for stored in side if stored.result.benchmark == name] for side in sides]
+        for a, b in combinations(held[0], 2) if once else product(*held):
+            labels = (f"{a.name}: {a.result.model}", f"{b.name}: {b.result.model}")
+            if found := paired(name, *labels, a.samples, b.samples):
+                pairs.append(found)
+            notes += _unlike(name, a.result, b.result)
     return Comparison(columns, rows, tuple(pairs), tuple(dict.fromkeys(notes)))
 
 

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from vlsi_cli.config.run import DataConfig, HubSource, LlavaSource, PatternsSource, Source
+from vlsi_cli.config.run import (
+    DataConfig,
+    HubSource,
+    ImageUrlsConfig,
+    LlavaSource,
+    PatternsSource,
+    Source,
+)
 from vlsi_cli.engine.batch import Batch, PromptBatch
 from vlsi_cli.engine.data import sources
 from vlsi_cli.engine.data.collate import collate, collate_prompts
@@ -19,6 +26,9 @@ from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.data.schedule import RecordSource
 from vlsi_cli.engine.data.stream import RecordStream, alone
 from vlsi_cli.engine.data.template import ChatEncoder, Encoded, EncodedPrompt
+
+if TYPE_CHECKING:
+    from vlsi_cli.engine.data.fetched import ImageFetcher
 
 _Item = TypeVar("_Item")
 _Out = TypeVar("_Out")
@@ -56,6 +66,33 @@ def open_sources(config: DataConfig, seed: int) -> list[tuple[RecordSource, floa
     """Every source of a configuration with its weight."""
     shuffle_seed = seed if config.shuffle else None
     return [(open_source(s, shuffle_seed=shuffle_seed), s.weight) for s in config.located_sources()]
+
+
+def encoder_for(processor: Any, config: DataConfig) -> ChatEncoder:
+    """How a model's processor reads the records of a configuration.
+
+    Raises:
+        OutputError: images are to be fetched, and there is no room to keep them.
+    """
+    return ChatEncoder(processor, max_length=config.max_length, fetch=image_fetcher(config.image_urls))
+
+
+def image_fetcher(config: ImageUrlsConfig) -> ImageFetcher | None:
+    """What fetches images from their addresses; None where none may be fetched."""
+    if not config.fetch:
+        return None
+    # what speaks HTTP is loaded for those who ask for it: the other runs do without the package
+    from vlsi_cli.engine.data import fetching
+    from vlsi_cli.engine.data.addresses import HostRules
+    from vlsi_cli.engine.data.fetched import ImageFetcher
+
+    return ImageFetcher(
+        config.place,
+        HostRules(config.hosts, config.private_hosts),
+        fetching.FetchLimits(config.timeout, config.tries, config.max_bytes),
+        give_up_after=config.give_up_after,
+        network=fetching.WORLD,
+    )
 
 
 def training_stream(

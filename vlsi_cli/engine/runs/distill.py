@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -15,15 +15,14 @@ from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.compiled import compiled_layers
 from vlsi_cli.engine.data.report import DataReport
-from vlsi_cli.engine.files import require_space
+from vlsi_cli.engine.losses import fused
 from vlsi_cli.engine.runs import models
+from vlsi_cli.engine.runs.checks import RunChecks
 from vlsi_cli.engine.runs.choices import chosen
-from vlsi_cli.engine.runs.data import training_stream
-from vlsi_cli.engine.runs.dividing import zero_stage
+from vlsi_cli.engine.runs.data import encoder_for, training_stream
 from vlsi_cli.engine.runs.failures import keep_failure
 from vlsi_cli.engine.runs.folder import RunFolder, environment
-from vlsi_cli.engine.runs.measure import encoder_for, measure, record
-from vlsi_cli.engine.runs.results import RunResults
+from vlsi_cli.engine.runs.measure import measure, record
 from vlsi_cli.engine.runs.samples import LayerSamples
 from vlsi_cli.engine.runs.stages import cut_step, optimizer_steps
 from vlsi_cli.engine.runs.teachers import describe_pair, open_cache
@@ -33,7 +32,7 @@ from vlsi_cli.engine.sharding import is_sharded, shard
 from vlsi_cli.engine.training import Checkpoints, Stage, train_stage
 from vlsi_cli.engine.training.checkpoint import Checkpoint, written_by
 from vlsi_cli.engine.training.signals import Wish, heed_signals
-from vlsi_cli.errors import DataError, Interrupted, OutputError
+from vlsi_cli.errors import SMALLER, DataError, Interrupted, OutputError, TrainingError, VlsiError, fitting
 from vlsi_cli.events import Events, Note, Report, RunEnded, RunStarted, Warn, ignore
 
 
@@ -73,16 +72,22 @@ def _run(
 ) -> Report:
     started = time.perf_counter()
 
-    def begin() -> RunFolder:
-        return RunFolder.open(output) if resume else RunFolder.create(output, resolved, overwrite=overwrite)
+    with ExitStack() as stack:
 
-    folder = processes.on_first(begin)
-    output = folder.path
-    again = f"vlsi distill --resume {shlex.quote(str(output))}"
-    skipped = (lambda text: events(Warn(text))) if skip_damaged else None
-    checkpoints = Checkpoints(folder.checkpoints, resolved.config.keep_checkpoints, skipped)
-    following = tracked(resolved, folder, events, resumed=resume)
-    with folder.held(), heed_signals() as wish, following as told:
+        def begin() -> RunFolder:
+            if resume:
+                return RunFolder.resume(output, stack)
+            return RunFolder.create(output, resolved, stack, overwrite=overwrite)
+
+        folder = processes.on_first(begin)
+        again = f"vlsi distill --resume {shlex.quote(str(folder.path))}"
+        skipped = (lambda text: events(Warn(text))) if skip_damaged else None
+        checkpoints = Checkpoints(folder.checkpoints, resolved.config.keep_checkpoints, skipped)
+        if not resume and processes.is_first():
+            stack.enter_context(_not_left_barren(folder))
+        stack.enter_context(fitting(TrainingError("this run needs more memory than is left", hint=SMALLER)))
+        wish = stack.enter_context(heed_signals())
+        told = stack.enter_context(tracked(resolved, folder, events, resumed=resume))
         try:
             _Distillation(resolved.config, folder, told, wish, checkpoints).run()
         except Interrupted as stopped:
@@ -93,12 +98,13 @@ def _run(
             lost = "stopped at once; what came after the newest checkpoint is lost"
             raise Interrupted(lost, resume=again) from None
         except (DataError, OutputError) as error:  # what is mended outside the configuration
-            error.hint = "\n".join(filter(None, (error.hint, f"then go on with: {again}")))
+            if resume or not folder.barren:
+                error.hint = "\n".join(filter(None, (error.hint, f"then go on with: {again}")))
             raise
     state = folder.state
     scores = (state.scores.get(who) for who in ("small before", "small after", "large"))
     report = Report(
-        run=output,
+        run=folder.path,
         student=folder.student,
         scores=tuple(score for score in scores if score is not None),
         stages=tuple(state.stages.values()),
@@ -108,7 +114,19 @@ def _run(
     return report
 
 
-class _Distillation(RunResults):
+@contextmanager
+def _not_left_barren(folder: RunFolder) -> Iterator[None]:
+    """A new run that is refused before it has done anything leaves no folder; one that is stopped can be resumed."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except VlsiError:
+        folder.discard()
+        raise
+
+
+class _Distillation(RunChecks):
     """One run in progress: the order of its stages, and their training."""
 
     def __init__(
@@ -140,7 +158,8 @@ class _Distillation(RunResults):
             elif config.interaction is not None:
                 self._cached = open_cache(config, self.device, self.events)
         if not self.folder.state.stages:
-            self._check_space()
+            self.check_space()
+        self.check_data()
         reused = live and config.teacher is not None and config.teacher.verbalizers is not None
         if reused and not self._complete("interaction"):
             self._large_verbalizers = self._verbalizers("large")  # refused now rather than after step 1
@@ -157,20 +176,6 @@ class _Distillation(RunResults):
         if config.reinforcement is not None:
             self._reinforce()
         self._finish()
-
-    def _check_space(self) -> None:
-        """Checkpoints, verbalizers, the layers after step 2 and the student must fit on the disk."""
-        config, sets = self.config, []
-        for side, needed in (("large", config.large_verbalization), ("small", config.verbalization)):
-            if needed is not None:
-                backbone, model = self._side(side)
-                targets = models.target_layers(model, backbone)
-                made = models.new_verbalizers(backbone, targets, config.verbalizer, 0, device="meta")
-                sets.append(sum(parameter.numel() for parameter in made.parameters()))
-        full = models.trains_weights(config)
-        needed_bytes = models.disk_space(self.student, sets, full=full, keep=config.keep_checkpoints)
-        what = "checkpoints, verbalizers and the small model"
-        processes.on_first(lambda: require_space(self.folder.path, needed_bytes, what))
 
     # ---------------------------------------------------------------- stages
 
@@ -200,12 +205,11 @@ class _Distillation(RunResults):
 
     def _train(self, key: str, side: str, stage: Stage, settings: StageConfig, backbone: Backbone) -> None:
         """Train one stage, from its newest checkpoint if there is one."""
-        config, report = self.config, DataReport()
+        config, report, begun = self.config, DataReport(), self.folder.state.processes
         accelerator = models.new_accelerator(self.device, self.dtype, some_idle=stage.some_idle)
-        begun = self.folder.state.processes
         stream = training_stream(
             config.data,
-            encoder_for(backbone, config.data),
+            encoder_for(backbone.processor, config.data),
             seed=models.derived_seed(config.seed, f"data of {stage.name}"),
             report=report,
             rank=processes.rank(),
@@ -237,6 +241,7 @@ class _Distillation(RunResults):
         backbone.set_gradient_checkpointing(settings.gradient_checkpointing)
         compiling = ExitStack()
         try:
+            compiling.enter_context(fused(config.compile))
             for each in self.compiled(key, backbone):
                 compiling.enter_context(compiled_layers(each))
             train_stage(
@@ -255,7 +260,7 @@ class _Distillation(RunResults):
                 weight_decay=optimizer.weight_decay,
                 max_grad_norm=optimizer.max_grad_norm,
                 seed=models.derived_seed(config.seed, f"dropout of {key}"),
-                zero=zero_stage(self.sharding),
+                zero=self.zero,
                 checkpoints=self.checkpoints,
                 checkpoint_every=config.checkpoint_every,
                 resume=checkpoint,

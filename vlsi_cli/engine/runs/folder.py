@@ -22,15 +22,15 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from vlsi_cli import __version__
-from vlsi_cli.config.folders import holds_something
+from vlsi_cli.config.folders import BEFORE_WORK, holds_something, is_barren
 from vlsi_cli.config.loading import CONFIG_FILE, Resolved
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.files import LOCK_FILE, new_file, only_process, sweep, write_json, writing
@@ -62,13 +62,20 @@ class RunFolder:
         self.state = State()
         self.checkpoints = path / "checkpoints"
         self.student = path / "student"
+        self._made = False  # by this process: it was not there before
 
     @classmethod
-    def create(cls, path: Path, resolved: Resolved, *, overwrite: bool) -> RunFolder:
+    def create(cls, path: Path, resolved: Resolved, stack: ExitStack, *, overwrite: bool) -> RunFolder:
         """A new run folder with its configuration and environment.
 
         The configuration is written last and removed last: a folder that has one is a run, and what a kill leaves
-        before that is no run and may be taken over by the next.
+        before that is no run and may be taken over by the next. So may the folder of a run that has done nothing yet.
+
+        Args:
+            path: the folder.
+            resolved: its configuration.
+            stack: holds the folder's lock from here on.
+            overwrite: replace a run that is already there.
 
         Raises:
             OutputError: it holds something, and ``overwrite`` was not asked for; another process is working in it; or
@@ -76,18 +83,41 @@ class RunFolder:
         """
         folder = cls(path)
         folder.state.processes = processes.size()
-        with writing(path):
-            path.mkdir(parents=True, exist_ok=True)
-            is_run = (path / CONFIG_FILE).is_file()
-            if holds_something(path) and not (overwrite and is_run):
+
+        def check() -> None:
+            if holds_something(path) and not (overwrite and (path / CONFIG_FILE).is_file()):
                 raise OutputError(f"{path} is not empty", hint="give another --output")
-            with only_process(path, f"the run {path}"):
-                if is_run:
-                    _empty(path)
-                write_json(path / "environment.json", environment())
-                folder.save_state()
-                resolved.save(path)
+
+        with writing(path):
+            folder._made = not path.exists()
+            path.mkdir(parents=True, exist_ok=True)
+            check()  # before anything is written into what may be somebody's folder
+            stack.enter_context(only_process(path, f"the run {path}"))
+            check()  # another process may have worked here until now
+            if (path / CONFIG_FILE).is_file():
+                _empty(path)
+            write_json(path / "environment.json", environment())
+            folder.save_state()
+            resolved.save(path)
         return folder
+
+    @classmethod
+    def resume(cls, path: Path, stack: ExitStack) -> RunFolder:
+        """An existing run folder to go on with, which other processes are kept out of.
+
+        Args:
+            path: the folder.
+            stack: holds the folder's lock from here on.
+
+        Raises:
+            CheckpointError: its progress file is missing or damaged.
+            OutputError: another process is working on this run.
+        """
+        cls.open(path)
+        with writing(path):
+            stack.enter_context(only_process(path, f"the run {path}"))
+            sweep(path)  # what a killed one left half written
+        return cls.open(path)  # what another process has finished in between counts
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -109,21 +139,23 @@ class RunFolder:
             raise CheckpointError(f"the progress of the run {path} cannot be read: {error}") from error
         return folder
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other processes out of the folder, and sweep what a killed one left half written.
+    @property
+    def barren(self) -> bool:
+        """Whether the run has done nothing yet that could be gone on from."""
+        return is_barren(self.path)
 
-        Raises:
-            OutputError: another process is working on this run.
+    def discard(self) -> None:
+        """Take a barren folder away again, as far as this run has made it; only its lock's holder may.
+
+        The configuration goes last: killed in between, the folder is still one that the next run may take.
         """
-        with ExitStack() as stack:
-            with writing(self.path):  # not around the block: a failure of its own is no failure to write here
-                processes.on_first(lambda: self._take(stack))
-            yield
-
-    def _take(self, stack: ExitStack) -> None:
-        stack.enter_context(only_process(self.path, f"the run {self.path}"))
-        sweep(self.path)
+        if not self.barren:
+            return
+        with suppress(OSError):
+            _empty(self.path, names=BEFORE_WORK)
+            (self.path / LOCK_FILE).unlink(missing_ok=True)
+            if self._made:
+                self.path.rmdir()
 
     def verbalizers(self, side: str) -> Path:
         """Where the set of ``large`` or ``small`` lives."""
@@ -199,9 +231,16 @@ class RunFolder:
                     part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
-def _empty(path: Path) -> None:
-    """Remove an old run, its configuration last: killed in between, it can still be told for one."""
+def _empty(path: Path, names: Collection[str] | None = None) -> None:
+    """Remove an old run, its configuration last: killed in between, it can still be told for one.
+
+    Args:
+        path: its folder; the lock in it stays.
+        names: what to remove; None for everything.
+    """
     for old in sorted(path.iterdir(), key=lambda old: old.name == CONFIG_FILE):
+        if names is not None and old.name not in names:
+            continue
         if old.is_dir() and not old.is_symlink():
             shutil.rmtree(old)
         elif old.name != LOCK_FILE:

@@ -21,7 +21,7 @@ from vlsi_cli.engine.data.collate import collate, in_groups
 from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.matching import best_matching, drawn_matching, expected_matching, widest_draws
 from vlsi_cli.engine.runs import models
-from vlsi_cli.engine.runs.data import training_stream
+from vlsi_cli.engine.runs.data import encoder_for, training_stream
 from vlsi_cli.engine.runs.folder import RunFolder
 from vlsi_cli.engine.runs.match_history import read_history, require_matching
 from vlsi_cli.engine.runs.match_reports import (
@@ -32,12 +32,11 @@ from vlsi_cli.engine.runs.match_reports import (
     check_pictures,
     write_pictures,
 )
-from vlsi_cli.engine.runs.measure import encoder_for
 from vlsi_cli.engine.runs.readers import AFTER_STEP_2
 from vlsi_cli.engine.runs.student import restore_layers
 from vlsi_cli.engine.teachers import LayerDivergences, LiveTeacher, layer_divergences
 from vlsi_cli.engine.verbalizing import head_fingerprint, read_manifest
-from vlsi_cli.errors import CheckpointError, ConfigError, TrainingError
+from vlsi_cli.errors import CheckpointError, ConfigError, TrainingError, fitting
 from vlsi_cli.events import Events, Note, Warn
 
 At = Literal["start", "end"]
@@ -219,7 +218,8 @@ class _Pair:
                 last = time.monotonic()
                 self.events(Note(f"{records} of {samples} records read"))
 
-        try:
+        too_large = f"{size} records at a time do not fit into the memory of {self.device}"
+        with fitting(TrainingError(too_large, hint="lower --batch-size")):
             found = layer_divergences(
                 small,
                 self.readers["large"],
@@ -228,11 +228,6 @@ class _Pair:
                 device=self.device,
                 after_batch=tell,
             )
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"{size} records at a time do not fit into the memory of {self.device}",
-                hint="lower --batch-size",
-            ) from error
         if report.skipped:
             self.events(Warn(f"data: {report.summary()}"))
         if found.records < samples:
@@ -240,7 +235,7 @@ class _Pair:
         return found
 
     def _batches(self, student: Backbone, samples: int, size: int, report: DataReport) -> Iterator[Batch]:
-        encoder = encoder_for(student, self.config.data)
+        encoder = encoder_for(student.processor, self.config.data)
         seed = models.derived_seed(self.config.seed, "data of match-layers")
         with training_stream(self.config.data, encoder, seed=seed, report=report) as stream:
             for group in in_groups(stream.one_pass(samples), size):

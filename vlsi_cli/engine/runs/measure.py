@@ -8,22 +8,16 @@ from itertools import islice, zip_longest
 
 import torch
 
-from vlsi_cli.config.run import DataConfig, DistillConfig
+from vlsi_cli.config.run import DistillConfig
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.data.collate import collate, in_groups
 from vlsi_cli.engine.data.report import DataReport
-from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.engine.evaluation import Answer, answer_prompts, sum_loss
-from vlsi_cli.engine.runs.data import prompt_stream, training_stream
+from vlsi_cli.engine.runs.data import encoder_for, prompt_stream, training_stream
 from vlsi_cli.engine.runs.folder import RunFolder
-from vlsi_cli.errors import TrainingError
+from vlsi_cli.errors import TrainingError, fitting
 from vlsi_cli.events import Evaluated, EvaluationStarted, Events, Score, Warn
-
-
-def encoder_for(backbone: Backbone, data: DataConfig) -> ChatEncoder:
-    """How a backbone reads the records of a data configuration."""
-    return ChatEncoder(backbone.processor, max_length=data.max_length)
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,7 @@ def measure(
     assert evaluation.data is not None
     data = evaluation.data
     first, every = (processes.rank(), processes.size()) if shared else (0, 1)
-    encoder = encoder_for(backbone, data)
+    encoder = encoder_for(backbone.processor, data)
     report = DataReport()
     prompts = prompt_stream(data, encoder, seed=config.seed, report=report)
     records = training_stream(data, encoder, seed=config.seed)
@@ -78,8 +72,12 @@ def measure(
     groups = in_groups(own, evaluation.batch_size)
     batches = (collate(group, encoder.pad_id) for group in groups)
     device = backbone.device
+    too_large = TrainingError(
+        f"asking {who} does not fit into the memory of {device}",
+        hint=f"lower evaluation.batch_size (now {evaluation.batch_size})",
+    )
     try:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with fitting(too_large), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             answers = answer_prompts(
                 backbone,
                 islice(prompts.one_pass(evaluation.samples), first, None, every),
@@ -90,11 +88,6 @@ def measure(
                 after_batch=lambda done: check(),
             )
             loss, tokens = sum_loss(backbone, batches, after_batch=check)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"asking {who} does not fit into the memory of {device}",
-            hint=f"lower evaluation.batch_size (now {evaluation.batch_size})",
-        ) from error
     finally:
         prompts.close()
         records.close()

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from vlsi_cli.config.run import DistillConfig, ModelConfig
+from vlsi_cli.config.run import DistillConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs import student as student_files
 from vlsi_cli.engine.runs.choices import resolved_choices
-from vlsi_cli.engine.runs.dividing import divides_weights, require_zero, resolve_sharding
+from vlsi_cli.engine.runs.dividing import divides_weights, require_zero, resolve_sharding, zero_stage
 from vlsi_cli.engine.runs.folder import RunFolder
 from vlsi_cli.engine.runs.identity import needs_teacher
 from vlsi_cli.engine.runs.stages import interaction_stage, reinforcement_stage
@@ -35,6 +35,7 @@ class RunParts:
 
     Attributes:
         divided: whether what a stage trains lies in pieces then, and is read from the run folder after it.
+        zero: the stage of DeepSpeed's ZeRO that trains; None: accelerate does.
     """
 
     def __init__(self, config: DistillConfig, folder: RunFolder, wish: Wish) -> None:
@@ -42,7 +43,7 @@ class RunParts:
         self.device, self.dtype = models.place(config)
         self.sharding = resolve_sharding(config.sharding)
         require_zero(config, self.sharding, self.dtype)
-        self.divided = divides_weights(self.sharding)
+        self.divided, self.zero = divides_weights(self.sharding), zero_stage(self.sharding)
         self._student: Backbone | None = None
         self._teacher: Backbone | None = None
         self._cached: CachedTeacher | None = None
@@ -88,7 +89,10 @@ class RunParts:
 
     def _load_student(self, *, after_interaction: bool) -> Backbone:
         config, done = self.config, self.folder.state.student
-        model = ModelConfig(id=str(self.folder.student)) if done else config.student
+        model = config.student
+        if done:  # in the precision that it was written in, which is what was measured
+            own = {"id": str(self.folder.student), "revision": None, "init": "pretrained", "dtype": "auto"}
+            model = model.model_copy(update=own)
         trained = not done and models.trains_weights(config)
         student = models.load_model(model, config, self.dtype, self.device, trained=trained)
         if not done and after_interaction:

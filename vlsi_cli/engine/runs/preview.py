@@ -9,8 +9,7 @@ from vlsi_cli.engine.backbones.folders import resolve_folder
 from vlsi_cli.engine.backbones.processors import load_processor
 from vlsi_cli.engine.data.preview import Piece, pieces
 from vlsi_cli.engine.data.schedule import EndOfSource
-from vlsi_cli.engine.data.template import ChatEncoder
-from vlsi_cli.engine.runs.data import open_sources
+from vlsi_cli.engine.runs.data import encoder_for, open_sources
 from vlsi_cli.errors import DataError
 
 
@@ -57,7 +56,7 @@ def run(
         raise DataError(f"{opened.name} has no record {index}: it holds {opened.size}, counted from 0")
     folder = resolve_folder(model, revision, weights=False)
     processor = load_processor(folder, min_pixels=data.min_pixels, max_pixels=data.max_pixels, shown=model)
-    encoder = ChatEncoder(processor, max_length=data.max_length)
+    encoder = encoder_for(processor, data)
     try:
         record = opened.read(index)
     except EndOfSource:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vlsi_cli.config import missing
 from vlsi_cli.config.catalog import DEMO_IDS
 from vlsi_cli.engine.backbones.folders import resolve_folder
 from vlsi_cli.engine.hub import contents
@@ -190,10 +191,8 @@ def _find(source: str) -> tuple[Path, Run | None]:
         return resolve_folder(source), None
     path = Path(source).expanduser()
     if not path.is_dir():
-        raise ModelError(
-            f"there is no folder '{source}'",
-            hint="give the folder that `vlsi distill` wrote, or that of a model",
-        )
+        hint = missing.near(source) or "give the folder that `vlsi distill` wrote, or that of a model"
+        raise ModelError(f"there is no folder '{source}'", hint=hint)
     found = find_run(path)
     return (path if found is None else found.folder.student), found
 

@@ -10,14 +10,13 @@ import torch
 from vlsi_cli.config.run import DistillConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.data.collate import collate_prompts
-from vlsi_cli.engine.runs.data import prompt_stream, training_stream
+from vlsi_cli.engine.runs.data import encoder_for, prompt_stream, training_stream
 from vlsi_cli.engine.runs.folder import RunFolder
-from vlsi_cli.engine.runs.measure import encoder_for
 from vlsi_cli.engine.training import Stage
 from vlsi_cli.engine.training.checkpoint import random_states, set_random_states
 from vlsi_cli.engine.verbalizing import Verbalizers
 from vlsi_cli.engine.verbalizing.answers import read_answers
-from vlsi_cli.errors import ModelError
+from vlsi_cli.errors import ModelError, first_line, is_out_of_memory
 from vlsi_cli.events import Events, LayerSample, Sampled, Warn
 
 FILE = "samples.jsonl"
@@ -61,7 +60,7 @@ class LayerSamples:
         self._backbone, self._verbalizers, self._dtype = backbone, verbalizers, dtype
         self._every, self._total, self._length = watch.samples_every, total, watch.samples_max_new_tokens
         self._asked = asked_to_stop
-        encoder = encoder_for(backbone, data)
+        encoder = encoder_for(backbone.processor, data)
         self._pad = encoder.pad_id
         self._prompts = list(prompt_stream(data, encoder, seed=config.seed).one_pass(watch.samples))
         record = next(iter(training_stream(data, encoder, seed=config.seed).one_pass(1)))
@@ -78,10 +77,11 @@ class LayerSamples:
         self._verbalizers.eval()
         try:
             samples = self._answers(device)
-        except (ModelError, torch.OutOfMemoryError) as error:
+        except Exception as error:
+            if not (isinstance(error, ModelError) or is_out_of_memory(error)):
+                raise
             self._prompts = []
-            cause = str(error).splitlines()[0]
-            self._events(Warn(f"no more sample answers in this stage: {cause}"))
+            self._events(Warn(f"no more sample answers in this stage: {first_line(error)}"))
             return
         finally:
             self._stage.set_train_mode()
@@ -108,6 +108,5 @@ class LayerSamples:
                     "last" if each.layer == backbone.num_layers else str(each.layer): each.text
                     for each in answers.layers
                 }
-                question = str(backbone.tokenizer.decode(prompt.input_ids, skip_special_tokens=True)).strip()
-                found.append(LayerSample(prompt.record, question, prompt.reference, said))
+                found.append(LayerSample(prompt.record, prompt.question, prompt.reference, said))
         return tuple(found)

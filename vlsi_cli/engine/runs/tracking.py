@@ -66,7 +66,9 @@ def tracked(resolved: Resolved, folder: RunFolder, events: Events, *, resumed: b
                 )
                 try:
                     told = stack.enter_context(opened)
-                except ConfigError as error:  # the run folder is there by now
+                except ConfigError as error:
+                    if not resumed:  # then nothing is left of the run
+                        raise
                     again = f"vlsi distill --resume {shlex.quote(str(folder.path))}"
                     error.hint = f"{error.hint}\nthen go on with: {again}"
                     raise

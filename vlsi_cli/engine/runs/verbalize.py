@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from vlsi_cli.engine.devices import precision_name, resolve_device, resolve_prec
 from vlsi_cli.engine.reports.page import write_page
 from vlsi_cli.engine.runs.readers import Reader, find_model, load_reader, refuse_foreign
 from vlsi_cli.engine.verbalizing.answers import Answers, read_answers
-from vlsi_cli.errors import ConfigError, DataError, ModelError
+from vlsi_cli.errors import ConfigError, DataError, ModelError, fitting
 from vlsi_cli.events import Events, Note
 
 LOGIT_LENS = "logit lens"
@@ -219,13 +218,12 @@ def write_html(path: Path, report: VerbalizeReport) -> None:
 
 def _answer(reader: Reader, picture: Picture, prompt: str, **limits: Any) -> Answers:
     inputs, ends = _encode(reader.backbone, picture, _question(picture, prompt))
-    try:
+    too_large = ModelError(
+        f"reading '{reader.name}' on {picture.name} does not fit into the memory of {reader.backbone.device}",
+        hint="read fewer layers (--layers), lower --max-new-tokens, or take a smaller picture",
+    )
+    with fitting(too_large):
         return read_answers(reader.backbone, reader.verbalizers, inputs, reader.layers, ends=ends, **limits)
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"reading '{reader.name}' on {picture.name} does not fit into the memory of {reader.backbone.device}",
-            hint="read fewer layers (--layers), lower --max-new-tokens, or take a smaller picture",
-        ) from error
 
 
 def _question(picture: Picture, prompt: str) -> str:

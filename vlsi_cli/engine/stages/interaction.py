@@ -218,12 +218,12 @@ class InteractionStage(Stage):
     def _drawn(self, matrix: Tensor, tokens: int) -> list[Match]:
         """Matches by the mean over the response tokens of this micro-batch on all processes.
 
-        Their generators are in the same state, so that all of them draw the same.
+        Their generators are in the same state and the means have the same bits, so that all of them draw the same.
         """
         assert self.generator is not None
         if processes.size() > 1:
             sums = torch.cat([matrix.flatten().double(), matrix.new_tensor([tokens], dtype=torch.float64)])
-            *cells, tokens = processes.add_up(sums).tolist()
+            *cells, tokens = processes.add_up_alike(sums).tolist()
             matrix = torch.tensor(cells, dtype=torch.float64).reshape(matrix.shape).to(matrix.dtype)
         try:
             return self._matcher(matrix / max(tokens, 1), self.generator)

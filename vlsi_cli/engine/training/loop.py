@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -36,7 +36,7 @@ from vlsi_cli.engine.training.parallel import agreed, common_counts, common_term
 from vlsi_cli.engine.training.signals import Wish
 from vlsi_cli.engine.training.stage import Stage, StageOutput
 from vlsi_cli.engine.training.zero import ZeroPrepared
-from vlsi_cli.errors import Interrupted, TrainingError, VlsiError
+from vlsi_cli.errors import Interrupted, TrainingError, VlsiError, fitting
 
 #: Gradients that overflow under a smaller loss scale are no matter of scale (fairseq's `min_loss_scale`).
 LEAST_SCALE = 1e-4
@@ -155,29 +155,50 @@ def train_stage(
     parameters = [parameter for _, parameter in trained]
     device = accelerator.device
     optimizer = make_optimizer(trained, betas=betas, weight_decay=weight_decay)
-    first = 0
+    first, smaller = (
+        0,
+        "train fewer parts, divide them among more processes (sharding), or take a larger device",
+    )
     if resume is None:
         torch.manual_seed(mixed_seed(seed, 0, processes.rank()))
     else:
-        unpack(resume, trained, optimizer, stage.generator, device, seed=seed, divided_later=zero is not None)
+        held = f"what trains in {key}, with its moments, does not fit into the memory of {device}"
+        with fitting(TrainingError(held, hint=smaller)):
+            divided_later = zero is not None
+            unpack(
+                resume, trained, optimizer, stage.generator, device, seed=seed, divided_later=divided_later
+            )
         stream.load_state_dict(resume.values["stream"])
         if accelerator.scaler is not None and resume.values.get("scaler"):
             accelerator.scaler.load_state_dict(resume.values["scaler"])
         first = resume.step
         resume.tensors.clear()  # as large as the model and its moments
-    if zero is None:
-        prepared = prepare(stage, optimizer, accelerator)
-    else:
-        prepared = ZeroPrepared(stage, optimizer, accelerator, level=zero, limit=max_grad_norm)
+    with fitting(
+        TrainingError(f"what trains in {key} does not fit into the memory of {device}", hint=smaller)
+    ):
+        if zero is None:
+            prepared = prepare(stage, optimizer, accelerator)
+        else:
+            prepared = ZeroPrepared(stage, optimizer, accelerator, level=zero, limit=max_grad_norm)
     stage.set_train_mode()
 
     def save(step: int, place: dict[str, Any]) -> None:
-        if checkpoints is not None:
-            scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-            values = {"stream": place, "scaler": scaler, "processes": processes.size()}
+        if checkpoints is None:
+            return
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+        values = {"stream": place, "scaler": scaler, "processes": processes.size()}
+        lost = f"memory ran out while the checkpoint of step {step} of {key} was written"
+        full = TrainingError(
+            lost, hint=f"it needs what trains and its moments in host memory; {_good(saved)}"
+        )
+        with fitting(full):
             tensors = pack(trained, prepared.moments, stage.generator, device)
-            path = processes.on_first(partial(checkpoints.save, key, step, tensors, values))
-            on_checkpoint(path, step)
+
+        def write() -> Any:
+            with fitting(full):
+                return checkpoints.save(key, step, tensors, values)
+
+        on_checkpoint(processes.on_first(write), step)
 
     def draw(place: dict[str, Any] | None = None) -> list[Batch]:
         if place is not None:
@@ -214,22 +235,18 @@ def train_stage(
             step + 1, steps, message, terms or {}, sums, norm, rate, before[1], again, scaler, saved
         )
         half = ", or compute in bf16 or fp32" if scaler is not None else ""
-        hint = f"lower the learning rate{half}; checkpoints up to step {saved} are good"
+        hint = f"lower the learning rate{half}; {_good(saved)}"
         more = on_failure(failure)  # which draws again: all processes together
         return _of_all(
             TrainingError(f"step {step + 1} of {key}: {message}", hint="\n".join(filter(None, [hint, more])))
         )
 
-    @contextmanager
-    def fitting(step: int) -> Iterator[None]:
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"{key} does not fit into the memory of {device} (step {step + 1}, {batch_size} records at a time)",
-                hint="lower batch_size and raise gradient_accumulation, set gradient_checkpointing: true, or lower "
-                "data.max_length or data.max_pixels",
-            ) from error
+    def too_large(step: int) -> VlsiError:
+        return TrainingError(
+            f"{key} does not fit into the memory of {device} (step {step + 1}, {batch_size} records at a time)",
+            hint="lower batch_size and raise gradient_accumulation, set gradient_checkpointing: true, or lower "
+            "data.max_length or data.max_pixels",
+        )
 
     saved = first
     with closing(prepared):
@@ -248,7 +265,7 @@ def train_stage(
                 group["lr"] = rate
             batches = draw()
             tokens, inputs = common_counts(batches)
-            with fitting(step):
+            with fitting(too_large(step)):
                 try:
                     outputs = prepared.accumulate(batches, tokens, asked)
                     if outputs is None:  # asked to stop inside the step: it is as if it had not begun
@@ -270,7 +287,7 @@ def train_stage(
                 what = f"loss of {', '.join(odd)}" if odd else "gradient"
                 message = f"the {what} is not finite (learning rate {rate:.2g})"
                 raise not_finite(step, message, rate, before, terms, outputs, norm)
-            with fitting(step):  # the first step makes the moments, twice the size of what trains
+            with fitting(too_large(step)):  # the first step makes the moments, twice the size of what trains
                 prepared.step()
             on_step(
                 Progress(
@@ -293,6 +310,10 @@ def train_stage(
             elif (step + 1) % checkpoint_every == 0:
                 save(step + 1, stream.state_dict())
                 saved = step + 1
+
+
+def _good(saved: int) -> str:
+    return f"checkpoints up to step {saved} are good"
 
 
 def _of_all(error: VlsiError) -> VlsiError:

@@ -1,7 +1,7 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 as a wish that the loop fulfils at the end of a step.
+"""Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP as a wish that the loop fulfils at the end of a step.
 
 Job schedulers warn before they take a machine away: SLURM with the signal that ``--signal`` names (SIGUSR1 by
-custom), others with SIGTERM. All three leave a checkpoint.
+custom), others with SIGTERM. SIGHUP comes when a terminal is closed or a connection lost. All leave a checkpoint.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-#: SIGINT first: it alone acts as it always did when it comes a second time. (Windows has no SIGUSR1.)
-HEEDED = (signal.SIGINT, signal.SIGTERM, *((signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()))
+#: SIGINT first: it alone acts as it always did when it comes a second time. (Windows has not the last two.)
+HEEDED = (
+    *(signal.SIGINT, signal.SIGTERM),
+    *((signal.SIGUSR1, signal.SIGHUP) if hasattr(signal, "SIGUSR1") else ()),
+)
 
 
 @dataclass
@@ -25,15 +28,17 @@ class Wish:
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of a program ended by the signal: 130 for SIGINT, 143 for SIGTERM, 138 for SIGUSR1."""
+        """What a shell expects of a program ended by the signal: 130 for SIGINT, 143 for SIGTERM, 138 for SIGUSR1,
+        129 for SIGHUP."""
         return 128 + (self.signal or signal.SIGINT)
 
 
 @contextmanager
 def heed_signals() -> Iterator[Wish]:
-    """Turn the first of SIGINT, SIGTERM and SIGUSR1 inside the block into a wish.
+    """Turn the first of SIGINT, SIGTERM, SIGUSR1 and SIGHUP inside the block into a wish.
 
-    After it, Ctrl-C acts as it always did. SIGTERM and SIGUSR1 that come again change nothing: launchers pass them on
+    A SIGHUP that is ignored stays so: that is what ``nohup`` is for. After the first, Ctrl-C acts as it always did. The
+    others that come again change nothing: launchers pass them on
     to processes that the scheduler has signalled already, and schedulers send one after the other.
 
     Outside the main thread, where Python delivers no signals, the wish never comes true.
@@ -43,6 +48,8 @@ def heed_signals() -> Iterator[Wish]:
         yield wish
         return
     before = {number: signal.getsignal(number) for number in HEEDED}
+    if hasattr(signal, "SIGHUP") and before[signal.SIGHUP] is signal.SIG_IGN:
+        del before[signal.SIGHUP]
 
     def note(number: int, frame: FrameType | None) -> None:
         if wish.signal is None:
