@@ -23,9 +23,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,24 +83,37 @@ def run(part: Part, output: Path, left: float) -> dict[str, object]:
     """One part; its own table goes to stdout."""
     command = [sys.executable, str(HERE / part.program[0]), *part.program[1:], "--output", str(output)]
     path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
-    settings = {"PYTHONPATH": path, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    settings = {"PYTHONPATH": path, "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     settings |= {"TRL_EXPERIMENTAL_SILENCE": "1"}
     started = time.perf_counter()
     about: dict[str, object] = {"name": part.name, "command": " ".join(part.program)}
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            env={**os.environ, **settings},
-            timeout=min(part.limit, left),
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {**about, "ended": "out of time", "seconds": round(time.perf_counter() - started, 1)}
-    print(f"== {part.name}: {about['command']}\n{done.stdout}", flush=True)
-    ended = "done" if done.returncode == 0 else f"failed: {(done.stderr.strip() or '?').splitlines()[-1]}"
+    out_of_time = False
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **settings},
+        start_new_session=True,
+    ) as done:
+        try:
+            said, complaint = done.communicate(timeout=min(part.limit, left))
+        except subprocess.TimeoutExpired:
+            out_of_time = True
+        finally:
+            end_all(done)
+        if out_of_time:
+            said, complaint = done.communicate()
+    print(f"== {part.name}: {about['command']}\n{said}", flush=True)
+    failed = f"failed: {(complaint.strip() or '?').splitlines()[-1]}"
+    ended = "out of time" if out_of_time else "done" if done.returncode == 0 else failed
     return {**about, "ended": ended, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def end_all(part: subprocess.Popen[str]) -> None:
+    """End a part with the processes that it began: one left behind would keep memory and compute beside the next."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(part.pid, signal.SIGKILL)
 
 
 def main() -> None:

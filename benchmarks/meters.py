@@ -71,8 +71,11 @@ class CudaMeter:
 
 
 def meter_for(device: str) -> Meter:
-    """The meter of a device."""
-    return CudaMeter() if torch.device(device).type == "cuda" else HostMeter()
+    """The meter of a device; a GPU becomes the current one, whose events and bytes torch counts by default."""
+    if torch.device(device).type != "cuda":
+        return HostMeter()
+    torch.cuda.set_device(torch.device(device).index or 0)
+    return CudaMeter()
 
 
 def device_name(device: str) -> str:

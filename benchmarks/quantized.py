@@ -44,6 +44,8 @@ def read(model: str, quantization: str, records: int, device: str) -> dict[str, 
         said = teacher.states(batch, targets)
         states.append([*said.layers.values(), said.last])
         labels.append(batch.targets)
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
     bits = sum(p.nbytes for layer in backbone.layers for p in layer.parameters())
     return {
         "states": [torch.cat(layer) for layer in zip(*states, strict=True)],

@@ -127,15 +127,15 @@ class Interrupted(VlsiError):
 
 #: What to do where memory ran out and nothing better is known.
 SMALLER = "take a smaller model, fewer or shorter records at a time, or a machine with more memory"
-#: What those say who have no error of their own for it: torch's allocator on the host and on MPS, cuBLAS, the CUDA
-#: runtime, onnxruntime, safetensors, C++.
+#: What those say who have no error of their own for it: torch's allocator on the host and on MPS, cuBLAS, cuDNN, the
+#: CUDA runtime, onnxruntime, safetensors, C++.
 _NO_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",
     "not enough memory",
     "out of memory",
     "failed to allocate memory",
-    "cublas_status_alloc_failed",
+    "status_alloc_failed",
     "std::bad_alloc",
 )
 

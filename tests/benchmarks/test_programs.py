@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.invariants.tree import ROOT
 
@@ -67,3 +69,37 @@ def test_the_programme_for_a_gpu(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "not begun: the budget is spent" in done.stdout
     assert json.loads((tmp_path / "gpu.json").read_text())["device"] == "cpu"
+
+
+def test_a_part_out_of_time_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of the programme measures in a process of its own, which would go on beside the next part."""
+    from benchmarks import gpu
+
+    program = f"import os\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\nimport time\ntime.sleep(60)\n"
+    (tmp_path / "slow.py").write_text(
+        f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {program!r}])\n", encoding="utf-8"
+    )
+    monkeypatch.setattr(gpu, "HERE", tmp_path)
+    found = gpu.run(gpu.Part("slow", ("slow.py",), 2), tmp_path, 100)
+    assert found["ended"] == "out of time"
+    end = time.monotonic() + 10
+    while (at := state_of(int((tmp_path / "pid").read_text()))) not in ("", "Z") and time.monotonic() < end:
+        time.sleep(0.01)
+    assert at in ("", "Z")
+
+
+def state_of(pid: int) -> str:
+    """ps's letter for the state of a process; empty: there is none."""
+    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return done.stdout.strip()[:1]
+
+
+def test_the_meter_of_the_second_gpu_reads_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import meters
+
+    current: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert isinstance(meters.meter_for("cuda:1"), meters.CudaMeter)
+    assert current == [1]
+    assert isinstance(meters.meter_for("cpu"), meters.HostMeter)
+    assert current == [1]

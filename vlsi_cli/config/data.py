@@ -95,7 +95,7 @@ class ImageUrlsConfig(Config):
     """Hosts, by their whole name and with their port if it is not 80 or 443, that may lie in a private network.
     Addresses of this machine and of its network link are never asked, whatever stands here."""
     timeout: float = Field(default=20.0, gt=0, le=600)
-    """Seconds that one try may take, redirects and all bytes included."""
+    """Seconds that one try may take, redirects and all bytes included; a quarter of them for a connection."""
     tries: int = Field(default=3, ge=1, le=10)
     """How often a fetch is tried that fails for a moment: no connection, too slow, answers 408, 425, 429 and 5xx."""
     max_bytes: int = Field(default=32 * 2**20, ge=1)

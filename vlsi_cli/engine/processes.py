@@ -25,6 +25,7 @@ from torch import Tensor, distributed
 from torch.distributed.rendezvous import rendezvous
 
 from vlsi_cli.config import launching
+from vlsi_cli.engine import peers
 from vlsi_cli.errors import ConfigError, ProcessError, VlsiError, first_line
 
 Value = TypeVar("Value")
@@ -126,6 +127,7 @@ def _group(device: torch.device, patience: timedelta, orphaned: threading.Event)
         ) from error
     orderly = False
     try:
+        over = peers.watch(store, rank(), size())
         yield
         orderly = True
     except VlsiError as error:
@@ -153,6 +155,7 @@ def _group(device: torch.device, patience: timedelta, orphaned: threading.Event)
         raise lost from error
     finally:
         if orderly:  # else the others wait somewhere, and this process must end for the launcher to end them
+            over.set()
             distributed.destroy_process_group()
 
 
@@ -248,7 +251,8 @@ def on_first(work: Callable[[], Value]) -> Value:
     held: list[Any] = [None, None]
     if is_first():
         try:
-            held[0] = work()
+            with peers.undisturbed():
+                held[0] = work()
         except VlsiError as error:
             held[1] = error
     mine = held[1]
@@ -291,6 +295,7 @@ def _tell(store: Any, text: str) -> None:
     """Let the others know that this process ends with a message of its own."""
     with suppress(RuntimeError):  # whoever keeps the store may have ended too
         store.set(f"vlsi/told/{rank()}", text)
+        store.set(peers.ENDED, str(rank()))
 
 
 def _told(store: Any, number: int) -> str | None:

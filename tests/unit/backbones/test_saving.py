@@ -49,7 +49,12 @@ def test_saved_in_fewer_bits(load, tmp_path):
     assert backbone.dtype == torch.float32
     with pytest.raises(CheckpointError, match="away from the trained one"):
         verify_student(target, backbone)
-    assert 0 < verify_student(target, backbone, tolerance=0.5) < 0.5
+    share = verify_student(target, backbone, tolerance=0.5)
+    assert 0 < share < 0.1
+    with torch.no_grad():  # logits 64 times as large differ by 64 times as much, and by the same share
+        backbone.final_norm.weight.mul_(64)
+    save_student(backbone, target, dtype=torch.bfloat16)
+    assert verify_student(target, backbone, tolerance=0.5) == pytest.approx(share, rel=1e-3)
 
 
 def test_an_existing_folder_is_replaced_whole(load, tmp_path):
@@ -102,6 +107,15 @@ def test_verification_finds_a_changed_weight_and_a_changed_tokenizer(load, tmp_p
     (target / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(CheckpointError, match="other ids"):
         verify_student(target, backbone)
+
+
+def test_verification_refuses_what_is_not_a_number(load, tmp_path):
+    backbone = load("qwen2_vl")
+    with torch.no_grad():
+        backbone.final_norm.weight.fill_(torch.inf)
+    target = save_student(backbone, tmp_path / "student")
+    with pytest.raises(CheckpointError, match="up to nan of the largest"):
+        verify_student(target, backbone, tolerance=0.5)
 
 
 def test_verification_leaves_the_modes_of_training(load, tmp_path):

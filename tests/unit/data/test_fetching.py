@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import gzip
-import shutil
 import socket
-import ssl
-import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
+import httpcore2
 import pytest
 
 from tests.image_server import HOST, PUBLIC, ImageServer, answer, image, leads_to, raw, says
@@ -99,8 +96,6 @@ def test_a_private_host_that_was_named_is_asked(server: ImageServer) -> None:
 
 
 def test_another_number_of_the_host_is_tried(server: ImageServer) -> None:
-    import httpcore2
-
     network = server.network()
     server.names[HOST] = ["2606:4700::1111", PUBLIC]
 
@@ -212,6 +207,19 @@ def test_a_host_that_says_nothing_ends_in_time(server: ImageServer) -> None:
             assert caught.value.momentary
 
 
+def test_a_host_that_is_gone_takes_a_part_of_the_time_only(server: ImageServer) -> None:
+    network, waited = server.network(), list[float]()
+
+    def dial(number: str, port: int, seconds: float) -> httpcore2.NetworkStream:
+        waited.append(seconds)
+        raise httpcore2.ConnectTimeout
+
+    silent = type(network)(network.look_up, dial, network.trust, network.sleep)
+    with pytest.raises(Failure, match="too long"):
+        fetch(f"http://{HOST}/", ANY, FetchLimits(timeout=20, tries=3, max_bytes=9), silent)
+    assert waited == [5.0, 5.0, 5.0]
+
+
 def test_looking_up_ends_in_time(server: ImageServer) -> None:
     network = server.network()
     slow = type(network)(lambda host, port: time.sleep(1.5) or [PUBLIC], network.dial, network.trust)
@@ -291,59 +299,3 @@ def test_a_host_may_keep_images_out_of_training(server: ImageServer, value: str,
         assert "X-Robots-Tag" in str(failure(server, "/mine"))
     else:
         assert get(server, "/mine") == image()
-
-
-# ---------------------------------------------------------------- certificates
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    if shutil.which("openssl") is None:
-        pytest.skip("making a certificate needs openssl")
-    folder = tmp_path_factory.mktemp("certificate")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    words = (
-        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=images.example"
-    )
-    subprocess.run(
-        [
-            "openssl",
-            *words.split(),
-            "-addext",
-            f"subjectAltName=DNS:{HOST}",
-            "-keyout",
-            str(key),
-            "-out",
-            str(cert),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return cert, key
-
-
-def test_certificates_are_verified(certificate: tuple[Path, Path]) -> None:
-    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    theirs.load_cert_chain(*certificate)
-    with ImageServer(theirs) as server:
-        server.pages |= {"/a.png": image(), "/down": leads_to(f"http://{HOST}/a.png")}
-        server.names["other.example"] = [PUBLIC]
-        trusting = server.network(ssl.create_default_context(cafile=str(certificate[0])))
-        assert fetch(f"https://{HOST}/a.png", ANY, LIMITS, trusting) == image()
-        assert server.dialled == [(PUBLIC, 443)]
-        for host, network in ((HOST, server.network()), ("other.example", trusting)):
-            with pytest.raises(Failure, match="certificate is not valid") as caught:
-                fetch(f"https://{host}/a.png", ANY, FetchLimits(10, 3, 100_000), network)
-            assert not caught.value.momentary
-        with pytest.raises(Failure, match="from https to http"):
-            fetch(f"https://{HOST}/down", ANY, LIMITS, trusting)
-        assert len(server.asked) == 2
-
-
-def test_the_real_world_verifies() -> None:
-    from vlsi_cli.engine.data.fetching import WORLD
-
-    context = WORLD.trust()
-    assert context.verify_mode == ssl.CERT_REQUIRED
-    assert context.check_hostname
-    assert WORLD.look_up("127.0.0.1", 80) == ["127.0.0.1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,12 +108,15 @@ class Cramped:
 
     def __init__(self, model: Any, most: int) -> None:
         self._model, self._most = model, most
+        self.left: list[weakref.ref[torch.Tensor]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def generate(self, **inputs: Any) -> Any:
         if len(inputs["input_ids"]) > self._most:
+            half_done = torch.zeros(1)
+            self.left.append(weakref.ref(half_done))
             raise torch.OutOfMemoryError("no")
         return self._model.generate(**inputs)
 
@@ -131,7 +135,13 @@ def cramped(model: Backbone, most: int) -> Backbone:
 def test_auto_halves_when_memory_runs_out(small: Backbone) -> None:
     said: list[str] = []
     questions = [puzzle(n, Settings(8)) for n in range(20)]
-    answerer = Answerer(cramped(small, 2), None, said.append)
+    model = cramped(small, 2)
+
+    def told(text: str) -> None:
+        said.append(text)
+        assert model.model.left[-1]() is None  # what the batch held is gone when memory is given back
+
+    answerer = Answerer(model, None, told)
     assert [reply.text for _, reply in answerer.answer(questions)] == texts(small, 4, questions)
     assert answerer.batch_size == 2
     assert said == [f"memory ran out with {n} questions at once; going on with {n // 2}" for n in (16, 8, 4)]

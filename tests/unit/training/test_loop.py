@@ -16,6 +16,7 @@ from vlsi_cli.engine.data.sources import PatternsSource
 from vlsi_cli.engine.data.stream import RecordStream
 from vlsi_cli.engine.runs.models import new_accelerator
 from vlsi_cli.engine.training import Checkpoints, Stage, train_stage
+from vlsi_cli.engine.training.parallel import common_terms
 from vlsi_cli.engine.training.stage import StageOutput, add_terms
 from vlsi_cli.errors import TrainingError
 
@@ -60,12 +61,22 @@ def train(stage: Stage, accelerator: Accelerator, *, steps: int, **more: Any) ->
     )
 
 
-@pytest.mark.parametrize("where", ["forward", "step"])
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("forward", torch.OutOfMemoryError("no")),
+        (
+            "forward",
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        ),
+        ("step", torch.OutOfMemoryError("no")),
+    ],
+)
 def test_a_full_device_is_told_wherever_in_a_step_it_fills(
-    where: str, monkeypatch: pytest.MonkeyPatch
+    where: str, error: RuntimeError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError("no")
+        raise error
 
     monkeypatch.setattr(*((Squares, "forward") if where == "forward" else (torch.optim.AdamW, "step")), full)
     with pytest.raises(TrainingError, match=r"key does not fit into the memory of cpu \(step 1, 2 records"):
@@ -103,6 +114,30 @@ def test_memory_that_runs_out_between_steps_is_told_too(
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["key-00000003"]
     assert checkpoints.latest("key") is not None
+
+
+class Single(torch.Tensor):
+    """A tensor as on a device without fp64; a copy on the host is a plain one."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.cpu:
+            return args[0].as_subclass(torch.Tensor)
+        found = super().__torch_function__(func, types, args, kwargs or {})
+        if isinstance(found, Single) and found.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return found
+
+
+def test_terms_are_added_up_where_there_is_fp64() -> None:
+    values = [{"4": 2.0**24, "last": 1.0}, {"4": 1.0, "last": 2.0}]
+    terms = [
+        {name: torch.tensor(value).as_subclass(Single) for name, value in each.items()} for each in values
+    ]
+    with pytest.raises(TypeError, match="float64"):
+        terms[0]["4"].double()
+    outputs = [StageOutput(each["last"], dict(each)) for each in terms]
+    assert common_terms(outputs, 1) == {"4": 2.0**24 + 1, "last": 3.0}  # which fp32 would round
 
 
 def test_steps_are_not_left_out_for_ever_under_loss_scaling() -> None:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlsi_cli.engine.verbalizing import ARCHITECTURES, Verbalizers, decoder_layers_like
+from vlsi_cli.engine.verbalizing.architectures import GatedFFN, initialize
 from vlsi_cli.errors import ConfigError
 
 PLAIN = [a for a in ARCHITECTURES if not a.startswith("decoder")]
@@ -27,6 +29,22 @@ def test_an_untrained_default_verbalizer_is_the_logit_lens(tiny, architecture, d
     got = verbalizers(2, state, tiny.call)
     assert got.dtype == dtype
     assert torch.equal(tiny.model.lm_head(got), lens)
+
+
+def test_values_are_drawn_where_the_generator_is(tiny):
+    """A host's generator cannot fill a tensor of a GPU, for which the device without memory stands here."""
+    drawn = []
+
+    class Drawing(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if (kwargs or {}).get("generator") is not None:
+                drawn.append(args[0].device == kwargs["generator"].device)
+            return func(*args, **kwargs or {})
+
+    block = GatedFFN(16, 16).to("meta")
+    with Drawing():
+        initialize(block, "random", 0.3, torch.Generator().manual_seed(0))
+    assert drawn == [True] * 3
 
 
 def test_without_norm_the_raw_state_enters_the_head(tiny):

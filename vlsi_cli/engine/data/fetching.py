@@ -36,6 +36,8 @@ from vlsi_cli.engine.data.records import BadRecord
 MAX_REDIRECTS = 5
 #: Numbers of a host that are tried one after another.
 MAX_NUMBERS = 4
+#: Part of a try's time in which a connection must be made: hosts that are gone say nothing, and are many in old data.
+CONNECTING = 0.25
 #: Seconds before the second try, the third and so on; the last one counts for all further.
 BACKOFF = (0.5, 2.0, 5.0)
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -101,7 +103,7 @@ class FetchLimits:
     """What one image may take.
 
     Attributes:
-        timeout: seconds of a try: look-up, connections, redirects and all bytes.
+        timeout: seconds of a try: look-up, connections (a quarter of it each), redirects and all bytes.
         tries: how often a fetch that fails for a moment is tried.
         max_bytes: of an image's file.
     """
@@ -133,7 +135,7 @@ def fetch(text: str, rules: HostRules, limits: FetchLimits, network: Network = W
 def _one_try(address: Address, rules: HostRules, limits: FetchLimits, network: Network) -> bytes:
     deadline = time.monotonic() + limits.timeout
     for _ in range(MAX_REDIRECTS + 1):
-        answer = _ask(address, limits.max_bytes, deadline, network)
+        answer = _ask(address, limits, deadline, network)
         if isinstance(answer, bytes):
             return answer
         try:
@@ -148,9 +150,9 @@ def _one_try(address: Address, rules: HostRules, limits: FetchLimits, network: N
     raise Failure(f"more than {MAX_REDIRECTS} redirects", momentary=False)
 
 
-def _ask(address: Address, max_bytes: int, deadline: float, network: Network) -> bytes | str:
+def _ask(address: Address, limits: FetchLimits, deadline: float, network: Network) -> bytes | str:
     """The body of an answer, or where a redirect leads."""
-    connector = _Connector(address, deadline, network)
+    connector = _Connector(address, deadline, limits.timeout * CONNECTING, network)
     context = network.trust() if address.scheme == "https" else None
     headers: dict[bytes | str, bytes | str] = {
         "Host": address.place,
@@ -170,7 +172,7 @@ def _ask(address: Address, max_bytes: int, deadline: float, network: Network) ->
             httpcore2.ConnectionPool(ssl_context=context, network_backend=connector, retries=0) as pool,
             pool.stream("GET", url, headers=headers) as response,
         ):
-            return _read(response, max_bytes)
+            return _read(response, limits.max_bytes)
     except httpcore2.TimeoutException as error:
         raise Failure("it took too long", momentary=True) from error
     except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
@@ -232,8 +234,9 @@ def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseExcept
 class _Connector(NetworkBackend):
     """Makes the one connection of a request, to a number that was looked up here and found allowed."""
 
-    def __init__(self, address: Address, deadline: float, network: Network) -> None:
+    def __init__(self, address: Address, deadline: float, patience: float, network: Network) -> None:
         self._address, self._deadline, self._network = address, deadline, network
+        self._patience = patience  # seconds for one connection
 
     def connect_tcp(self, host: str, port: int, *_: Any, **__: Any) -> NetworkStream:
         """Look the host up, judge every number, and connect to the first that takes a connection."""
@@ -241,7 +244,7 @@ class _Connector(NetworkBackend):
         for place, number in enumerate(numbers):
             left = _left(self._deadline, httpcore2.ConnectTimeout)
             try:
-                stream = self._network.dial(number, port, left / (len(numbers) - place))
+                stream = self._network.dial(number, port, min(self._patience, left / (len(numbers) - place)))
                 return _Timed(stream, self._deadline)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
                 if place + 1 == len(numbers):

@@ -115,17 +115,22 @@ class Answerer:
         done = 0
         while done < len(questions):
             group = questions[done : done + self.batch_size]
+            replies: list[Reply] | None = None
             try:
                 replies = work(group)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                self._shrink(len(group), error)
+                self._require_smaller(len(group), error)
+            if (
+                replies is None
+            ):  # out here no error holds the frames of the failed batch, and with them its tensors
+                self._shrink(len(group))
                 continue
             yield from zip(group, replies, strict=True)
             done += len(group)
 
-    def _shrink(self, tried: int, error: Exception) -> None:
+    def _require_smaller(self, tried: int, error: Exception) -> None:
         if self._fixed or tried == 1:
             raise EvaluationError(
                 f"{tried} question{'s' * (tried > 1)} at once do not fit into the memory of {self.backbone.device}",
@@ -133,6 +138,8 @@ class Answerer:
                 if tried > 1
                 else "use --max-pixels, a lower --precision or a larger device",
             ) from error
+
+    def _shrink(self, tried: int) -> None:
         self.batch_size = tried // 2
         if self.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -187,11 +194,11 @@ class Answerer:
         batch = collate(encoded, self.encoder.pad_id).to(backbone.device)
         states = backbone.forward_base(batch.inputs)[batch.rows, batch.cols]
         logits = backbone.head(states)[:, : backbone.tokenizer_length].float()
-        losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none").double()
-        greedy = logits.argmax(dim=-1) == batch.targets
+        losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none").cpu().double()
+        greedy, rows = (logits.argmax(dim=-1) == batch.targets).cpu(), batch.rows.cpu()
         replies = []
         for row in range(len(group)):
-            mine = batch.rows == row
+            mine = rows == row
             loss, hit = float(losses[mine].sum()), bool(greedy[mine].all())
             replies.append(Reply("", tokens=int(mine.sum()), loss=loss, greedy=hit))
         return replies

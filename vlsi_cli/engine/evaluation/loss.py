@@ -43,7 +43,7 @@ def sum_loss(
                 vocabulary=backbone.tokenizer_length,
                 rule=backbone.logit_rule,
             )
-            total += float(losses.double().sum())
+            total += float(losses.cpu().double().sum())  # Apple's GPUs have no fp64
             count += batch.num_tokens
             after_batch()
     finally:

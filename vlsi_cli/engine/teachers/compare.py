@@ -79,7 +79,7 @@ def layer_divergences(
             rule_s=small_states.rule,
             rule_t=large_states.rule,
         )
-        matrices.append(sums.double().cpu() / max(batch.num_tokens, 1))
+        matrices.append(sums.cpu().double() / max(batch.num_tokens, 1))
         _require_finite(matrices[-1], small, large)
         tokens.append(batch.num_tokens)
         records += len(batch.records)

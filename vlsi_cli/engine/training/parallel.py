@@ -60,8 +60,8 @@ def common_counts(batches: Iterable[Batch]) -> tuple[int, int]:
 def common_terms(outputs: list[StageOutput], tokens: int) -> dict[str, float]:
     """The mean over the step's response tokens of each term, over all processes."""
     names = list(outputs[0].terms)
-    sums = [torch.stack([each.terms[name].double() for each in outputs]).sum() for name in names]
-    total = processes.add_up(torch.stack(sums)).tolist()
+    held = torch.stack([torch.stack([each.terms[name] for name in names]) for each in outputs])
+    total = processes.add_up(held.cpu().double().sum(0)).tolist()  # on the host: Apple's GPUs have no fp64
     return {name: value / max(tokens, 1) for name, value in zip(names, total, strict=True)}
 
 

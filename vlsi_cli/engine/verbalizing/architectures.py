@@ -168,7 +168,8 @@ def build_blocks(
 def initialize(
     block: nn.Module, init: Literal["zero", "random"], initializer_range: float, generator: torch.Generator
 ) -> None:
-    """Give a block its first values, in the order of its modules.
+    """Give a block its first values, in the order of its modules; drawn where ``generator`` is, so that a block on a
+    GPU gets those that it would get on the host.
 
     Matrices are normal with deviation ``initializer_range`` (the backbone's own) and biases zero; norms
     inside a decoder layer keep what their constructor gave them. With ``zero`` the projections that end a
@@ -176,7 +177,9 @@ def initialize(
     """
     for module in block.modules():
         if isinstance(module, nn.Linear):
-            module.weight.normal_(0.0, initializer_range, generator=generator)
+            here = module.weight.device == generator.device
+            drawn = module.weight if here else torch.empty_like(module.weight, device=generator.device)
+            module.weight.copy_(drawn.normal_(0.0, initializer_range, generator=generator))
             if module.bias is not None:
                 module.bias.zero_()
     if init == "zero":
