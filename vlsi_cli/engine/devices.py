@@ -121,7 +121,8 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """
     devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would set those of all GPUs, which are not kept
+        # torch.manual_seed would set the generators of all GPUs, which are not kept
+        torch.default_generator.manual_seed(seed)
         for each in devices:
             with torch.cuda.device(each):
                 torch.cuda.manual_seed(seed)
