@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections import namedtuple
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from tests.runs.conftest import short
 from tests.tiny import tiny_folder
 from vlsi_cli import events
+from vlsi_cli.config.folders import for_new_run
 from vlsi_cli.config.loading import Resolved, load_saved, resolve
 from vlsi_cli.engine.runs.distill import run
 from vlsi_cli.engine.runs.folder import RunFolder
@@ -20,6 +22,7 @@ from vlsi_cli.errors import (
     CompatibilityError,
     ConfigError,
     DataError,
+    Interrupted,
     ModelError,
     OutputError,
     TrainingError,
@@ -205,3 +208,48 @@ def test_a_refused_run_takes_nothing_away_that_is_not_its_own(
         run(wrong, output=output, events=events.ignore, resume=True)
     assert (output / "config.yaml").is_file()
     assert "--resume" in str(refusal.value.hint)
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != ".lock"
+    }
+
+
+def test_a_run_is_replaced_only_by_one_that_can_begin(
+    pair: tuple[Path, Path], whole: Path, tmp_path: Path
+) -> None:
+    """With --overwrite: refused, stopped while it loads, or killed there, the old run is not lost."""
+    output = tmp_path / "run"
+    shutil.copytree(whole, output)
+    before = listing(output)
+    with pytest.raises(DataError):
+        run(short(pair, messages(tmp_path)), output=output, events=events.ignore, overwrite=True)
+    assert listing(output) == before
+
+    def stop(event: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted) as stopped:
+        run(short(pair), output=output, events=stop, overwrite=True)
+    assert stopped.value.resume is None
+    assert "holds the run again that was to be replaced" in str(stopped.value.hint)
+    assert listing(output) == before
+
+    new = short(
+        pair, "seed=7", "verbalization=null", "interaction=null", "teacher=null", "evaluation.data=null"
+    )
+    with ExitStack() as stack:
+        RunFolder.create(output, new, stack, overwrite=True)  # and then killed
+    with pytest.raises(OutputError, match="already holds a run"):
+        for_new_run(output, "demo")
+    with ExitStack() as stack:
+        RunFolder.create(output, new, stack, overwrite=True).discard()
+    assert listing(output) == before
+    run(new, output=output, events=events.ignore, overwrite=True)
+    assert not (output / ".replaced").exists()
+    assert load_saved(output).config.seed == 7
+    assert (output / "metrics.jsonl").read_text().count("\n") == 5

@@ -30,15 +30,19 @@ def holds_something(folder: Path) -> bool:
     return any(not (name in _BEFORE_CONFIG or _is_half(name)) for name in names)
 
 
-def is_barren(folder: Path) -> bool:
+def is_barren(folder: Path, *, but_for: str | None = None) -> bool:
     """Whether this is the folder of a run that has done nothing yet: no step, no checkpoint, no score.
 
     Nothing is lost when another run takes it. A process may be at work in it all the same, loading its models: that is
     the lock's to say.
+
+    Args:
+        but_for: something that may lie in it besides.
     """
     if not (folder / CONFIG_FILE).is_file():
         return False
-    if any(not (path.name in BEFORE_WORK or _is_half(path.name)) for path in folder.iterdir()):
+    allowed = BEFORE_WORK | {but_for}
+    if any(not (path.name in allowed or _is_half(path.name)) for path in folder.iterdir()):
         return False
     try:
         progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -37,3 +38,43 @@ def test_the_same_states_and_gradients(tmp_path: Path, monkeypatch: pytest.Monke
     assert not any("forward" in vars(layer) for layer in model.layers)
     for a, b in zip(plain, compiled, strict=True):
         assert torch.allclose(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_lengths_padding_and_counts_of_records_compile_a_bounded_number_of_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """50 batches of 50 lengths, as data have them: all run compiled, and the later ones compile nothing."""
+    graphs, calls = [], [0]
+
+    def counting(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        graphs.append(graph)
+
+        def call(*args: object) -> object:
+            calls[0] += 1
+            return graph.forward(*args)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
+    torch.compiler.reset()
+    model = pairs.load(tiny_folder("qwen2_vl", tmp_path, layers=2, hidden=32))
+    model.set_trainable({"layers"})
+    compiled = []
+    with compiled_layers(model):
+        for step in range(50):
+            count, length = (1, 3, 2)[step % 3], 9 + 7 * step % 50
+            ids = torch.arange(count * length).reshape(count, length) % 200 + 5
+            seen = torch.ones_like(ids)
+            if step % 2:
+                seen[0, length // 2 :] = 0
+            inputs = {"input_ids": ids, "attention_mask": seen, "mm_token_type_ids": 0 * ids}
+            if step % 5:
+                model.forward_base(inputs).sum().backward()
+            else:
+                with torch.no_grad():
+                    model.forward_base(inputs)
+            compiled.append(len(graphs))
+    torch.compiler.reset()
+    assert calls == [50 * 2]  # no layer gave up being compiled
+    assert compiled[-1] == compiled[20] <= 16

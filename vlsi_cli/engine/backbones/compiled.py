@@ -10,22 +10,32 @@ import torch
 
 from vlsi_cli.engine.backbones.backbone import Backbone
 
+#: Graphs of the decoder layers of both models in all stages of a run: more than there can be.
+GRAPHS = 64
+
 
 @contextmanager
 def compiled_layers(backbone: Backbone) -> Iterator[None]:
     """Compile each decoder layer of a model inside the block, and leave the model as it was.
 
-    Layers of a model have one code, so what is compiled for the first serves all of them; lengths that change make one
-    more graph, which serves all lengths. Hooks (taps, FSDP2, recomputation) stay outside the graphs. The rounding of a
-    compiled layer differs: answers and stored checkpoints are therefore made by the layers as they are.
+    Layers of a model have one code, so what is compiled for one serves all of them, and lengths are symbols: however
+    long the records are, nothing is compiled again. A graph of its own is needed where the code takes another way: a
+    batch without padding, a single record, a first layer whose input has no gradient. For a model and stage that makes
+    ten graphs at most where it trains and five where it reads, compiled as they first occur. Hooks (taps, FSDP2,
+    recomputation) stay outside the graphs. The rounding of a compiled layer differs: answers and stored checkpoints are
+    therefore made by the layers as they are.
 
     Only for layers that lie on the device: hooks that fetch a layer's weights take the place of its code.
     """
+    from torch._dynamo import config as settings  # which takes a second to import, and is seldom wanted
+
     layers: list[Any] = list(backbone.layers)
     for layer in layers:
-        layer.forward = torch.compile(layer.forward)
+        layer.forward = torch.compile(layer.forward, dynamic=True)
     try:
-        yield
+        # torch's own limit of 8 counts both models and all stages together; beyond it layers run as they are
+        with settings.patch(recompile_limit=GRAPHS):
+            yield
     finally:
         for layer in layers:
             del layer.forward  # the class's own shows again

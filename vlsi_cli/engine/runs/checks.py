@@ -31,7 +31,9 @@ class RunChecks(RunResults):
         full = models.trains_weights(config)
         needed_bytes = models.disk_space(self.student, sets, full=full, keep=config.keep_checkpoints)
         what = "checkpoints, verbalizers and the small model"
-        processes.on_first(lambda: require_space(self.folder.path, needed_bytes, what))
+        processes.on_first(
+            lambda: require_space(self.folder.path, needed_bytes - self.folder.replaced_bytes, what)
+        )
 
     def check_data(self) -> None:
         """The data must be there and one record of them usable; epochs and steps must be countable and fit.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from vlsi_cli.engine.sharding import is_sharded, shard
 from vlsi_cli.engine.training import Checkpoints, Stage, train_stage
 from vlsi_cli.engine.training.checkpoint import Checkpoint, written_by
 from vlsi_cli.engine.training.signals import Wish, heed_signals
-from vlsi_cli.errors import SMALLER, DataError, Interrupted, OutputError, TrainingError, VlsiError, fitting
+from vlsi_cli.errors import SMALLER, DataError, Interrupted, OutputError, TrainingError, fitting
 from vlsi_cli.events import Events, Note, Report, RunEnded, RunStarted, Warn, ignore
 
 
@@ -84,7 +84,7 @@ def _run(
         skipped = (lambda text: events(Warn(text))) if skip_damaged else None
         checkpoints = Checkpoints(folder.checkpoints, resolved.config.keep_checkpoints, skipped)
         if not resume and processes.is_first():
-            stack.enter_context(_not_left_barren(folder))
+            stack.enter_context(folder.kept_if_begun())
         stack.enter_context(fitting(TrainingError("this run needs more memory than is left", hint=SMALLER)))
         wish = stack.enter_context(heed_signals())
         told = stack.enter_context(tracked(resolved, folder, events, resumed=resume))
@@ -112,18 +112,6 @@ def _run(
     )
     events(RunEnded(report))
     return report
-
-
-@contextmanager
-def _not_left_barren(folder: RunFolder) -> Iterator[None]:
-    """A new run that is refused before it has done anything leaves no folder; one that is stopped can be resumed."""
-    try:
-        yield
-    except Interrupted:
-        raise
-    except VlsiError:
-        folder.discard()
-        raise
 
 
 class _Distillation(RunChecks):
@@ -163,6 +151,7 @@ class _Distillation(RunChecks):
         reused = live and config.teacher is not None and config.teacher.verbalizers is not None
         if reused and not self._complete("interaction"):
             self._large_verbalizers = self._verbalizers("large")  # refused now rather than after step 1
+        processes.on_first(self.folder.forget_replaced)
         self._measure("small before")
         if live:
             self._measure("large")

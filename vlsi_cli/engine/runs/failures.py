@@ -31,7 +31,7 @@ from vlsi_cli.engine.files import file_sha256, new_folder
 from vlsi_cli.engine.runs.folder import RunFolder, environment
 from vlsi_cli.engine.sharding import is_sharded, whole_values
 from vlsi_cli.engine.training import Failure, Stage
-from vlsi_cli.errors import CheckpointError, VlsiError
+from vlsi_cli.errors import CheckpointError, TrainingError, VlsiError, fitting
 from vlsi_cli.events import Events, Warn
 
 Value = TypeVar("Value")
@@ -78,10 +78,11 @@ def keep_failure(folder: RunFolder, events: Events, key: str, stage: Stage, fail
     """
     target = folder.path / FOLDER / f"{key}-{failure.step:08d}"
     try:
-        batches = _of_all(failure.draw())
-        failure = replace(failure, micro_batches=_of_all(failure.micro_batches))
-        trained = whole_values(stage.trained()) if is_sharded(stage) else dict(stage.trained())
-        processes.on_first(lambda: _write(target, folder, key, failure, batches, trained))
+        with fitting(TrainingError("memory ran out")):
+            batches = _of_all(failure.draw())
+            failure = replace(failure, micro_batches=_of_all(failure.micro_batches))
+            trained = whole_values(stage.trained()) if is_sharded(stage) else dict(stage.trained())
+            processes.on_first(lambda: _write(target, folder, key, failure, batches, trained))
     except VlsiError as error:
         events(Warn(f"what reproduces this step could not be kept: {error}"))
         return None

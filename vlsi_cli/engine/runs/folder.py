@@ -22,8 +22,8 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -34,8 +34,11 @@ from vlsi_cli.config.folders import BEFORE_WORK, holds_something, is_barren
 from vlsi_cli.config.loading import CONFIG_FILE, Resolved
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.files import LOCK_FILE, new_file, only_process, sweep, write_json, writing
-from vlsi_cli.errors import CheckpointError, OutputError
+from vlsi_cli.errors import CheckpointError, Interrupted, OutputError, VlsiError
 from vlsi_cli.events import Score, StageReport
+
+#: Where a run lies that another one with --overwrite is about to replace.
+REPLACED = ".replaced"
 
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "datasets", "peft", "pillow")
 
@@ -75,7 +78,7 @@ class RunFolder:
             path: the folder.
             resolved: its configuration.
             stack: holds the folder's lock from here on.
-            overwrite: replace a run that is already there.
+            overwrite: replace a run that is already there, which is set aside until :meth:`forget_replaced`.
 
         Raises:
             OutputError: it holds something, and ``overwrite`` was not asked for; another process is working in it; or
@@ -95,7 +98,10 @@ class RunFolder:
             stack.enter_context(only_process(path, f"the run {path}"))
             check()  # another process may have worked here until now
             if (path / CONFIG_FILE).is_file():
-                _empty(path)
+                if is_barren(path):
+                    _empty(path)
+                else:
+                    _set_aside(path)
             write_json(path / "environment.json", environment())
             folder.save_state()
             resolved.save(path)
@@ -147,15 +153,52 @@ class RunFolder:
     def discard(self) -> None:
         """Take a barren folder away again, as far as this run has made it; only its lock's holder may.
 
-        The configuration goes last: killed in between, the folder is still one that the next run may take.
+        A run that was to be replaced is there again as it was. The configuration goes last: killed in between, the
+        folder is still one that the next run may take.
         """
-        if not self.barren:
+        if not (self.barren or is_barren(self.path, but_for=REPLACED)):
             return
         with suppress(OSError):
             _empty(self.path, names=BEFORE_WORK)
+            if (self.path / REPLACED).is_dir():
+                _take_back(self.path)
+                return
             (self.path / LOCK_FILE).unlink(missing_ok=True)
             if self._made:
                 self.path.rmdir()
+
+    @contextmanager
+    def kept_if_begun(self) -> Iterator[None]:
+        """A new run that is refused before it has done anything leaves no folder; one that is stopped can be resumed.
+
+        Unless it was to replace another: that is there again in either case.
+        """
+        try:
+            yield
+        except VlsiError as error:
+            if not isinstance(error, Interrupted):
+                self.discard()
+            elif (self.path / REPLACED).is_dir():
+                self.discard()
+                error.resume, error.hint = None, f"{self.path} holds the run again that was to be replaced"
+            raise
+
+    @property
+    def replaced_bytes(self) -> int:
+        """What the run takes that this one is about to replace."""
+        files = (path for path in (self.path / REPLACED).rglob("*") if path.is_file())
+        return sum(path.stat().st_size for path in files)
+
+    def forget_replaced(self) -> None:
+        """Remove the run that this one replaces, now that this one has been found fit to begin."""
+        old, going = (
+            self.path / REPLACED,
+            self.path / f"{REPLACED}.partial",
+        )  # which a sweep removes after a kill
+        if old.is_dir():
+            with writing(self.path):
+                old.rename(going)
+                shutil.rmtree(going)
 
     def verbalizers(self, side: str) -> Path:
         """Where the set of ``large`` or ``small`` lives."""
@@ -245,6 +288,31 @@ def _empty(path: Path, names: Collection[str] | None = None) -> None:
             shutil.rmtree(old)
         elif old.name != LOCK_FILE:
             old.unlink()
+
+
+def _set_aside(path: Path) -> None:
+    """Move a run into a folder inside its own, its configuration last.
+
+    Where that was begun before and cut off by a kill, what lies aside already is the older, and stays.
+    """
+    aside = path / REPLACED
+    aside.mkdir(exist_ok=True)
+    for old in sorted(path.iterdir(), key=lambda old: old.name == CONFIG_FILE):
+        if old.name in (REPLACED, LOCK_FILE):
+            continue
+        if not (aside / old.name).exists():
+            old.rename(aside / old.name)
+        elif old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink()
+
+
+def _take_back(path: Path) -> None:
+    """Undo :func:`_set_aside`."""
+    for old in sorted((path / REPLACED).iterdir(), key=lambda old: old.name == CONFIG_FILE):
+        old.rename(path / old.name)
+    (path / REPLACED).rmdir()
 
 
 def _stays(line: str, stage: str, step: int) -> bool:
