@@ -151,13 +151,21 @@ def resolve_alias(model: str, teacher: str | None = None) -> str:
     if entry := find(model):
         return entry.ids[0]
     names = [entry.facts.name for entry in ENTRIES] + list(DEMO_IDS)
-    near = did_you_mean(model, names)
+    near = did_you_mean(model, [*names, *_folders_here()])
     raise ConfigError(
         f"no model is named '{model}'",
         hint=f"did you mean {near}?"
         if near
         else "give a hub id (owner/name), a local folder, or one of " + ", ".join(names),
     )
+
+
+def _folders_here() -> list[str]:
+    """Folders that a name without a slash may have meant."""
+    try:
+        return sorted(path.name for path in Path().iterdir() if path.is_dir() and path.name[0] != ".")
+    except OSError:
+        return []
 
 
 def _resolve_size(size: str, teacher: str | None) -> str:
@@ -172,9 +180,10 @@ def _resolve_size(size: str, teacher: str | None) -> str:
     else:
         group = group_of(teacher)
         if group is None:
+            near = did_you_mean(teacher, [id for entry in ENTRIES for id in entry.ids])
             raise ConfigError(
                 f"'{size}' cannot be resolved: the family of the teacher '{teacher}' is not in the catalogue",
-                hint="give the student's hub id or folder",
+                hint=(f"did you mean {near}? " if near else "") + "give the student's hub id or folder",
             )
         choices = {entry.size: entry.ids[0] for entry in ENTRIES if entry.group == group}
         family = group

@@ -3,6 +3,7 @@ key."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
@@ -13,6 +14,23 @@ from vlsi_cli.errors import ConfigError, did_you_mean
 
 #: Characters of a value that a message repeats.
 _LONGEST = 200
+#: Pydantic's words for a type of Python, in those of a recipe.
+_PLAIN = {
+    "tuple_type": "input should be a list, in [ ]",
+    "list_type": "input should be a list, in [ ]",
+    "model_type": "input should be a mapping of keys to values",
+    "model_attributes_type": "input should be a mapping of keys to values",
+    "dict_type": "input should be a mapping of keys to values",
+    "int_parsing": "input should be a whole number",
+    "int_type": "input should be a whole number",
+    "int_from_float": "input should be a whole number",
+    "float_parsing": "input should be a number",
+    "float_type": "input should be a number",
+    "bool_parsing": "input should be true or false",
+    "bool_type": "input should be true or false",
+    "string_type": "input should be text",
+}
+_SOURCES = "data are a list of sources: data: {sources: [{kind: llava, path: FILE}]}"
 _HINTS = {
     "data": "pass --data PATH (LLaVA-style JSON, messages JSONL, a Hugging Face dataset, or patterns)",
     "student": "pass --student with a hub id, a folder, or a size of the teacher's family such as 2b",
@@ -25,7 +43,7 @@ def complain(error: ValidationError, origins: Mapping[str, str]) -> ConfigError:
     Unknown keys come first: they are the usual cause of whatever else is wrong.
     """
     found = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    sentences = [_sentence(one["type"], one["loc"], one["msg"], one.get("input"), origins) for one in found]
+    sentences = [_sentence(one["type"], one["loc"], one["msg"], one, origins) for one in found]
     first, hint = sentences[0]
     others = [text for text, _ in sentences[1:] if "at least 1 item after validation" not in text]
     if others:
@@ -44,8 +62,9 @@ def all_keys(model: type[BaseModel] = DistillConfig, prefix: str = "") -> Iterat
 
 
 def _sentence(
-    kind: str, loc: tuple[int | str, ...], message: str, value: Any, origins: Mapping[str, str]
+    kind: str, loc: tuple[int | str, ...], message: str, found: Mapping[str, Any], origins: Mapping[str, str]
 ) -> tuple[str, str | None]:
+    value, context = found.get("input"), found.get("ctx", {})
     keys, model = _walk(loc[:-1] if kind in ("extra_forbidden", "missing") else loc)
     if kind == "extra_forbidden":
         key = ".".join([*keys, str(loc[-1])])
@@ -62,8 +81,22 @@ def _sentence(
     message = message.removeprefix("Value error, ")
     if kind == "value_error":
         return f"{_where(key, origins)}{key + ': ' if key else ''}{message}", None
-    message = message[:1].lower() + message[1:]
-    return f"{_where(key, origins)}{key}: {message}, not {_short(repr(value))}", None
+    if kind == "union_tag_invalid":  # the value is the whole entry; what is wrong is its kind
+        key, value = f"{key}.kind", value.get("kind") if isinstance(value, Mapping) else value
+    message = _PLAIN.get(kind) or _plain_choice(kind, context) or message[:1].lower() + message[1:]
+    choices = re.findall("'([^']*)'", message) if kind in ("literal_error", "union_tag_invalid") else []
+    near = did_you_mean(value, choices) if isinstance(value, str) else None
+    hint = f"did you mean {near}?" if near else None
+    if kind == "model_type" and key == "data":
+        hint = _SOURCES
+    return (
+        f"{_where(key, origins)}{key}: {message}, not {'null' if value is None else _short(repr(value))}",
+        hint,
+    )
+
+
+def _plain_choice(kind: str, context: Mapping[str, Any]) -> str | None:
+    return f"input should be {context['expected_tags']}" if kind == "union_tag_invalid" else None
 
 
 def _short(text: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from vlsi_cli.config import benchmarks, catalog, harness, reach
 from vlsi_cli.config.benchmarks import Benchmark
 from vlsi_cli.config.evaluation import EvaluationConfig
+from vlsi_cli.config.folders import model_of_run
 from vlsi_cli.config.missing import model_need
 from vlsi_cli.config.models import ModelConfig
 from vlsi_cli.config.presence import Need, cached_snapshot
@@ -77,7 +78,10 @@ def _models(config: EvaluationConfig) -> tuple[Asked, ...]:
         row = rows[number] if rows else benchmarks.paper_row(name)
         named = row is not None and row.casefold() != "none"
         models.append(
-            Asked(catalog.resolve_alias(name), benchmarks.require_row(row) if row and named else None)
+            Asked(
+                catalog.resolve_alias(model_of_run(name)),
+                benchmarks.require_row(row) if row and named else None,
+            )
         )
     if len({asked.id for asked in models}) < len(models):
         raise ConfigError("a model is given twice")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 from vlsi_cli.config.loading import CONFIG_FILE, Resolved, difference, load_saved
@@ -78,8 +79,8 @@ def for_new_run(output: Path | None, name: str, *, overwrite: bool = False) -> P
         if not overwrite:
             raise OutputError(
                 f"{output} already holds a run",
-                hint=f"continue it with `vlsi distill --resume {output}`, replace it with --overwrite, "
-                "or give another --output",
+                hint=f"continue it with `vlsi distill --resume {shlex.quote(str(output))}`, "
+                "replace it with --overwrite, or give another --output",
             )
     return output
 
@@ -104,7 +105,7 @@ def to_go_on_with(output: Path | None, resolved: Resolved) -> Path | None:
             raise OutputError(
                 f"{output} holds a run of another configuration: {differs}",
                 hint=f"give another --output, replace it with --overwrite, or go on with it as it is: "
-                f"`vlsi distill --resume {output}`",
+                f"`vlsi distill --resume {shlex.quote(str(output))}`",
             )
         return output
     named = re.compile(re.escape(_stem(resolved.config.name)) + r"-([1-9]\d*)")
@@ -145,7 +146,8 @@ def model_of_run(model: str) -> str:
         return model
     if not (folder / "student" / "config.json").is_file():
         raise ModelError(
-            f"the run {model} has no student yet", hint=f"finish it: vlsi distill --resume {model}"
+            f"the run {model} has no student yet",
+            hint=f"finish it: vlsi distill --resume {shlex.quote(str(model))}",
         )
     return str(folder / "student")
 

@@ -158,9 +158,10 @@ def load_saved(folder: Path) -> Resolved:
         hint = missing.near(str(folder)) or "give the folder that `vlsi distill` wrote"
         raise CheckpointError(f"{folder} is not a run folder: it does not exist", hint=hint)
     if not file.is_file():
+        run = next((parent for parent in folder.absolute().parents if missing.is_run(parent)), None)
         raise CheckpointError(
             f"{folder} is not a run folder: it has no {CONFIG_FILE}",
-            hint="give the folder that `vlsi distill` wrote",
+            hint=f"it lies in the run {run}" if run else "give the folder that `vlsi distill` wrote",
         )
     try:
         resolved = resolve(file)

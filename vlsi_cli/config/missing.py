@@ -8,6 +8,7 @@ command asks it.
 from __future__ import annotations
 
 import difflib
+import shlex
 from pathlib import Path
 
 from vlsi_cli.config import catalog
@@ -23,6 +24,10 @@ from vlsi_cli.errors import ModelError
 
 _LISTED = 6
 _DID_YOU_MEAN = "did you mean"
+_RUN_CONFIG, _RUN_ORIGINS = (
+    "config.yaml",
+    "origins.json",
+)  # as `loading` writes them, which imports this module
 
 
 def means_folder(id: str) -> bool:
@@ -49,7 +54,7 @@ def require_folder_or_hub(id: str) -> None:
 def hint_for(id: str) -> str:
     """What to do about a folder that is not there: the nearest ones, and how to get a hub model of that name."""
     steps = [near(id) or "give the folder of a model, or a hub id (owner/name)"]
-    if not looks_local(id):
+    if not looks_local(id) and not Path(id).expanduser().is_dir():
         steps.append(f"a model of the hub with that name has to be fetched first: hf download {id}")
     return "\n".join(steps)
 
@@ -63,9 +68,12 @@ def alike(id: str) -> list[str]:
 def near(id: str) -> str:
     """Folders that may have been meant, in a sentence; "" when nothing is near.
 
-    The path is followed as far as it goes, a part that is not there by the nearest name beside it.
+    The path is followed as far as it goes, a part that is not there by the nearest name beside it. Of a folder that is
+    there it says what it is instead, since a model it is not.
     """
     asked = Path(id).expanduser()
+    if asked.is_dir():
+        return no_model(asked)
     place = Path(asked.anchor)
     for number, part in enumerate(parts := asked.relative_to(asked.anchor).parts):
         if (place / part).is_dir():
@@ -82,6 +90,24 @@ def near(id: str) -> str:
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         return f"{place} holds {', '.join(names[:_LISTED])}{more}"
     return f"{_DID_YOU_MEAN} {place}?" if parts else ""
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is one that `vlsi distill` wrote."""
+    return (folder / _RUN_CONFIG).is_file() and (folder / _RUN_ORIGINS).is_file()
+
+
+def no_model(folder: Path) -> str:
+    """What a folder is that was given for a model's: a run, one without weights, or something else."""
+    if is_run(folder):
+        student = folder / "student"
+        if (student / "config.json").is_file():
+            return f"{folder} is the folder of a run, and its model is {student}"
+        again = f"vlsi distill --resume {shlex.quote(str(folder))}"
+        return f"{folder} is the folder of a run without a student yet; finish it: {again}"
+    if (folder / "config.json").is_file():
+        return f"{folder} holds no weights, or not all that its index names"
+    return f"{folder} is there, but it has no config.json, so it is not a model folder"
 
 
 def _folders(place: Path) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vlsi_cli.config.missing import alike, hint_for
 from vlsi_cli.config.presence import Need
-from vlsi_cli.errors import DataError, ModelError
+from vlsi_cli.errors import DataError, ModelError, did_you_mean
 
 _TRUE = {"1", "true", "yes", "on"}
 _PATIENCE = 5.0  # seconds for the hub to say anything at all
@@ -45,6 +45,8 @@ def require(needs: Sequence[Need], *, dry_run: bool = True) -> None:
     if any(need.kind == "cache" for need in missing):
         steps.append("give the folder that `vlsi cache build` wrote")
     for need in missing:
+        if need.kind == "data" and need.fetch is None and (near := _near_file(Path(need.where))):
+            steps.insert(0, f"did you mean {near}?")
         if need.kind in ("model", "verbalizers"):
             steps += hint_for(need.where).splitlines() if need.fetch is None else alike(need.where)
     if dry_run:
@@ -56,6 +58,16 @@ def require(needs: Sequence[Need], *, dry_run: bool = True) -> None:
 def _no_folder(need: Need) -> str:
     local = need.kind in ("model", "verbalizers") and need.fetch is None
     return " (there is no such folder)" if local and not Path(need.where).exists() else ""
+
+
+def _near_file(path: Path) -> Path | None:
+    """The file or folder beside a missing one whose name is nearest to it."""
+    try:
+        names = [other.name for other in path.parent.iterdir()]
+    except OSError:
+        return None
+    near = did_you_mean(path.name, names)
+    return path.parent / near if near else None
 
 
 def endpoint() -> str:

@@ -78,6 +78,8 @@ def find(name_or_file: str | Path) -> Path:
         return shipped
     if path.is_file():
         return path
+    if (saved := path / "config.yaml").is_file():
+        raise ConfigError(f"{word} is a folder, not a recipe", hint=f"the recipe of that run is {saved}")
     raise ConfigError(f"no recipe is named '{word}'", hint=_near(word))
 
 

@@ -55,10 +55,13 @@ def _shape(path: Path) -> str:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     places = {"llava": start.find(b'"conversations"'), "messages": start.find(b'"messages"')}
     found = {kind: place for kind, place in places.items() if place >= 0}
+    if not start.strip(b" \t\r\n[]{}"):
+        raise DataError(f"{path} holds no records")
     if not found:
         raise DataError(
             f"{path}: no record at its start has `conversations` or `messages`",
-            hint="see the chapter on data formats, or name the kind in a recipe",
+            hint="see docs/data.md for the formats; other columns are named in a recipe, in a source of kind "
+            "huggingface: columns: {question: ..., answer: ..., image: ...}",
         )
     return min(found, key=lambda kind: found[kind])
 

@@ -64,6 +64,45 @@ def test_near_folders_are_named(here: Path) -> None:
     assert near("runs/qqqq").endswith("zz3 and 5 more")
 
 
+def test_what_a_folder_is_that_is_no_model(here: Path) -> None:
+    run = here / "runs" / "mine-1"
+    for name in ("config.yaml", "origins.json"):
+        (run / name).touch()
+    assert hint_for("runs/mine-1").startswith("runs/mine-1 is the folder of a run without a student yet")
+    (run / "student" / "config.json").touch()
+    assert (
+        hint_for("runs/mine-1") == "runs/mine-1 is the folder of a run, and its model is runs/mine-1/student"
+    )
+    assert near("runs/mine-1/student").endswith("holds no weights, or not all that its index names")
+    assert near("runs") == "runs is there, but it has no config.json, so it is not a model folder"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "hint"),
+    [
+        (
+            "distill --teacher runs/mine-1 --student demo/small --data patterns",
+            4,
+            "its model is runs/mine-1/student",
+        ),
+        ("data preview --model runs/mine-1", 4, "its model is runs/mine-1/student"),
+        ("distill --resume runs/mine-1/student", 7, "it lies in the run "),
+        ("distill --recipe runs/mine-1", 2, "the recipe of that run is runs/mine-1/config.yaml"),
+        ("distill --teacher rusn --student demo/small --data patterns", 2, "did you mean runs?"),
+        ("distill --teacher Qwen/Qwen2-VL-7C --student 2b", 2, "did you mean Qwen/Qwen2-VL-7B?"),
+        ("distill --data recs.json", 3, "recors.json?"),
+    ],
+)
+def test_one_thing_given_for_another(here: Path, words: str, code: int, hint: str) -> None:
+    run = here / "runs" / "mine-1"
+    for name in ("config.yaml", "origins.json", "student/config.json"):
+        (run / name).touch()
+    (here / "recors.json").touch()
+    done = CliRunner().invoke(app, words.split())
+    assert done.exit_code == code, done.output
+    assert f"hint: {hint}" in done.stderr or hint in done.stderr.partition("hint: ")[2]
+
+
 @pytest.mark.parametrize(
     "words",
     [

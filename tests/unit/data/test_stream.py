@@ -152,8 +152,10 @@ def test_nothing_usable_ends_the_run(size: int) -> None:
     with pytest.raises(DataError, match=f"not one of {2 * size} records in a row could be used") as caught:
         hopeless.next_batch(1)
     assert "too-long" in str(caught.value)
-    with pytest.raises(DataError, match="no record could be used"):
+    with pytest.raises(DataError, match="no record could be used") as caught:
         list(hopeless.one_pass())
+    assert "the last one: " in str(caught.value.hint)
+    assert "cannot be used: more tokens" in str(caught.value.hint)
     endless = stream((Numbers("a", None, bad=frozenset(range(20_000))), 1.0))
     with pytest.raises(DataError, match="not one of 10000 records"):
         endless.next_batch(1)

@@ -36,6 +36,9 @@ PROBE_TEXTS = (
 #: Sizes (width, height) of the pictures that image tokens are counted on.
 PROBE_SIZES = ((32, 32), (56, 84), (224, 224), (640, 480), (200, 600))
 
+#: Differing settings of image preparation that a message names.
+_SETTINGS_SHOWN = 4
+
 #: Settings of the vision side that fix how many features a picture has; compared where a model has them.
 _VISION_KEYS = ("patch_size", "spatial_merge_size", "temporal_patch_size", "image_size")
 _MODEL_KEYS = (
@@ -95,6 +98,10 @@ def check_pair(
     if not tokenizer and not settings:
         failed += _image_counts(teacher, student)
     if failed:
+        if teacher.family.name != student.family.name:
+            failed.insert(
+                0, f"the one is of the family {teacher.family.title}, the other of {student.family.title}"
+            )
         raise CompatibilityError(
             f"'{teacher.id}' cannot teach '{student.id}': " + "; ".join(failed),
             hint="take a teacher and a student of one family, or see docs/models.md for what is checked",
@@ -205,11 +212,19 @@ def _image_settings(teacher: Side, student: Side) -> list[str]:
             pair = (_plain(getattr(owner(teacher), key, None)), _plain(getattr(owner(student), key, None)))
             if pair[0] != pair[1]:
                 differing.setdefault(key, pair)
+    if not differing:
+        return []
+    shown = sorted(differing.items(), key=lambda item: item[0] != "size")[:_SETTINGS_SHOWN]
+    more = f" and {len(differing) - len(shown)} more" if len(differing) > len(shown) else ""
+    budget = " (set data.min_pixels and data.max_pixels to give both one budget)"
     return [
-        f"images are prepared differently: {key} is {_short(values[0])} for '{teacher.id}' and {_short(values[1])} for "
-        f"'{student.id}'"
-        + (" (set data.min_pixels and data.max_pixels to give both one budget)" if key == "size" else "")
-        for key, values in differing.items()
+        "images are prepared differently: "
+        + ", ".join(
+            f"{key} is {_short(values[0])} for '{teacher.id}' and {_short(values[1])} for '{student.id}'"
+            + (budget if key == "size" else "")
+            for key, values in shown
+        )
+        + more
     ]
 
 

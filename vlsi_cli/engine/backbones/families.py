@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vlsi_cli.config import missing
 from vlsi_cli.engine.losses import LogitRule
 from vlsi_cli.errors import ModelError, did_you_mean
 
@@ -206,7 +207,8 @@ def read_config(folder: Path, shown: str | None = None) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(
-            f"'{shown}' has no config.json, so it is not a model folder", hint=f"looked in {folder}"
+            f"'{shown}' has no config.json, so it is not a model folder",
+            hint=missing.no_model(folder) if missing.is_run(folder) else f"looked in {folder}",
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

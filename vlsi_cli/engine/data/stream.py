@@ -212,7 +212,7 @@ class RecordStream(Generic[Item, Collated]):
             if found == limit:
                 return
         if not found:
-            raise DataError(f"no record could be used: {self.report.summary()}")
+            raise self._nothing("no record could be used")
 
     def numbered_pass(self, first: int = 0) -> Iterator[tuple[int, Item | BadRecord]]:
         """Every draw of the first epoch from number ``first`` on: its number, and the item or why there is none.
@@ -315,10 +315,13 @@ class RecordStream(Generic[Item, Collated]):
         self.report.skip(draw.key, bad)
 
     def _none_of(self, number: int) -> DataError:
-        return DataError(
-            f"not one of {number} records in a row could be used: {self.report.summary()}",
-            hint=f"the last one: {self.report.last}",
-        )
+        return self._nothing(f"not one of {number} records in a row could be used")
+
+    def _nothing(self, sentence: str) -> DataError:
+        """With the last record that could not be used, and what to do about its like."""
+        last = self.report.last
+        hint = None if last is None else "\n".join(filter(None, [f"the last one: {last}", last.hint]))
+        return DataError(f"{sentence}: {self.report.summary()}", hint=hint)
 
 
 def _no_length(record: Record) -> int:

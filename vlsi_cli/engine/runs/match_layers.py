@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -286,7 +287,8 @@ def _sets_of_run(run: Path, config: DistillConfig, at: At) -> dict[str, Path | N
         raise CheckpointError(
             f"the run {run} has not completed {' and '.join(lacking)}, so its small model cannot be read as its "
             f"interaction {'ended' if at == 'end' else 'began'}",
-            hint=f"finish it with `vlsi distill --resume {run}`, or add --history to see its matches alone",
+            hint=f"finish it with `vlsi distill --resume {shlex.quote(str(run))}`, "
+            "or add --history to see its matches alone",
         )
     if not config.interaction.verbalizes:
         return {"small": None, "large": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def find_run(path: Path) -> Run | None:
         raise CheckpointError(
             f"the run {path} has not come to its end: "
             + ("its student is not measured" if state.student else "it has no student yet"),
-            hint=f"go on with it: vlsi distill --resume {path}",
+            hint=f"go on with it: vlsi distill --resume {shlex.quote(str(path))}",
         )
     return run
 

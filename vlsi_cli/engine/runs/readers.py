@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,8 @@ def find_model(word: str) -> Origin:
     if (path / CONFIG_FILE).is_file() and (path / "progress.json").is_file():
         if not (path / "student").is_dir():
             raise ModelError(
-                f"the run {word} has no student yet", hint=f"finish it: vlsi distill --resume {word}"
+                f"the run {word} has no student yet",
+                hint=f"finish it: vlsi distill --resume {shlex.quote(str(word))}",
             )
         return Origin(word, path, False, str(path / "student"))
     run = path.absolute().parent
