@@ -107,7 +107,9 @@ def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
     assert fields["Version"] == vlsi_cli.__version__
     assert fields["Requires-Python"] == ">=3.11"
     assert fields["License-Expression"] == "Apache-2.0"
-    assert set(fields.get_all("Provides-Extra", [])) == {"eval", "onnx", "peft", "quant", "track", "dev"}
+    assert set(fields.get_all("Provides-Extra", [])) == {
+        *("deepspeed", "eval", "onnx", "peft", "quant", "track", "dev")
+    }
     assert "vlsi = vlsi_cli.app:main" in wheel.read(f"{folder}/entry_points.txt").decode()
     assert f"{folder}/licenses/LICENSE" in wheel.namelist()
 

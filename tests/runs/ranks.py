@@ -24,7 +24,7 @@ from vlsi_cli.engine.runs.distill import run
 from vlsi_cli.engine.runs.stages import reinforcement_stage
 from vlsi_cli.engine.stages import InteractionStage
 from vlsi_cli.engine.training import optimizer
-from vlsi_cli.engine.training.parallel import accumulate_gradients, clip, common_counts, prepare
+from vlsi_cli.engine.training.parallel import common_counts, prepare
 from vlsi_cli.errors import DataError, Interrupted, VlsiError
 
 CPU = torch.device("cpu")
@@ -69,8 +69,8 @@ def gradients(small: str, *, divided: bool, alone: bool = False) -> list[dict[st
     for batches in steps(small):
         own = batches if alone else batches[processes.rank() :: processes.size()]
         tokens, _ = common_counts(own)
-        accumulate_gradients(prepared.module, own, tokens, accelerator)
-        clip([p for _, p in stage.trained()], 0.5, accelerator)
+        prepared.accumulate(own, tokens)
+        prepared.clip([p for _, p in stage.trained()], 0.5)
         whole = {n: sharding.whole(p.grad) for n, p in stage.trained() if p.grad is not None}
         found.append({name: gradient.clone() for name, gradient in whole.items()})
         prepared.optimizer.zero_grad(set_to_none=True)

@@ -88,10 +88,16 @@ def launch(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
             output=folder / "one-to-two",
             events=stop_in("reinforcement", 2),
         )
+    launched("tests.runs.ranks", str(folder), str(pair[1]))
+    return folder
+
+
+def launched(module: str, *words: str) -> None:
+    """Run a module as two processes, both of which must end well."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tests.runs.ranks", str(folder), str(pair[1])]
+    command = [sys.executable, "-m", module, *words]
     started = [
         subprocess.Popen(
             command,
@@ -107,7 +113,6 @@ def launch(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
     ]
     said = [process.communicate(timeout=500)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(said)
-    return folder
 
 
 def stop_in(stage: str, step: int) -> events.Events:

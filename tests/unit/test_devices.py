@@ -72,6 +72,12 @@ def test_attention():
         devices.resolve_attention("fast", CPU)
 
 
+def test_seeded_leaves_the_generators_of_other_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("the GPUs' states are not kept"))
+    with devices.seeded(4):
+        pass
+
+
 def test_seeded_leaves_the_generator():
     torch.manual_seed(1)
     expected = torch.rand(2)

@@ -20,8 +20,9 @@ from vlsi_cli.config import launching
 from vlsi_cli.config.loading import resolve
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.devices import round_products
-from vlsi_cli.engine.runs import models
+from vlsi_cli.engine.runs import dividing, models
 from vlsi_cli.engine.runs.choices import chosen, resolved_choices
+from vlsi_cli.engine.runs.dividing import resolve_sharding
 from vlsi_cli.engine.stages import InteractionStage
 from vlsi_cli.engine.training.signals import heed_signals
 from vlsi_cli.errors import ConfigError, ProcessError
@@ -32,6 +33,7 @@ CONFIGURATIONS = sorted((Path(__file__).parents[2] / "recipes/accelerate").glob(
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
     launching.fsdp_asked.cache_clear()
+    launching.zero_asked.cache_clear()
 
 
 def started(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
@@ -108,22 +110,77 @@ def test_processes_do_not_share_an_apple_gpu(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_accelerate_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     started(monkeypatch, WORLD_SIZE="2", RANK="0", ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
-    assert models.resolve_sharding("auto") == "both"
-    assert models.resolve_sharding("student") == "student"
+    assert resolve_sharding("auto") == "both"
+    assert resolve_sharding("student") == "student"
     launching.fsdp_asked.cache_clear()
-    assert (
-        models.resolve_sharding("auto") == "none"
-    )  # taken out of the environment, for nobody else to act upon
+    assert resolve_sharding("auto") == "none"  # taken out of the environment, for nobody else to act upon
     started(monkeypatch, ACCELERATE_USE_FSDP="true", FSDP_VERSION="1")
     launching.fsdp_asked.cache_clear()
     with pytest.raises(ConfigError, match="asks for FSDP 1"):
-        models.resolve_sharding("auto")
+        resolve_sharding("auto")
     launching.fsdp_asked.cache_clear()
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert models.resolve_sharding("both") == "none"
-    started(monkeypatch, ACCELERATE_USE_DEEPSPEED="true")
-    with pytest.raises(ConfigError, match="asks for DeepSpeed"):
-        models.resolve_sharding("auto")
+    assert resolve_sharding("both") == "none"
+
+
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_accelerate_asks_for_deepspeed(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    started(monkeypatch, WORLD_SIZE="2", RANK="0", ACCELERATE_USE_DEEPSPEED="true")
+    started(monkeypatch, ACCELERATE_DEEPSPEED_ZERO_STAGE=stage)
+    # What stands beside the stage is the recipe's business.
+    started(monkeypatch, ACCELERATE_GRADIENT_CLIPPING="0.1", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="8")
+    assert resolve_sharding("auto") == f"zero{stage}"
+    assert resolve_sharding("student") == "student"
+    assert "ACCELERATE_USE_DEEPSPEED" not in os.environ
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert resolve_sharding("zero3") == "none"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "own.json", "a configuration of DeepSpeed's own, own.json"),
+        ("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu", "offloads to cpu with DeepSpeed"),
+        ("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "nvme", "offloads to nvme with DeepSpeed"),
+        ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "1", "asks for stage 1 of DeepSpeed's ZeRO"),
+    ],
+)
+def test_what_is_not_done_with_deepspeed(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    started(monkeypatch, WORLD_SIZE="2", RANK="0", ACCELERATE_USE_DEEPSPEED="true", **{variable: value})
+    for _ in range(2):  # told again, not forgotten
+        with pytest.raises(ConfigError, match=message):
+            resolve_sharding("auto")
+
+
+@pytest.mark.parametrize(
+    ("sharding", "dtype", "sets", "message"),
+    [
+        ("zero2", torch.float16, [], "cannot train in fp16"),
+        ("zero3", torch.float32, ["compile=true"], "`compile` does not go with `sharding: zero3`"),
+        ("zero2", torch.float32, ["compile=true"], None),
+        ("student", torch.float16, ["compile=true"], None),
+    ],
+)
+def test_what_does_not_go_with_deepspeed(
+    monkeypatch: pytest.MonkeyPatch, sharding: str, dtype: torch.dtype, sets: list[str], message: str | None
+) -> None:
+    config = resolve("demo", [*sets, f"sharding={sharding}"]).config
+    monkeypatch.setattr(dividing, "find_spec", lambda name: name)
+    if message is None:
+        dividing.require_zero(config, config.sharding, dtype)
+    else:
+        with pytest.raises(ConfigError, match=message):
+            dividing.require_zero(config, config.sharding, dtype)
+
+
+def test_deepspeed_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolve("demo", ["sharding=zero2"]).config
+    monkeypatch.setattr(dividing, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="needs the package deepspeed") as error:
+        dividing.require_zero(config, "zero2", torch.float32)
+    assert error.value.hint == "pip install 'vlsi-cli[deepspeed]'"
 
 
 def test_accelerate_neither_divides_losses_nor_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +203,9 @@ def test_accelerate_reads_its_configurations(file: Path) -> None:
 
 
 def test_there_are_configurations() -> None:
-    assert [file.stem for file in CONFIGURATIONS] == ["ddp", "fsdp2", "multi-node", "single-gpu"]
+    assert [file.stem for file in CONFIGURATIONS] == [
+        *("ddp", "deepspeed-zero2", "deepspeed-zero3", "fsdp2", "multi-node", "single-gpu")
+    ]
 
 
 def test_choices_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

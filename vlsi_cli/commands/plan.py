@@ -37,7 +37,8 @@ def plan(
     sharding: Annotated[
         advice.Sharding,
         typer.Option(
-            help="none: each holds everything; student: what trains is divided; both: the large model too.",
+            help="none: each holds everything; student: what trains is divided; both: the large model too; zero2: "
+            "gradients and moments (DeepSpeed); zero3: as student, by DeepSpeed.",
             rich_help_panel=_MACHINE,
         ),
     ] = "none",

@@ -8,13 +8,14 @@ from typing import Literal
 
 from vlsi_cli.config.accelerators import Accelerator
 from vlsi_cli.config.loading import Resolved
+from vlsi_cli.config.memory import TRAINED_WEIGHT, ZERO_BUCKETS
 from vlsi_cli.config.planning import plan
 from vlsi_cli.config.plans import Plan, StagePlan
 from vlsi_cli.config.run import DistillConfig
 from vlsi_cli.config.stage_plans import Records
 from vlsi_cli.errors import ConfigError
 
-Sharding = Literal["none", "student", "both"]
+Sharding = Literal["none", "student", "both", "zero2", "zero3"]
 # Memory that the driver, the allocator's gaps and the libraries' own buffers take, as a share of what the plan counts.
 OVERHEAD = 0.08
 
@@ -27,8 +28,9 @@ class Placement:
         device: one of these.
         count: how many.
         sharding: of the configuration: ``none`` copies everything to each device (DDP); ``student`` divides what
-            trains and the small model's layers among them (FSDP2), ``both`` the large model's too. Activations,
-            losses, heads, embeddings that do not train and vision towers are whole on each.
+            trains and the small model's layers among them (FSDP2), ``both`` the large model's too; ``zero2`` divides
+            gradients and moments (DeepSpeed), ``zero3`` what ``student`` does. Activations, losses, heads, embeddings
+            that do not train and vision towers are whole on each.
         efficiency: share of the device's stated arithmetic that training reaches.
     """
 
@@ -42,8 +44,14 @@ class Placement:
         if stage.memory is None or stage.divided is None:
             return None
         pieces = gathered = 0
-        if self.sharding != "none" and self.count > 1:
+        if self.sharding == "zero2" and self.count > 1:
+            pieces = stage.memory.gradients + stage.memory.optimizer
+        elif self.sharding != "none" and self.count > 1:
             pieces, gathered = stage.divided.student, stage.divided.gathered
+        if (
+            self.sharding in ("zero2", "zero3") and self.count > 1
+        ):  # its buffers, and the copy that AdamW changes
+            gathered += ZERO_BUCKETS + (stage.trained_parameters or 0) * TRAINED_WEIGHT // self.count
         if self.sharding == "both" and self.count > 1:
             pieces += stage.divided.teacher
             gathered += stage.divided.gathered_teacher

@@ -49,6 +49,42 @@ def fsdp_asked() -> str | None:
     return os.environ.get("FSDP_VERSION", "1") if asked else None
 
 
+@cache
+def zero_asked() -> Literal[2, 3] | None:
+    """The stage of DeepSpeed's ZeRO that accelerate's configuration asks for, or None.
+
+    Taken out of the environment as :func:`fsdp_asked` does. Accumulation, clipping and precision stand in such a
+    configuration too; they are the recipe's.
+
+    Raises:
+        ConfigError: it asks for what this program does not do with DeepSpeed.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() != "true":
+        return None
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if file.lower() not in ("", "none"):
+        raise ConfigError(
+            f"accelerate's configuration names a configuration of DeepSpeed's own, {file}, which is not read: all but "
+            "the stage is the recipe's",
+            hint="leave deepspeed_config_file out and set zero_stage: 2 or 3 in deepspeed_config",
+        )
+    for what in ("optimizer", "param"):
+        device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what.upper()}_DEVICE", "none")
+        if device != "none":
+            raise ConfigError(
+                f"accelerate's configuration offloads to {device} with DeepSpeed, which this program does not do",
+                hint=f"set offload_{what}_device: none; `teacher.placement` moves the large model to host memory",
+            )
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    if stage not in ("2", "3"):
+        raise ConfigError(
+            f"accelerate's configuration asks for stage {stage} of DeepSpeed's ZeRO; there are 2 and 3",
+            hint="set zero_stage: 2 or 3 in deepspeed_config",
+        )
+    del os.environ["ACCELERATE_USE_DEEPSPEED"]
+    return 2 if stage == "2" else 3
+
+
 def processes(word: str | None) -> Count | None:
     """The value of `--processes`.
 

@@ -18,6 +18,9 @@ BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5 + (1 + 4 / 256) / 64}
 # What trains is held in fp32 (weight 4, gradient 4) with two fp32 moments of AdamW (8); so is every verbalizer.
 TRAINED_WEIGHT, GRADIENT, MOMENTS = 4, 4, 8
+# Numbers that DeepSpeed exchanges at once (its own 500 million would take 2 GB of fp32), and bytes of its two buffers.
+ZERO_BUCKET = 50_000_000
+ZERO_BUCKETS = 2 * 4 * ZERO_BUCKET
 # Share of a record's tokens that are response tokens (the method's figure for instruction data).
 RESPONSE_SHARE = 0.1
 # Buffers of logits in the losses (engine.losses.rectangles), in bytes at most, on an accelerator and on a CPU: the

@@ -12,7 +12,7 @@ from vlsi_cli.config.base import Config
 
 Architecture = Literal["verb-ffn", "verb-ffn-x2", "ffn", "ffn-x2", "mlp", "mlp-x2", "decoder", "decoder-x2"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
-Sharding = Literal["auto", "none", "student", "both"]
+Sharding = Literal["auto", "none", "student", "both", "zero2", "zero3"]
 
 
 class VerbalizerConfig(Config):

@@ -115,9 +115,10 @@ class DistillConfig(Config):
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     sharding: Sharding = "auto"
-    """What several processes divide among them (FSDP2). `none`: each holds everything; `student`: the small model's
+    """What several processes divide among them. `none`: each holds everything. With FSDP2, `student`: the small model's
     decoder layers, verbalizers and whatever else trains, with gradients and moments; `both`: the large model's decoder
-    layers and verbalizers as well; `auto`: `both` where accelerate's configuration asks for FSDP, else `none`."""
+    layers and verbalizers as well. With DeepSpeed (extra `deepspeed`), `zero2`: gradients and moments of what trains;
+    `zero3`: what `student` divides. `auto`: what accelerate's configuration asks for (`both` for FSDP), else `none`."""
     tf32: bool = True
     """Let a GPU round fp32 products to TF32 where the precision is bf16 or fp16 anyway; under fp32 they stay fp32."""
     compile: bool = False

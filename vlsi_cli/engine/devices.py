@@ -113,7 +113,7 @@ def round_products(allowed: bool, dtype: torch.dtype) -> bool:
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Run a block under ``torch.manual_seed(seed)`` and leave torch's generators as they were.
+    """Run a block with torch's generators seeded, and leave them as they were.
 
     Args:
         seed: the block's seed.
@@ -121,5 +121,9 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """
     devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        # torch.manual_seed would set the generators of all GPUs, which are not kept
+        torch.default_generator.manual_seed(seed)
+        for each in devices:
+            with torch.cuda.device(each):
+                torch.cuda.manual_seed(seed)
         yield

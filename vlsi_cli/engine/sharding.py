@@ -43,17 +43,27 @@ def shard_unit(unit: nn.Module) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor, gathered if it lies in pieces; then every process must ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """The whole of a tensor, gathered if it lies in pieces; then every process must ask for it.
+
+    In pieces are ``DTensor`` and the trained parameters of DeepSpeed's ZeRO-3.
+    """
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor()
+    if hasattr(tensor, "ds_id"):
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        found: Tensor = safe_get_full_fp32_param(tensor)
+        return found
+    return tensor
 
 
 def whole_values(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """Whole tensors by name, in the first process's host memory; none on the others. All processes call it together."""
     found: dict[str, Tensor] = {}
     for name, tensor in named:
-        value = whole(tensor.detach())
+        value = whole(tensor)
         if processes.is_first():
-            found[name] = value.cpu()
+            found[name] = value.detach().cpu()
     return found
 
 
@@ -67,12 +77,12 @@ def like(tensor: Tensor, model: Tensor) -> Tensor:
 
 def is_piece(tensor: Tensor) -> bool:
     """Whether a tensor lies in pieces."""
-    return isinstance(tensor, DTensor)
+    return isinstance(tensor, DTensor) or hasattr(tensor, "ds_id")
 
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether any parameter of a module lies in pieces."""
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+    return any(is_piece(parameter) for parameter in module.parameters())
 
 
 def norm_of(gradients: Iterable[Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlsi_cli.config import accelerators, advice, loading, planning
+from vlsi_cli.config import accelerators, advice, loading, memory, planning
 from vlsi_cli.config.accelerators import GIB, Accelerator
 from vlsi_cli.config.advice import Placement
 from vlsi_cli.config.stage_plans import Records
@@ -89,6 +89,23 @@ def test_sharding_divides_what_lies_in_pieces_only() -> None:
     small, large = plan.student.facts, plan.teacher.facts
     # both in bf16: adapters train
     assert left == 2 * sum(facts.parameters - facts.decoder_parameters for facts in (small, large))
+
+
+def test_zero_2_divides_gradients_and_moments_only() -> None:
+    one, zero2, zero3, own = (
+        judged(accelerators.accelerator("h200"), count=4, sharding=s)
+        for s in ("none", "zero2", "zero3", "student")
+    )
+    plan = planning.plan(loading.resolve(PAIR), Records(1024))
+    for stage, before, half, after, fsdp in zip(
+        plan.stages, one.peaks, zero2.peaks, zero3.peaks, own.peaks, strict=True
+    ):
+        assert stage.memory is not None
+        assert stage.trained_parameters is not None
+        # 4 + 8 bytes a number become a quarter, beside a quarter of the weights once more and the buffers
+        saved = 12 * stage.trained_parameters * 3 // 4 - stage.trained_parameters - memory.ZERO_BUCKETS
+        assert before - half == pytest.approx(saved * (1 + advice.OVERHEAD), abs=2)
+        assert after > fsdp
 
 
 def test_the_last_change_moves_the_large_model_away() -> None:

@@ -16,7 +16,7 @@ from vlsi_cli.engine.stages import VerbalizationStage
 from vlsi_cli.engine.stages.interaction import InteractionStage
 from vlsi_cli.engine.teachers import LiveTeacher
 from vlsi_cli.engine.training.optimizer import make_optimizer
-from vlsi_cli.engine.training.parallel import accumulate_gradients
+from vlsi_cli.engine.training.parallel import Prepared
 from vlsi_cli.engine.training.stage import Stage
 
 UNIFORM = MatchingConfig(strategy="uniform")
@@ -56,11 +56,11 @@ def gradient(stage: Stage, folder: Path, size: int) -> torch.Tensor:
     backbone = pairs.load(folder)
     work = pairs.batches(backbone, pairs.encoded(backbone, 8), size)
     accelerator = pairs.accelerator()
-    module = accelerator.prepare(stage)
+    prepared = Prepared(accelerator.prepare(stage), None, accelerator)
     stage.set_train_mode()
     for _, parameter in stage.trained():
         parameter.grad = None
-    accumulate_gradients(module, work, sum(batch.num_tokens for batch in work), accelerator)
+    prepared.accumulate(work, sum(batch.num_tokens for batch in work))
     return torch.cat(
         [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for _, p in stage.trained()]
     )
@@ -86,7 +86,7 @@ def test_a_mean_of_means_would_be_another_gradient(folders: tuple[Path, Path]) -
         parameter.grad = None
     work = pairs.batches(backbone, pairs.encoded(backbone, 8), 1)
     for batch in work:
-        accumulate_gradients(stage, [batch], batch.num_tokens * len(work), accelerator)
+        Prepared(stage, None, accelerator).accumulate([batch], batch.num_tokens * len(work))
     wrong = torch.cat(
         [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for _, p in stage.trained()]
     )

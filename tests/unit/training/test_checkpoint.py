@@ -30,7 +30,9 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(5)
     named = list(layer.named_parameters())
     checkpoints = Checkpoints(tmp_path / "c")
-    checkpoints.save("interaction", 3, pack(named, optimizer, generator, CPU), {"stream": {"cursor": 7}})
+    checkpoints.save(
+        "interaction", 3, pack(named, optimizer.state.__getitem__, generator, CPU), {"stream": {"cursor": 7}}
+    )
     drawn, noise = torch.rand(2, generator=generator), torch.rand(2)
 
     other, other_optimizer = trained(1)
@@ -85,7 +87,9 @@ def test_a_half_written_one_is_never_seen(tmp_path: Path) -> None:
 def test_one_of_other_parameters_is_refused(tmp_path: Path) -> None:
     layer, optimizer = trained(0)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save("interaction", 1, pack(list(layer.named_parameters()), optimizer, None, CPU), {})
+    checkpoints.save(
+        "interaction", 1, pack(list(layer.named_parameters()), optimizer.state.__getitem__, None, CPU), {}
+    )
     found = checkpoints.latest("interaction")
     assert found is not None
     wider = torch.nn.Linear(5, 4)

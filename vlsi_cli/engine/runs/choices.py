@@ -14,6 +14,8 @@ _DIVIDED = {
     "none": "each holds everything",
     "student": "what trains is divided among them",
     "both": "both models are divided among them",
+    "zero2": "DeepSpeed divides gradients and moments among them (ZeRO-2)",
+    "zero3": "DeepSpeed divides what trains among them (ZeRO-3)",
 }
 
 

@@ -194,9 +194,8 @@ class _Distillation(RunChecks):
 
     def _train(self, key: str, side: str, stage: Stage, settings: StageConfig, backbone: Backbone) -> None:
         """Train one stage, from its newest checkpoint if there is one."""
-        config, report = self.config, DataReport()
+        config, report, begun = self.config, DataReport(), self.folder.state.processes
         accelerator = models.new_accelerator(self.device, self.dtype, some_idle=stage.some_idle)
-        begun = self.folder.state.processes
         stream = training_stream(
             config.data,
             encoder_for(backbone.processor, config.data),
@@ -211,7 +210,7 @@ class _Distillation(RunChecks):
         batch_size, accumulation = cut_step(settings, begun, processes.size())
         checkpoint = self._latest(key)
         first = checkpoint.step if checkpoint is not None else 0
-        if self.sharding != "none":
+        if self.sharding in ("student", "both"):
             shard(stage, stage.units())
         self.folder.forget_after(key, first)
         watch = StageWatch(
@@ -250,6 +249,7 @@ class _Distillation(RunChecks):
                 weight_decay=optimizer.weight_decay,
                 max_grad_norm=optimizer.max_grad_norm,
                 seed=models.derived_seed(config.seed, f"dropout of {key}"),
+                zero=self.zero,
                 checkpoints=self.checkpoints,
                 checkpoint_every=config.checkpoint_every,
                 resume=checkpoint,
@@ -290,7 +290,7 @@ class _Distillation(RunChecks):
         verbalizers = getattr(stage, "verbalizers", None)
         if not self.config.watch.samples or verbalizers is None or key == "verbalization-large":
             return lambda step: None
-        if self.sharding != "none":  # layers are read one by one there, outside of what gathers them in order
+        if self.divided:  # layers are read one by one there, outside of what gathers them in order
             self.events(Warn("no sample answers in this stage: what speaks is divided among the processes"))
             return lambda step: None
         if not processes.is_first():

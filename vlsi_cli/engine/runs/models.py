@@ -15,7 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import Tensor
 
 from vlsi_cli.config import launching
-from vlsi_cli.config.run import DistillConfig, ModelConfig, Sharding, VerbalizerConfig
+from vlsi_cli.config.run import DistillConfig, ModelConfig, VerbalizerConfig
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.folders import resolve_verbalizers
@@ -52,6 +52,10 @@ def place(config: DistillConfig) -> tuple[torch.device, torch.dtype]:
     device = own_device(config)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if (
+        device.type == "cpu"
+    ):  # DeepSpeed, which transformers imports where it is installed, would look and complain
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     dtype = resolve_precision(config.precision, device)
     round_products(config.tf32, dtype)
     return device, dtype
@@ -64,28 +68,6 @@ def own_device(config: DistillConfig) -> torch.device:
         ConfigError: one that this machine lacks, or that several processes cannot share.
     """
     return processes.own_device(resolve_device(config.device), chosen=":" in config.device)
-
-
-def resolve_sharding(word: Sharding) -> Sharding:
-    """What this run divides among its processes: ``none``, ``student`` or ``both``.
-
-    Raises:
-        ConfigError: accelerate's configuration asks for what this program does not have.
-    """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        raise ConfigError(
-            "accelerate's configuration asks for DeepSpeed, which this program does not use: FSDP2 divides the same",
-            hint="`sharding: student` divides what ZeRO-3 does, `both` the large model too; see docs/scaling.md",
-        )
-    fsdp = launching.fsdp_asked()
-    if fsdp not in (None, "2"):
-        raise ConfigError(
-            "accelerate's configuration asks for FSDP 1, and this program divides by FSDP2",
-            hint="set fsdp_version: 2 in fsdp_config",
-        )
-    if processes.size() == 1:
-        return "none"
-    return word if word != "auto" else "both" if fsdp else "none"
 
 
 def new_accelerator(device: torch.device, dtype: torch.dtype, *, some_idle: bool = False) -> Accelerator:
@@ -103,7 +85,7 @@ def new_accelerator(device: torch.device, dtype: torch.dtype, *, some_idle: bool
     copies = DistributedDataParallelKwargs(
         broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=some_idle
     )
-    launching.fsdp_asked()  # carried out by engine.sharding: accelerate is not to see it
+    launching.fsdp_asked(), launching.zero_asked()  # carried out here: accelerate is not to see them
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=mixed,

@@ -12,6 +12,7 @@ from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs import student as student_files
 from vlsi_cli.engine.runs.choices import resolved_choices
+from vlsi_cli.engine.runs.dividing import divides_weights, require_zero, resolve_sharding, zero_stage
 from vlsi_cli.engine.runs.folder import RunFolder
 from vlsi_cli.engine.runs.identity import needs_teacher
 from vlsi_cli.engine.runs.stages import interaction_stage, reinforcement_stage
@@ -31,12 +32,18 @@ class RunParts:
         config: of the run.
         folder: of the run; what its complete stages left is read from it.
         wish: asked whether to stop after a model is loaded.
+
+    Attributes:
+        divided: whether what a stage trains lies in pieces then, and is read from the run folder after it.
+        zero: the stage of DeepSpeed's ZeRO that trains; None: accelerate does.
     """
 
     def __init__(self, config: DistillConfig, folder: RunFolder, wish: Wish) -> None:
         self.config, self.folder, self.wish = config, folder, wish
         self.device, self.dtype = models.place(config)
-        self.sharding = models.resolve_sharding(config.sharding)
+        self.sharding = resolve_sharding(config.sharding)
+        require_zero(config, self.sharding, self.dtype)
+        self.divided, self.zero = divides_weights(self.sharding), zero_stage(self.sharding)
         self._student: Backbone | None = None
         self._teacher: Backbone | None = None
         self._cached: CachedTeacher | None = None

@@ -19,7 +19,7 @@ from vlsi_cli.engine.runs.parts import RunParts
 from vlsi_cli.engine.runs.teachers import open_cache
 from vlsi_cli.engine.training import Stage
 from vlsi_cli.engine.training.checkpoint import set_random_states
-from vlsi_cli.engine.training.parallel import accumulate_gradients
+from vlsi_cli.engine.training.parallel import Prepared
 from vlsi_cli.engine.training.signals import Wish
 from vlsi_cli.errors import CheckpointError, ConfigError, TrainingError
 from vlsi_cli.events import Events, Note
@@ -135,13 +135,13 @@ def _step(bundle: Bundle, stage: Stage, accelerator: Any) -> Reproduction:
     sizes = [(batch.records, batch.num_tokens) for batch in batches]
     if accelerator.scaler is not None and bundle.facts["scaler"]:
         accelerator.scaler.load_state_dict(bundle.facts["scaler"])
-    module = accelerator.prepare(stage)
+    prepared = Prepared(accelerator.prepare(stage), None, accelerator)
     stage.set_train_mode()
     set_random_states(bundle.random, stage.generator, accelerator.device)
     outputs, message = [], None
     try:
         for batch in batches:  # one by one, to know where it happens
-            outputs += accumulate_gradients(module, [batch], tokens, accelerator) or []
+            outputs += prepared.accumulate([batch], tokens) or []
     except TrainingError as error:
         message = str(error)
     gradients = {name: p.grad for name, p in trained.items() if p.grad is not None}

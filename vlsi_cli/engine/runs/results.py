@@ -33,9 +33,8 @@ class RunResults(RunParts):
         targets = models.target_layers(model, backbone)
         final = self.folder.state.stages[f"verbalization-{side}"]
         facts = {"steps": final.steps, "loss": dict(final.per_layer), "seed": self.config.seed}
-        divided = self.sharding != "none"
-        values = whole_values(stage.trained()) if divided else {}
-        made = None if divided else stage.verbalizers
+        values = whole_values(stage.trained()) if self.divided else {}
+        made = None if self.divided else stage.verbalizers
 
         def keep() -> None:
             whole = made or models.rebuilt_verbalizers(backbone, targets, self.config.verbalizer, values)
@@ -59,7 +58,7 @@ class RunResults(RunParts):
             if said is not None:
                 models.store_verbalizers(self.folder.verbalizers("small-after"), student, said, facts)
 
-        if self.sharding == "none":
+        if not self.divided:
             student, verbalizers = self.student, stage.verbalizers
             self._settle(student)
             processes.on_first(lambda: keep(student, verbalizers))
@@ -83,7 +82,7 @@ class RunResults(RunParts):
         """Have the small model whole and settled after step 3; where it was divided, on the first process alone."""
         settings = self.config.reinforcement
         assert settings is not None
-        if self.sharding == "none":
+        if not self.divided:
             self._settle(self.student)
             return
         values = whole_values(stage.trained())
@@ -107,13 +106,13 @@ class RunResults(RunParts):
             student_files.round_weights(held, self.dtype)
         processes.on_first(keep)
         self.folder.state.student = True
-        if self.sharding != "none":
+        if self.divided:
             self._forget_student()  # the first alone has it; now all read what was written
 
     @property
     def _divided_alone(self) -> bool:
         """Whether only the first process has the small model, since its last stage was divided."""
-        return self.sharding != "none" and self.config.reinforcement is not None
+        return self.divided and self.config.reinforcement is not None
 
     def _whole_student(
         self,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.losses import cross_entropy
-from vlsi_cli.engine.training.stage import Stage, StageOutput, add_terms
+from vlsi_cli.engine.training.stage import Stage, StageOutput, add_terms, with_zeros
 
 #: What "the whole small language model" means (arXiv 2412.01822, section 3.4) [P].
 LANGUAGE_MODEL = ("embeddings", "layers", "final_norm", "head")
@@ -35,7 +34,9 @@ class ReinforcementStage(Stage):
         self._names = [name for name, _ in backbone.set_trainable(parts)]
         self.model = backbone.model
         self._sees = any(part in VISION for part in parts)
-        self.some_idle = self._sees  # not every family uses all of its vision tower, nor every batch
+        self.some_idle = self.uneven = (
+            self._sees
+        )  # not every family uses all of its vision tower, nor every batch
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """The parameters of the chosen parts."""
@@ -45,6 +46,10 @@ class ReinforcementStage(Stage):
     def units(self) -> list[nn.Module]:
         """The decoder layers."""
         return list(self._backbone[0].layers)
+
+    def seldom(self) -> list[nn.Parameter]:
+        """The vision tower, where it trains: there are batches without pictures."""
+        return [p for part, _, p in self._backbone[0].named_parts() if part in VISION] if self._sees else []
 
     def set_train_mode(self) -> None:
         """Train mode for the trained parts only."""
@@ -66,6 +71,5 @@ class ReinforcementStage(Stage):
         if self._sees and isinstance(self, FSDPModule):
             # Divided gradients are added up in one piece: a process whose batch has no picture must bring zeros for
             # the vision tower, and not nothing.
-            seen = (p for part, _, p in backbone.named_parts() if part in VISION)
-            loss = loss + torch.stack([p.reshape(-1)[0] for p in seen]).sum() * 0.0
+            loss = with_zeros(loss, self.seldom())
         return StageOutput(loss, terms)

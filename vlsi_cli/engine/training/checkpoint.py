@@ -148,20 +148,20 @@ def _digest(values: Mapping[str, Any]) -> str:
 
 def pack(
     trained: NamedParameters,
-    optimizer: torch.optim.Optimizer,
+    moments: Callable[[nn.Parameter], Mapping[str, Any]],
     generator: torch.Generator | None,
     device: torch.device,
 ) -> dict[str, Tensor]:
     """Parameters, moments and random states under flat names: whole tensors, however they are divided.
 
-    All processes call it together. The states of torch's own generators are those of every process, numbered from
-    the second on: ``random/torch.1``. What was gathered from pieces is in the first process's host memory, and empty on
-    the others.
+    All processes call it together; ``moments`` says what the optimizer keeps for a parameter. The states of torch's
+    own generators are those of every process, numbered from the second on: ``random/torch.1``. What was
+    gathered from pieces is in the first process's host memory, and empty on the others.
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in trained:
         tensors[f"trained/{name}"] = _gathered(parameter)
-        for key, value in optimizer.state.get(parameter, {}).items():
+        for key, value in moments(parameter).items():
             moment = _gathered(value) if isinstance(value, Tensor) else torch.tensor(value)
             tensors[f"optimizer/{key}/{name}"] = moment
     for number, states in enumerate(processes.gather(random_states(generator, device))):
@@ -172,7 +172,7 @@ def pack(
 def _gathered(tensor: Tensor) -> Tensor:
     if not sharding.is_piece(tensor):
         return tensor
-    whole = sharding.whole(tensor.detach())
+    whole = sharding.whole(tensor).detach()
     return whole.cpu() if processes.is_first() else whole.new_empty(0)
 
 
@@ -190,10 +190,12 @@ def unpack(
     device: torch.device,
     *,
     seed: int = 0,
+    divided_later: bool = False,
 ) -> None:
     """Put everything of :func:`pack` back, in this process's pieces if the parameters are divided.
 
     Args:
+        divided_later: leave moments whole, in host memory, for :class:`.zero.ZeroPrepared` to divide.
         seed: of torch's own random state where the checkpoint was written by another number of processes, so that
             their states have no owner now; a pure function of it, the step and this process's number.
 
@@ -219,7 +221,7 @@ def unpack(
         if name in moments:
             # AdamW keeps its step count on the host, its moments beside the parameter.
             optimizer.state[parameter] = {
-                key: value if key == "step" else sharding.like(value, parameter)
+                key: value if key == "step" or divided_later else sharding.like(value, parameter)
                 for key, value in moments[name].items()
             }
     own = processes.rank()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -31,16 +32,10 @@ from vlsi_cli.engine.training.checkpoint import (
     unpack,
 )
 from vlsi_cli.engine.training.optimizer import learning_rate_at, make_optimizer
-from vlsi_cli.engine.training.parallel import (
-    accumulate_gradients,
-    agreed,
-    clip,
-    common_counts,
-    common_terms,
-    prepare,
-)
+from vlsi_cli.engine.training.parallel import agreed, common_counts, common_terms, prepare
 from vlsi_cli.engine.training.signals import Wish
 from vlsi_cli.engine.training.stage import Stage, StageOutput
+from vlsi_cli.engine.training.zero import ZeroPrepared
 from vlsi_cli.errors import Interrupted, TrainingError, VlsiError, fitting
 
 #: Gradients that overflow under a smaller loss scale are no matter of scale (fairseq's `min_loss_scale`).
@@ -120,6 +115,7 @@ def train_stage(
     weight_decay: float = 0.0,
     max_grad_norm: float | None = 1.0,
     seed: int = 0,
+    zero: Literal[2, 3] | None = None,
     checkpoints: Checkpoints | None = None,
     checkpoint_every: int = 200,
     resume: Checkpoint | None = None,
@@ -141,6 +137,7 @@ def train_stage(
         betas, weight_decay: of AdamW.
         max_grad_norm: gradients are scaled down to this norm; None leaves them.
         seed: of torch's own random state (dropout) in this stage.
+        zero: train on DeepSpeed, at this stage of ZeRO; None: on accelerate.
         checkpoints: where to save; None saves nothing.
         checkpoint_every: steps between checkpoints.
         resume: a checkpoint of this stage to go on from.
@@ -167,7 +164,10 @@ def train_stage(
     else:
         held = f"what trains in {key}, with its moments, does not fit into the memory of {device}"
         with fitting(TrainingError(held, hint=smaller)):
-            unpack(resume, trained, optimizer, stage.generator, device, seed=seed)
+            divided_later = zero is not None
+            unpack(
+                resume, trained, optimizer, stage.generator, device, seed=seed, divided_later=divided_later
+            )
         stream.load_state_dict(resume.values["stream"])
         if accelerator.scaler is not None and resume.values.get("scaler"):
             accelerator.scaler.load_state_dict(resume.values["scaler"])
@@ -176,7 +176,10 @@ def train_stage(
     with fitting(
         TrainingError(f"what trains in {key} does not fit into the memory of {device}", hint=smaller)
     ):
-        prepared = prepare(stage, optimizer, accelerator)
+        if zero is None:
+            prepared = prepare(stage, optimizer, accelerator)
+        else:
+            prepared = ZeroPrepared(stage, optimizer, accelerator, level=zero, limit=max_grad_norm)
     stage.set_train_mode()
 
     def save(step: int, place: dict[str, Any]) -> None:
@@ -189,7 +192,7 @@ def train_stage(
             lost, hint=f"it needs what trains and its moments in host memory; {_good(saved)}"
         )
         with fitting(full):
-            tensors = pack(trained, optimizer, stage.generator, device)
+            tensors = pack(trained, prepared.moments, stage.generator, device)
 
         def write() -> Any:
             with fitting(full):
@@ -246,62 +249,67 @@ def train_stage(
         )
 
     saved = first
-    for step in range(first, steps):
-        started = time.perf_counter()
-        before = stream.state_dict(), random_states(stage.generator, device)
-        rate = learning_rate_at(
-            step, steps, peak=learning_rate, final=final_learning_rate, warmup=warmup_steps, schedule=schedule
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        batches = draw()
-        tokens, inputs = common_counts(batches)
-        with fitting(too_large(step)):
-            try:
-                outputs = accumulate_gradients(prepared.module, batches, tokens, accelerator, asked)
-                if outputs is None:  # asked to stop inside the step: it is as if it had not begun
-                    set_random_states(before[1], stage.generator, device)
-                    raise stop(step, before[0])
-                norm = clip(parameters, max_grad_norm, accelerator)
-            except (
-                TrainingError
-            ) as error:  # matching met a divergence that is not finite, before there was a loss
-                raise not_finite(step, f"{error} (learning rate {rate:.2g})", rate, before) from error
-        terms = common_terms(outputs, tokens)
-        loss = sum(terms.values())
-        # Under loss scaling a norm may overflow: the scaler then leaves the step out and lowers the scale, but not
-        # for ever.
-        scaled = accelerator.scaler
-        overflows = not math.isfinite(norm) and scaled is not None and scaled.get_scale() >= LEAST_SCALE
-        if not math.isfinite(loss) or not (math.isfinite(norm) or overflows):
-            odd = [name for name, value in terms.items() if not math.isfinite(value)]
-            what = f"loss of {', '.join(odd)}" if odd else "gradient"
-            message = f"the {what} is not finite (learning rate {rate:.2g})"
-            raise not_finite(step, message, rate, before, terms, outputs, norm)
-        with fitting(too_large(step)):  # the first step makes the moments, twice the size of what trains
-            prepared.optimizer.step()
-        prepared.optimizer.zero_grad(set_to_none=True)
-        on_step(
-            Progress(
-                step + 1,
+    with closing(prepared):
+        for step in range(first, steps):
+            started = time.perf_counter()
+            before = stream.state_dict(), random_states(stage.generator, device)
+            rate = learning_rate_at(
+                step,
                 steps,
-                loss,
-                terms,
-                [output.matched for output in outputs],
-                rate,
-                norm,
-                tokens,
-                inputs,
-                time.perf_counter() - started,
+                peak=learning_rate,
+                final=final_learning_rate,
+                warmup=warmup_steps,
+                schedule=schedule,
             )
-        )
-        if step + 1 == steps:  # what follows a stage can fail too: its last step must not be lost
-            save(steps, stream.state_dict())
-        elif asked():
-            raise stop(step + 1, stream.state_dict())
-        elif (step + 1) % checkpoint_every == 0:
-            save(step + 1, stream.state_dict())
-            saved = step + 1
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            batches = draw()
+            tokens, inputs = common_counts(batches)
+            with fitting(too_large(step)):
+                try:
+                    outputs = prepared.accumulate(batches, tokens, asked)
+                    if outputs is None:  # asked to stop inside the step: it is as if it had not begun
+                        set_random_states(before[1], stage.generator, device)
+                        raise stop(step, before[0])
+                    norm = prepared.clip(parameters, max_grad_norm)
+                except (
+                    TrainingError
+                ) as error:  # matching met a divergence that is not finite, before there was a loss
+                    raise not_finite(step, f"{error} (learning rate {rate:.2g})", rate, before) from error
+            terms = common_terms(outputs, tokens)
+            loss = sum(terms.values())
+            # Under loss scaling a norm may overflow: the scaler then leaves the step out and lowers the scale, but not
+            # for ever.
+            scaled = accelerator.scaler
+            overflows = not math.isfinite(norm) and scaled is not None and scaled.get_scale() >= LEAST_SCALE
+            if not math.isfinite(loss) or not (math.isfinite(norm) or overflows):
+                odd = [name for name, value in terms.items() if not math.isfinite(value)]
+                what = f"loss of {', '.join(odd)}" if odd else "gradient"
+                message = f"the {what} is not finite (learning rate {rate:.2g})"
+                raise not_finite(step, message, rate, before, terms, outputs, norm)
+            with fitting(too_large(step)):  # the first step makes the moments, twice the size of what trains
+                prepared.step()
+            on_step(
+                Progress(
+                    step + 1,
+                    steps,
+                    loss,
+                    terms,
+                    [output.matched for output in outputs],
+                    rate,
+                    norm,
+                    tokens,
+                    inputs,
+                    time.perf_counter() - started,
+                )
+            )
+            if step + 1 == steps:  # what follows a stage can fail too: its last step must not be lost
+                save(steps, stream.state_dict())
+            elif asked():
+                raise stop(step + 1, stream.state_dict())
+            elif (step + 1) % checkpoint_every == 0:
+                save(step + 1, stream.state_dict())
+                saved = step + 1
 
 
 def _good(saved: int) -> str:

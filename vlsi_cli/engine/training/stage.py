@@ -63,6 +63,10 @@ class Stage(nn.Module, ABC):
         """The modules that are divided one by one where a run divides what trains; each is called as a whole."""
         return []
 
+    def seldom(self) -> list[nn.Parameter]:
+        """What trains, but has a part in the loss of some batches only."""
+        return []
+
     @abstractmethod
     def forward(self, batch: Batch) -> StageOutput:
         """The losses of one micro-batch on the stage's device."""
@@ -70,6 +74,11 @@ class Stage(nn.Module, ABC):
     def set_train_mode(self) -> None:
         """Put what trains in train mode and the rest in eval mode (dropout of frozen towers stays off)."""
         self.train()
+
+
+def with_zeros(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+    """The same loss, but of all these parameters: those that had no part in it get a gradient of zeros."""
+    return loss + torch.stack([parameter.reshape(-1)[0] for parameter in parameters]).sum() * 0.0
 
 
 def add_terms(terms: dict[str, Tensor], name: str, per_token: Tensor) -> Tensor:
