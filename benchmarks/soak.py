@@ -32,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -66,7 +67,10 @@ class Line:
 
 
 def fit(x: Sequence[float], y: Sequence[float]) -> Line:
-    """Least squares; the error assumes independent residuals.
+    """Least squares, of points in the order of time.
+
+    Neighbours are not independent (memory that has risen stays), so the error is widened by what their correlation r
+    takes from the number of points: sqrt((1 + r) / (1 - r)), r of neighbouring residuals, from 0 to 0.95.
 
     Raises:
         ValueError: fewer than three points.
@@ -76,8 +80,12 @@ def fit(x: Sequence[float], y: Sequence[float]) -> Line:
     middle, mean = statistics.fmean(x), statistics.fmean(y)
     spread = sum((value - middle) ** 2 for value in x)
     slope = sum((a - middle) * (b - mean) for a, b in zip(x, y, strict=True)) / spread
-    rest = sum((b - mean - slope * (a - middle)) ** 2 for a, b in zip(x, y, strict=True))
-    return Line(mean, slope, (rest / (len(x) - 2) / spread) ** 0.5)
+    rest = [b - mean - slope * (a - middle) for a, b in zip(x, y, strict=True)]
+    squares = sum(each**2 for each in rest)
+    alike = sum(a * b for a, b in pairwise(rest)) / squares if squares else 0.0
+    r = min(max(alike, 0.0), 0.95)
+    error = (squares / (len(x) - 2) / spread) ** 0.5
+    return Line(mean, slope, error * ((1 + r) / (1 - r)) ** 0.5)
 
 
 # ---------------------------------------------------------------- one run
@@ -114,7 +122,7 @@ def command(output: Path, stage: str) -> list[str]:
     """``vlsi distill`` with one long stage; those before it are as short as they can be."""
     long = [f"{each}.steps={10**7 if each == stage else 4}" for each in STAGES]
     sets = [*long, *(f"{each}.batch_size=4" for each in STAGES), "threads=1", "checkpoint_every=100"]
-    sets += ["evaluation.data.sources.0.size=64", "evaluation.batch_size=8"]
+    sets += ["evaluation.data.sources.0.size=16", "evaluation.batch_size=8"]
     sets += ["watch.samples=4", "watch.samples_every=100", "watch.samples_max_new_tokens=8"]
     program = [sys.executable, "-c", "from vlsi_cli.app import main; main()", "distill", "--recipe", "demo"]
     return [*program, "--output", str(output), *(part for each in sets for part in ("--set", each))]
@@ -162,7 +170,7 @@ def _windows(
         if child.poll() is not None:
             raise SystemExit(f"the run ended by itself with exit code {child.returncode}")
         lines, place = _new_lines(metrics, place)
-        memory = [line["memory_bytes"] / 2**20 for line in lines if line["stage"] == stage]
+        memory = [line["memory_bytes"] / 2**20 for line in lines if str(line["stage"]).startswith(stage)]
         if began is None:  # the stage has not begun, or did so in the middle of this half second
             began = time.perf_counter() if memory else None
             continue
@@ -198,6 +206,8 @@ def report_one(watched: Watched, minutes: float, stage: str, seconds: float) -> 
     rows = {"resident memory, MiB": memory, "the highest of a window, MiB": highest}
     _table(rows, speed)
     print(f"| open files | {warm[-1].files} | {warm[-1].files - warm[0].files:+d} in all | |")
+    ends = [statistics.fmean(each.memory) for each in (warm[0], warm[-1])]
+    print(f"\nFrom the first window after the warm-up to the last: {ends[0]:.2f} to {ends[1]:.2f} MiB.")
 
 
 def _table(rows: dict[str, Line], speed: Line) -> None:

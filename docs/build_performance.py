@@ -82,7 +82,7 @@ def _ladder() -> str:
     pair, step = parts.load("losses-pair", "cpu"), parts.load("step-small-large", "cpu")
     if pair is None or step is None:
         return ""
-    tokens = max(row["shape"]["tokens"] for row in pair["rows"])
+    tokens = max(row["shape"]["tokens"] for row in pair["rows"] if row["name"] == "eager")
     one = {r["name"]: r for r in pair["rows"] if r["shape"]["tokens"] == tokens and "ratio" in r}
     ways = {r["name"]: r for r in step["rows"] if "seconds" in r}
     rungs = [

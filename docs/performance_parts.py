@@ -78,6 +78,29 @@ def _versions(found: dict[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in found["versions"].items())
 
 
+def _commands(rows: list[dict[str, Any]], counts: list[int], device: str) -> str:
+    """What measures the rows again; a line for each choice of techniques, since not all were run at all lengths."""
+    chosen: dict[tuple[str, ...], list[str]] = {}
+    for count in counts:
+        names = tuple(name for name in TITLES if any(_is(row, name, count) for row in rows))
+        chosen.setdefault(names, []).append(str(count))
+    whole = max(chosen, key=len)
+    lines = [
+        _command(
+            "losses.py",
+            device,
+            f"pair --tokens {','.join(at)}",
+            *([] if names == whole else [f"--only {','.join(names)}"]),
+        )
+        for names, at in chosen.items()
+    ]
+    return "".join(lines).replace("```\n```bash\n", "")
+
+
+def _is(row: dict[str, Any], name: str, count: int) -> bool:
+    return bool(row["name"] == name and row["shape"]["tokens"] == count)
+
+
 def pair(device: str) -> str:
     """The loss of one pair of layers."""
     if (found := load("losses-pair", device)) is None:
@@ -90,12 +113,16 @@ def pair(device: str) -> str:
             f"{count * found['rows'][0]['shape']['vocabulary'] * 4 / 2**20:,.0f} MiB" for count in counts
         )
         + f" in fp32 at {', '.join(map(str, counts))} tokens.\n",
-        _command("losses.py", device, "pair", f"--tokens {','.join(map(str, counts))}"),
+        _commands(found["rows"], counts, device),
     ]
     runs = min(len(row["ratios"]) for row in found["rows"] if "ratios" in row)
     lines.append(
         f"Each technique ran {runs} time{'s' if runs > 1 else ''}, between two runs of the products.\n"
     )
+    if len({row["name"] for row in found["rows"] if row["shape"]["tokens"] == counts[-1]}) < len(
+        {row["name"] for row in found["rows"]}
+    ):
+        lines.append(f"At {counts[-1]} tokens what makes dense logits was left out, for want of memory.\n")
     for count in counts:
         rows = [row for row in found["rows"] if row["shape"]["tokens"] == count]
         rows.sort(key=lambda row: row.get("peak", float("inf")))

@@ -11,7 +11,8 @@ import torch
 
 from tests import pairs
 from tests.tiny import tiny_folder
-from vlsi_cli.engine.backbones.compiled import compiled_layers
+from vlsi_cli.engine.backbones.compiled import compiled_layers, require_compiler
+from vlsi_cli.errors import ConfigError
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # the tracer looks at tensors of every kind
@@ -78,3 +79,16 @@ def test_lengths_padding_and_counts_of_records_compile_a_bounded_number_of_times
     torch.compiler.reset()
     assert calls == [50 * 2]  # no layer gave up being compiled
     assert compiled[-1] == compiled[20] <= 16
+
+
+def test_what_cannot_compile_is_told_before_a_run_begins(monkeypatch) -> None:
+    def no_compiler(graph, inputs):
+        raise RuntimeError("No working C++ compiler found")
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", partial(compile_, backend=no_compiler))
+    with pytest.raises(ConfigError, match="cannot be had here: No working C") as raised:
+        require_compiler(torch.device("cpu"))
+    assert "g++" in str(raised.value.hint)
+    monkeypatch.setattr(torch, "compile", partial(compile_, backend="eager"))
+    require_compiler(torch.device("cpu"))

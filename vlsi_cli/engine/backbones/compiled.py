@@ -9,9 +9,26 @@ from typing import Any
 import torch
 
 from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.errors import ConfigError, first_line
 
 #: Graphs of the decoder layers of both models in all stages of a run: more than there can be.
 GRAPHS = 64
+
+
+def require_compiler(device: torch.device) -> None:
+    """Find out at the start of a run whether ``torch.compile`` works here: it needs more than torch.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    try:
+        torch.compile(lambda x: x.exp().sum(), dynamic=True)(torch.ones(8, 8, device=device))
+    except Exception as error:  # each of its parts has errors of its own
+        why = first_line(getattr(error, "inner_exception", error))
+        raise ConfigError(
+            f"`compile: true` cannot be had here: {why}",
+            hint="it needs a C++ compiler (g++ or clang++), for a GPU Triton and a C compiler; or leave compile out",
+        ) from error
 
 
 @contextmanager

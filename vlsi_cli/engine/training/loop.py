@@ -155,10 +155,8 @@ def train_stage(
     parameters = [parameter for _, parameter in trained]
     device = accelerator.device
     optimizer = make_optimizer(trained, betas=betas, weight_decay=weight_decay)
-    first, smaller = (
-        0,
-        "train fewer parts, divide them among more processes (sharding), or take a larger device",
-    )
+    first = 0
+    smaller = "train fewer parts, divide them among more processes (sharding), or take a larger device"
     if resume is None:
         torch.manual_seed(mixed_seed(seed, 0, processes.rank()))
     else:
