@@ -230,7 +230,7 @@ def test_words_for_data(tmp_path: Path) -> None:
         assert source_from_word(str(tmp_path / name)) == {"kind": kind, "path": str(tmp_path / name)}
     assert source_from_word(str(tmp_path / "none.json"))["kind"] == "llava"
     (tmp_path / "d.json").write_text("[]")
-    with pytest.raises(DataError, match="d.json holds no records"):
+    with pytest.raises(DataError, match="holds no records"):
         source_from_word(str(tmp_path / "d.json"))
     (tmp_path / "d.json").write_text('[{"query": "?", "label": "!"}]')
     with pytest.raises(DataError, match="no record at its start"):
