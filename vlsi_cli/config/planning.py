@@ -41,6 +41,8 @@ def plan(resolved: Resolved, records: Records | None = None) -> Plan:
         notes.append(cache_note(config.teacher.cache))
     if any(stage.steps is None for stage in stages):
         notes.append("steps are counted when the data are there: no source says how many records it holds")
+    if (odd := smaller_teacher(config)) is not None:
+        notes.append(odd)
     for side in (teacher, student):
         if side and side.facts is None:
             notes.append(
@@ -56,6 +58,19 @@ def plan(resolved: Resolved, records: Records | None = None) -> Plan:
         needs=needs(config),
         notes=tuple(notes),
         settings=tuple(resolved.leaves()),
+    )
+
+
+def smaller_teacher(config: DistillConfig) -> str | None:
+    """A sentence where the large model has fewer parameters than the small one; None where not, or unknown."""
+    if config.teacher is None:
+        return None
+    large, small = (facts_of(each.id, each.revision) for each in (config.teacher, config.student))
+    if large is None or small is None or large.parameters >= small.parameters:
+        return None
+    return (
+        f"the large model {config.teacher.id} has fewer parameters than the small one {config.student.id}: "
+        "were they swapped?"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,10 @@ def test_one_thing_given_for_another(here: Path, words: str, code: int, hint: st
         "verbalize --model demo/large --verbalizers runs/nope",
         "match-layers --teacher runs/nope --student demo/small --data patterns",
         "match-layers --teacher demo/large --student runs/nope --data patterns",
-        "export runs/nope --to onnx",
+        pytest.param(
+            "export runs/nope --to onnx",
+            marks=pytest.mark.skipif(find_spec("onnx") is None, reason="the extra onnx is not installed"),
+        ),
         "push runs/nope --repo me/x --dry-run",
         "distill --teacher runs/nope --student demo/small --data patterns",
         "distill --teacher demo/large --student runs/nope --data patterns",

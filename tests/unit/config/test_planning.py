@@ -117,6 +117,12 @@ def test_epochs_over_endless_puzzles_are_refused() -> None:
         plan(resolve("demo", ["interaction.epochs=1"]))
 
 
+def test_a_large_model_that_is_the_smaller_one_is_a_note() -> None:
+    flags = {"teacher.id": "Qwen/Qwen2-VL-2B-Instruct", "student.id": "Qwen/Qwen2-VL-7B-Instruct"}
+    assert any("were they swapped?" in note for note in plan(resolve(PAIR, [], flags)).notes)
+    assert not any("swapped" in note for note in plan(resolve(PAIR, [])).notes)
+
+
 def test_an_unknown_model_leaves_gaps_and_a_note() -> None:
     flags = {
         "teacher.id": "someone/large",

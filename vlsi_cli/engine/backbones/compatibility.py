@@ -265,8 +265,8 @@ def _facts(teacher: Side, student: Side, large: Sequence[int], small: Sequence[i
         f"one tokenizer of {length} tokens; vocabulary rows {teacher.vocabulary_rows} (large) and "
         f"{student.vocabulary_rows} (small), both cut to {length}",
         f"image tokens a picture: {counts}",
-        f"{len(small)} small target layers {_listed(small)} find partners among {len(large)} large ones "
-        f"{_listed(large)}",
+        f"{len(small)} small target layer{'s' * (len(small) != 1)} {_listed(small)} find partners among "
+        f"{len(large)} large ones {_listed(large)}",
     ]
     ends = [s.processor.tokenizer.eos_token for s in (teacher, student)]
     if ends[0] != ends[1]:

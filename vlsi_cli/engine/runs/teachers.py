@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from vlsi_cli.config.planning import smaller_teacher
 from vlsi_cli.config.run import DistillConfig
 from vlsi_cli.engine.backbones.compatibility import check_pair
 from vlsi_cli.engine.backbones.families import read_config
@@ -33,6 +34,8 @@ def describe_pair(config: DistillConfig, events: Events) -> tuple[Description, D
     targets_large = models.target_layers(config.teacher, large)
     for fact in check_pair(large, small, targets_large, targets_small):
         events(Note(fact))
+    if (odd := smaller_teacher(config)) is not None:
+        events(Warn(odd))
     return small, large
 
 
