@@ -167,8 +167,16 @@ class Evaluated(Score):
 
 @dataclass(frozen=True)
 class StageReport:
-    """What became of one stage: steps done, wall-clock seconds, the loss of the last step (per token,
-    nats)."""
+    """What became of one stage.
+
+    Attributes:
+        stage: ``verbalization``, ``interaction`` or ``reinforcement``.
+        side: whose: ``large`` or ``small``.
+        steps: optimizer steps done.
+        seconds: wall-clock time.
+        final_loss: of the last step, nats a response token.
+        per_layer: the same by layer.
+    """
 
     stage: str
     side: str

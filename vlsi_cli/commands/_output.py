@@ -63,7 +63,14 @@ def document(value: Any) -> None:
     """Print one JSON document."""
     if _state.silent:
         return
-    sys.stdout.write(json.dumps(value, default=_plain, ensure_ascii=False, indent=1) + "\n")
+    try:
+        text = json.dumps(value, default=_plain, ensure_ascii=False, indent=1, allow_nan=False)
+    except (
+        ValueError
+    ):  # infinities and the like, which Python would write as words that no other reader knows
+        known = json.loads(json.dumps(value, default=_plain), parse_constant=lambda word: None)
+        text = json.dumps(known, ensure_ascii=False, indent=1)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 

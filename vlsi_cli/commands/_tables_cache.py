@@ -12,7 +12,7 @@ from vlsi_cli.commands._progress import duration
 from vlsi_cli.commands._tables import new_table, size
 
 if TYPE_CHECKING:
-    from vlsi_cli.engine.runs.cache import CacheReport, VerifyReport
+    from vlsi_cli.engine.runs.cache_reports import CacheReport, VerifyReport
 
 
 def cache_parts(report: CacheReport) -> Iterator[RenderableType]:

@@ -12,7 +12,15 @@ from vlsi_cli.config.presence import Need
 
 @dataclass(frozen=True)
 class SidePlan:
-    """One model: its facts (None when its shape is not known before it is fetched) and its verbalizers."""
+    """One model and its verbalizers.
+
+    Attributes:
+        side: ``large`` or ``small``.
+        id: hub id or folder.
+        facts: its shape; None when that is not known before it is fetched.
+        targets: target layers, as decoder-layer numbers.
+        verbalizer_parameters: of the verbalizer of one layer.
+    """
 
     side: str
     id: str
@@ -23,7 +31,11 @@ class SidePlan:
 
 @dataclass(frozen=True)
 class PairPlan:
-    """A small target layer and the large ones that the matching can choose for it."""
+    """A small target layer and the large ones that the matching can choose for it.
+
+    Attributes:
+        small, large: decoder-layer numbers.
+    """
 
     small: int
     large: tuple[int, ...]
@@ -34,6 +46,8 @@ class StagePlan:
     """One stage on one side.
 
     Attributes:
+        stage: ``verbalization``, ``interaction`` or ``reinforcement``.
+        side: whose: ``large`` or ``small``.
         steps: optimizer steps; None while the number of records is unknown.
         batch_size: records in memory at a time.
         gradient_accumulation: micro-batches in a step.
@@ -60,7 +74,18 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that `vlsi distill --dry-run` shows."""
+    """Everything that `vlsi distill --dry-run` shows.
+
+    Attributes:
+        name: of the run.
+        recipe: the name or file of its recipe; None without one.
+        teacher, student: the models; no teacher where nothing is learnt from one.
+        pairs: small target layers, each with the large ones that it can be matched with.
+        stages: in the order in which they run.
+        needs: what the run reads, and whether it is here.
+        notes: what the figures assume, and what is odd.
+        settings: key, value and origin of every setting.
+    """
 
     name: str
     recipe: str | None

@@ -41,6 +41,8 @@ class Result:
     """What a model reaches on a benchmark.
 
     Attributes:
+        benchmark: its name; ``title`` is for readers.
+        model: as it was given.
         score: on the paper's scale for the paper's benchmarks, on the harness's for others; None when missing.
         missing: why there is no score.
         error: standard error of the score; None where it is not a mean over samples.
@@ -51,7 +53,9 @@ class Result:
         cut: answers that were ended by their length.
         generated, reused: answers made in this run, and found from before.
         judge: model, address, verdicts asked and reused, and those that could not be used.
+        settings: generation settings of the benchmark, and versions.
         notes: what a reader of the figure must know.
+        seconds: wall-clock time.
     """
 
     benchmark: str
@@ -242,6 +246,9 @@ class Paired:
     much another drawing of questions could change the difference, and nothing about other trainings.
 
     Attributes:
+        benchmark: its name.
+        first, second: the models.
+        difference: second minus first, on the scale of the score.
         low, high: ends of the 95 % interval; None for fewer than two samples.
         n: samples that both have.
     """

@@ -67,9 +67,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of built-in puzzles answered exactly, 0..1, by both; ``error`` is the standard error of the change.
+    """Share of built-in puzzles answered exactly, 0..1, by both.
 
     Attributes:
+        questions: how many were asked.
+        torch, onnx: the shares.
+        error: standard error of the change.
         same_answers: share of questions to which both give the same text.
     """
 

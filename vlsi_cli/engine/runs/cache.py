@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from vlsi_cli.engine.data.stream import RecordStream
 from vlsi_cli.engine.data.template import ChatEncoder, Encoded
 from vlsi_cli.engine.files import LOCK_FILE, is_half, only_process, require_space, writing
 from vlsi_cli.engine.runs import models
+from vlsi_cli.engine.runs.cache_reports import CacheReport, CacheSize, VerifyReport
 from vlsi_cli.engine.runs.data import encoder_for, training_stream
 from vlsi_cli.engine.runs.identity import content_of, identity_of
 from vlsi_cli.engine.runs.teachers import describe_pair
@@ -41,62 +41,6 @@ from vlsi_cli.events import Advanced, Events, Note, Warn
 
 #: Records that are read to estimate the size of a cache.
 SAMPLE = 64
-
-
-@dataclass(frozen=True)
-class CacheSize:
-    """How large a cache will be.
-
-    Attributes:
-        draws: records of the data; ``sampled`` of them were read for the estimate.
-        tokens: response tokens, exact when every record was read.
-        token_bytes: bytes a response token, over all stored layers.
-        head_bytes: the stored head.
-        bytes: everything.
-    """
-
-    draws: int
-    sampled: int
-    tokens: int
-    token_bytes: int
-    head_bytes: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class CacheReport:
-    """A cache: what it is of, how far it is, and how large.
-
-    Attributes:
-        about: the identity, as in the manifest.
-        skipped: records that could not be used, by reason.
-        bytes: of shards and head.
-        seconds: wall-clock time of this build; 0 from ``info``.
-        size: the estimate made before the build; None from ``info``.
-    """
-
-    path: Path
-    complete: bool
-    about: Mapping[str, Any]
-    versions: Mapping[str, str]
-    draws: int
-    records: int
-    tokens: int
-    shards: int
-    bytes: int
-    skipped: Mapping[str, int]
-    seconds: float = 0.0
-    size: CacheSize | None = None
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """Whether every byte of a cache is what was written: ``problems`` is empty then."""
-
-    path: Path
-    shards: int
-    bytes: int
-    problems: tuple[str, ...]
 
 
 def build(

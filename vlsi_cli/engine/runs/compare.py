@@ -14,7 +14,12 @@ from vlsi_cli.errors import DataError
 
 @dataclass(frozen=True)
 class Row:
-    """A benchmark and its score in each column, None where there is none."""
+    """A benchmark.
+
+    Attributes:
+        benchmark: its name.
+        scores: one a column, None where there is none.
+    """
 
     benchmark: str
     scores: tuple[float | None, ...]

@@ -77,6 +77,9 @@ class MatchReport:
     """A survey of two models (with both sides), the history of a run, or all of it.
 
     Attributes:
+        small, large: the models as they were read; None where none was.
+        survey: divergences over a sample; None without one.
+        history: the matches of a run; None without one.
         seconds: wall-clock time.
     """
 

@@ -19,6 +19,7 @@ class PreviewReport:
 
     Attributes:
         record: its id; ``where`` is its file and line, ``source`` the name of its source.
+        model: whose processor encoded it.
         records: how many the source holds, None when endless or unknown.
         pieces: tokens in order with their trained flag, image runs collapsed.
         tokens, image_tokens, trained_tokens: their numbers.

@@ -50,7 +50,12 @@ class Along:
 
 @dataclass(frozen=True)
 class FileLine:
-    """A file of a push: its place in the repository and its bytes."""
+    """A file of a push.
+
+    Attributes:
+        path: its place in the repository.
+        size: bytes.
+    """
 
     path: str
     size: int

@@ -30,8 +30,13 @@ ROUNDING = 1e-4
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One micro-batch of the step: its records, and the mean of each term over its response tokens (none where the
-    step does not come so far)."""
+    """One micro-batch of the step.
+
+    Attributes:
+        records: their ids.
+        response_tokens: of all of them.
+        terms: mean of each term of the loss over these tokens; none where the step does not come so far.
+    """
 
     records: tuple[str, ...]
     response_tokens: int

@@ -68,7 +68,12 @@ class LayerAnswer:
 
 @dataclass(frozen=True)
 class LayerCandidates:
-    """A layer's likeliest tokens at one place of the final answer, likeliest first."""
+    """A layer's likeliest tokens at one place of the final answer.
+
+    Attributes:
+        layer: its number.
+        candidates: likeliest first.
+    """
 
     layer: int
     candidates: tuple[Token, ...]
@@ -79,6 +84,7 @@ class Answers:
     """The answers of all layers that were read, shallow to deep; the last one is the final answer.
 
     Attributes:
+        layers: an answer each.
         first: the first layer read whose answer is the final one.
         settled: the first from which on every layer read gives the final one.
         prompt_tokens: image tokens included.
