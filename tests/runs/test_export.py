@@ -140,7 +140,7 @@ def test_a_stop_in_the_middle_leaves_nothing(
 
     monkeypatch.setattr(engine, "trace_all", halt)
     done = vlsi("export", model, "--output", tmp_path / "out")
-    assert done.exit_code == (130 if stop is KeyboardInterrupt else 1)
+    assert done.exit_code == (130 if stop is KeyboardInterrupt else 8)
     assert list(tmp_path.iterdir()) == []
 
 
