@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tests.runs.conftest import SHORT, short
 from vlsi_cli import events
 from vlsi_cli.engine.runs import cache as caches
 from vlsi_cli.engine.teachers import LiveTeacher
-from vlsi_cli.errors import CheckpointError, ConfigError, DataError, OutputError, VlsiError
+from vlsi_cli.errors import CheckpointError, ConfigError, DataError, ModelError, OutputError, VlsiError
 
 KILL = """
 import os, signal, sys
@@ -135,6 +136,20 @@ def test_builds_that_are_refused(pair: Pair, live: Path, cache: Path, tmp_path: 
     with pytest.raises(OutputError, match="no teacher cache"):
         build(pair, live, tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_a_cache_is_only_replaced_for_a_model_that_can_be_loaded(
+    pair: Pair, live: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = shutil.copytree(cache, tmp_path / "cache")
+
+    def fails(*_: object) -> None:
+        raise ModelError("damaged weights")
+
+    monkeypatch.setattr(caches, "_load_teacher", fails)
+    with pytest.raises(ModelError, match="damaged weights"):
+        build(pair, live, old, "data.sources.0.seed=9", overwrite=True)
+    assert caches.verify(old).problems == ()
 
 
 def test_the_size_is_told_before_anything_is_written(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,9 @@ def build(
     size = _size(identity, _ordered(config, encoder), events)
     if dry_run:
         return _report(path, CacheManifest(identity, _made_with(device)), 0.0, size)
+    load = partial(_load_teacher, config, identity, small.processor.chat_template, dtype, device)
+    # another cache is only taken away for a model that can be loaded
+    teacher = load() if overwrite and (path / MANIFEST_FILE).is_file() else None
     manifest = _begin(path, CacheManifest(identity, _made_with(device)), overwrite)
     with only_process(path, f"the teacher cache {path}"), heed_signals() as wish:
         for left in [*path.glob(".*.json"), *path.glob(".*.safetensors"), *(path / SHARDS).glob(".*")]:
@@ -88,7 +92,7 @@ def build(
             events(Note(f"{path} is complete: nothing is left to do"))
             return _report(path, manifest, time.perf_counter() - started, size)
         require_space(path, max(0, size.bytes - manifest.bytes), f"the teacher cache {path}")
-        teacher = _load_teacher(config, identity, small.processor.chat_template, dtype, device)
+        teacher = teacher or load()
         if identity.kind == "states" and (manifest.head is None or head_misfit(path, manifest)):
             manifest = replace(manifest, head=write_head(path, teacher.head))
             manifest.write(path)
