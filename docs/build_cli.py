@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pages
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reference" / "cli.md"
 TITLE = "Command line"
@@ -60,17 +62,6 @@ def _whole(text: str) -> str:
     return text
 
 
-def main() -> int:
-    """Write the page, or with ``--check`` compare it."""
-    new = page()
-    if "--check" in sys.argv[1:]:
-        if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == new:
-            return 0
-        print("docs/reference/cli.md is out of date; run: python docs/build_cli.py", file=sys.stderr)
-        return 1
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    complaint = "docs/reference/cli.md is out of date; run: python docs/build_cli.py"
+    raise SystemExit(pages.write_or_check(PAGE, page(), complaint))

@@ -6,11 +6,11 @@ python docs/build_configuration.py --check    exit 1 when the page is not what t
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import pages
 from pydantic import BaseModel
 
 from vlsi_cli.config.run import DistillConfig
@@ -111,17 +111,6 @@ def _value(value: Any) -> str:
     return f"`{value}`" if value != "" else "empty"
 
 
-def main() -> int:
-    """Write the page, or compare it."""
-    new = page()
-    if "--check" in sys.argv[1:]:
-        if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == new:
-            return 0
-        print(f"{PAGE} is not what the types say; run: python docs/build_configuration.py", file=sys.stderr)
-        return 1
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    complaint = f"{PAGE} is not what the types say; run: python docs/build_configuration.py"
+    raise SystemExit(pages.write_or_check(PAGE, page(), complaint))

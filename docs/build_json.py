@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import pages
 
 from vlsi_cli.config.advice import Advice, Placement
 from vlsi_cli.config.plans import Plan
@@ -183,17 +184,6 @@ def _value(kind: Any, inner: list[type]) -> str:
     return _WORDS[kind]
 
 
-def main() -> int:
-    """Write the page, or compare it."""
-    new = page()
-    if "--check" in sys.argv[1:]:
-        if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == new:
-            return 0
-        print(f"{PAGE} is not what the reports say; run: python docs/build_json.py", file=sys.stderr)
-        return 1
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    complaint = f"{PAGE} is not what the reports say; run: python docs/build_json.py"
+    raise SystemExit(pages.write_or_check(PAGE, page(), complaint))

@@ -6,9 +6,9 @@ python docs/build_performance.py --check    exit 1 when the page is not what the
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import pages
 import performance_parts as parts
 
 PAGE = Path(__file__).parent / "performance.md"
@@ -113,9 +113,5 @@ def _ladder() -> str:
 
 
 if __name__ == "__main__":
-    text = page()
-    if sys.argv[1:] == ["--check"]:
-        if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
-            sys.exit("docs/performance.md is not what the results say; run python docs/build_performance.py")
-    else:
-        PAGE.write_text(text, encoding="utf-8")
+    complaint = "docs/performance.md is not what the results say; run python docs/build_performance.py"
+    raise SystemExit(pages.write_or_check(PAGE, page(), complaint))

@@ -119,10 +119,11 @@ def pair(device: str) -> str:
     lines.append(
         f"Each technique ran {runs} time{'s' if runs > 1 else ''}, between two runs of the products.\n"
     )
-    if len({row["name"] for row in found["rows"] if row["shape"]["tokens"] == counts[-1]}) < len(
-        {row["name"] for row in found["rows"]}
-    ):
-        lines.append(f"At {counts[-1]} tokens what makes dense logits was left out, for want of memory.\n")
+    dense = [count for count in counts if any(_is(row, "eager", count) for row in found["rows"])]
+    if dense and (large := [str(count) for count in counts if count > dense[-1]]):
+        lines.append(
+            f"At {', '.join(large)} tokens what makes dense logits was left out, for want of memory.\n"
+        )
     for count in counts:
         rows = [row for row in found["rows"] if row["shape"]["tokens"] == count]
         rows.sort(key=lambda row: row.get("peak", float("inf")))

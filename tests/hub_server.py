@@ -18,16 +18,16 @@ import re
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.hub_store import Failure, Repo, front_matter, git_oid, metadata_errors
+from tests.local_server import LocalServer
 
 _MODEL = r"/api/models/(?P<repo>[\w.-]+/[\w.-]+)"
 
 
-class HubServer:
+class HubServer(LocalServer):
     """The server; a context manager. ``lfs_from`` is the size in bytes from which files go through LFS."""
 
     def __init__(self, lfs_from: int = 10**9) -> None:
@@ -50,16 +50,6 @@ class HubServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Bound)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
         found = self.repos[repo]

@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpcore2
 from PIL import Image
 
+from tests.local_server import LocalServer
 from vlsi_cli.engine.data.fetching import Network
 
 HOST, PUBLIC = "images.example", "93.184.215.14"
@@ -35,7 +35,7 @@ def image(colour: str = "red", size: tuple[int, int] = (40, 32)) -> bytes:
     return stream.getvalue()
 
 
-class ImageServer:
+class ImageServer(LocalServer):
     """The server; a context manager. ``names`` says at which numbers hosts are."""
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
@@ -77,16 +77,6 @@ class ImageServer:
                 self._server.socket, server_side=True, do_handshake_on_connect=False
             )
         self.port = int(self._server.server_address[1])
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def network(self, trust: ssl.SSLContext | None = None) -> Network:
         """The world as this process sees it."""

@@ -82,14 +82,15 @@ def launch(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("launch")
     sets = sets_of(pair, *HALVES)
     (folder / "sets.json").write_text(json.dumps({"whole": sets, "short": [*sets, *LITTLE]}), "utf-8")
-    with pytest.raises(Interrupted):  # begun by one, for two to go on with
-        run(
-            resolve("demo", [*sets, *LITTLE]),
-            output=folder / "one-to-two",
-            events=stop_in("reinforcement", 2),
-        )
+    begun_by_one(folder / "one-to-two", *sets, *LITTLE)
     launched("tests.runs.ranks", str(folder), str(pair[1]))
     return folder
+
+
+def begun_by_one(output: Path, *sets: str) -> None:
+    """A run that stops in its last stage, for two processes to go on with."""
+    with pytest.raises(Interrupted):
+        run(resolve("demo", sets), output=output, events=stop_in("reinforcement", 2))
 
 
 def launched(module: str, *words: str) -> None:

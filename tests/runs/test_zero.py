@@ -18,13 +18,20 @@ from safetensors.torch import load_file
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 
 from tests.runs.conftest import lines
-from tests.runs.test_processes import HALVES, LITTLE, ROOT, TOLERANCE, launched, sets_of, stop_in
+from tests.runs.test_processes import (
+    HALVES,
+    LITTLE,
+    ROOT,
+    TOLERANCE,
+    begun_by_one,
+    launched,
+    sets_of,
+)
 from tests.runs.zero_ranks import trained
 from vlsi_cli import events
 from vlsi_cli.config.loading import load_saved, resolve
 from vlsi_cli.engine.runs import reproduce
 from vlsi_cli.engine.runs.distill import run
-from vlsi_cli.errors import Interrupted
 
 WHOLE = ("evaluation.data=null", "verbalization.steps=1", "reinforcement.steps=4")
 
@@ -44,12 +51,7 @@ def launch(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
     sets = sets_of(pair, *HALVES)
     kinds = {"whole": [*sets, *WHOLE], "short": [*sets, *LITTLE]}
     (folder / "sets.json").write_text(json.dumps(kinds), "utf-8")
-    with pytest.raises(Interrupted):  # begun by one, for two to go on with
-        run(
-            resolve("demo", [*sets, *LITTLE, "sharding=zero3"]),
-            output=folder / "one-to-two",
-            events=stop_in("reinforcement", 2),
-        )
+    begun_by_one(folder / "one-to-two", *sets, *LITTLE, "sharding=zero3")
     launched("tests.runs.zero_ranks", str(folder), *map(str, pair))
     return folder
 

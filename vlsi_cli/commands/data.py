@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,16 +17,24 @@ from vlsi_cli.errors import ConfigError
 app = typer.Typer(help="Look at training data, and fetch their images.", no_args_is_help=True)
 
 
+NamedArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="DATA", help="As --data.", show_default=False)
+]
+
+
 @app.callback()
 def _data() -> None:
     """Look at training data, and fetch their images."""
 
 
+def _sources(named: list[str] | None, data: list[str] | None) -> list[dict[str, Any]] | None:
+    """Sources from the words of the command line, in either place; None where there are none."""
+    return [source_from_word(word) for word in (*(named or ()), *(data or ()))] or None
+
+
 @app.command("preview")
 def preview(
-    named: Annotated[
-        list[str] | None, typer.Argument(metavar="DATA", help="As --data.", show_default=False)
-    ] = None,
+    named: NamedArgument = None,
     data: opt.DataOption = None,
     recipe: opt.RecipeOption = None,
     sets: opt.SetOption = None,
@@ -47,7 +55,7 @@ def preview(
     Without DATA: the data of `--recipe`, by default those of the demo.
     """
     _output.use_json(json)
-    words = [source_from_word(word) for word in (*(named or ()), *(data or ()))] or None
+    words = _sources(named, data)
     revision = None
     if words and recipe is None and not sets:
         config, student = DataConfig.model_validate({"sources": words}), "demo/small"
@@ -72,9 +80,7 @@ def preview(
 
 @app.command("fetch")
 def fetch(
-    named: Annotated[
-        list[str] | None, typer.Argument(metavar="DATA", help="As --data.", show_default=False)
-    ] = None,
+    named: NamedArgument = None,
     data: opt.DataOption = None,
     recipe: opt.RecipeOption = None,
     sets: opt.SetOption = None,
@@ -88,21 +94,19 @@ def fetch(
     With `--recipe` also those of its held-out data. What was stopped goes on with the same command.
     """
     _output.use_json(json)
-    words = [source_from_word(word) for word in (*(named or ()), *(data or ()))] or None
+    words = _sources(named, data)
     if words is None and recipe is None:
         raise ConfigError("no data are given", hint="name a file or a data set, or give --recipe")
     config = loading.resolve(recipe or recipes.DEFAULT, sets or (), {"data.sources": words}).config
-    wanted = [config.data]
+    wanted = {"data": config.data}
     if recipe is not None and config.evaluation.data is not None:
-        wanted.append(config.evaluation.data)
-    places = ("data", "evaluation.data")
-    reach.require([need for place, each in zip(places, wanted, strict=False) for need in data_needs(place, each)],
-                  dry_run=False)  # fmt: skip
+        wanted["evaluation.data"] = config.evaluation.data
+    reach.require([need for place, each in wanted.items() for need in data_needs(place, each)], dry_run=False)
 
     from vlsi_cli.engine.runs import fetch as engine
 
     with _progress.RunView() as view:
-        report = engine.run(wanted, threads=threads, again=again, events=view)
+        report = engine.run(list(wanted.values()), threads=threads, again=again, events=view)
     if json:
         _output.document(report)
     else:

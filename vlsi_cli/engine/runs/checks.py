@@ -5,6 +5,7 @@ from __future__ import annotations
 from vlsi_cli.config.data import HubSource
 from vlsi_cli.config.run import StageConfig
 from vlsi_cli.engine import processes
+from vlsi_cli.engine.backbones.compiled import require_compiler
 from vlsi_cli.engine.files import require_space
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.data import encoder_for, training_stream
@@ -14,6 +15,15 @@ from vlsi_cli.engine.runs.stages import cut_step, optimizer_steps
 
 class RunChecks(RunResults):
     """The parts of one run, and whether they are enough for its stages."""
+
+    def check_compiler(self) -> None:
+        """What is to be compiled must be possible to compile.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        if self.config.compile and self._stages_left():
+            require_compiler(self.device)
 
     def check_space(self) -> None:
         """Checkpoints, verbalizers, the layers after step 2 and the student must fit on the disk.

@@ -139,6 +139,7 @@ class _Distillation(RunChecks):
             self._measure("small after")
             self.events(Note("this run is complete"))
             return
+        self.check_compiler()
         live = config.teacher is not None and config.teacher.cache is None
         if config.teacher is not None and not self._complete("interaction"):
             if live:  # either is refused before any weights are loaded

@@ -9,7 +9,6 @@ import torch
 
 from vlsi_cli.config.run import DistillConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.backbones.compiled import require_compiler
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs import student as student_files
 from vlsi_cli.engine.runs.choices import resolved_choices
@@ -44,8 +43,6 @@ class RunParts:
         self.device, self.dtype = models.place(config)
         self.sharding = resolve_sharding(config.sharding)
         require_zero(config, self.sharding, self.dtype)
-        if config.compile:
-            require_compiler(self.device)
         self.divided, self.zero = divides_weights(self.sharding), zero_stage(self.sharding)
         self._student: Backbone | None = None
         self._teacher: Backbone | None = None
