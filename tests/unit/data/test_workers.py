@@ -186,7 +186,7 @@ if __name__ == "__main__":
 
 
 def test_workers_end_with_the_process_that_started_them_and_not_before(tmp_path: Path) -> None:
-    """Ctrl-C and what a scheduler sends to a job go to all of them, but what to do about it is the first one's business;
+    """Ctrl-C and what a scheduler sends to a job go to all; what to do about it is the first one's business;
     killed, it can end nobody."""
     (tmp_path / "program.py").write_text(PROGRAM)
     with subprocess.Popen(
