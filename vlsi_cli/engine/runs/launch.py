@@ -8,16 +8,22 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 from vlsi_cli.config.launching import Count
+from vlsi_cli.engine import peers
 from vlsi_cli.errors import ConfigError, ProcessError
 
 #: Signals that torchrun hands on to the processes, each of which then saves and ends.
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
 #: Seconds that they get for it before they are killed: the checkpoint of a large model takes its time.
 PATIENCE = 900
+#: How long all processes may have ended without the launcher's noticing, and how often that is looked for.
+STUCK, LOOK = timedelta(seconds=60), timedelta(seconds=5)
 _MEETING = (
     "see what the other machines say; each needs the same command. Where that one does not know itself by this name or "
     "address, give it with --master-addr and --master-port instead, and --node-rank 0, 1, ... on each"
@@ -79,7 +85,8 @@ def launch(processes: Count, words: Sequence[str], launcher: Sequence[str] = ())
     threads = max((os.cpu_count() or 1) // count, 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     try:
-        run.run(arguments)
+        with _not_stuck():
+            run.run(arguments)
     except ChildFailedError as failed:
         ended = _by_time(failed.failures)
         mute = any(each.local_rank == 0 and each.exitcode < 0 for each in ended)
@@ -108,6 +115,29 @@ def launch(processes: Count, words: Sequence[str], launcher: Sequence[str] = ())
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
+
+
+@contextlib.contextmanager
+def _not_stuck() -> Iterator[None]:
+    """Let the launcher end after its processes even where it waits for the answer of a machine that is gone.
+
+    It asks the store several times a second, and the system may hope for an answer for a quarter of an hour.
+    """
+    over = threading.Event()
+
+    def look() -> None:
+        since = None
+        while not over.wait(LOOK.total_seconds()):
+            code = peers.children_ended()
+            since = None if code is None else since or time.monotonic()
+            if code is not None and since is not None and time.monotonic() - since > STUCK.total_seconds():
+                os._exit(code)
+
+    threading.Thread(target=look, name="not stuck", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _is_alone(arguments: Any) -> bool:
