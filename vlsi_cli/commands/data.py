@@ -91,8 +91,8 @@ def fetch(
     """Fetch the images that records name by address, before a run needs them.
 
     They are kept in the folder `data.image_urls.folder`, from which runs with `data.image_urls.fetch: true` read them.
-    With `--recipe` also those of its held-out data. What was stopped goes on with the same command. Ends with exit code 3
-    when images are missing.
+    With `--recipe` also those of its held-out data. What was stopped goes on with the same command. Where images could
+    not be fetched, it ends with exit code 3.
     """
     _output.use_json(json)
     words = _sources(named, data)
