@@ -97,8 +97,8 @@ class PromptBatch:
 def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     """A tensor on its way to a device; nobody waits for it to be there.
 
-    A GPU fetches by itself only from memory that is locked in its place; from any other its driver copies first, and may
-    do so after all the work that the GPU was given before.
+    A GPU fetches by itself only from memory that is locked in its place; from any other its driver copies first, and
+    may do so after all the work that the GPU was given before.
     """
     if torch.device(device).type == "cuda" and tensor.device.type == "cpu" and tensor.numel():
         tensor = tensor.pin_memory()

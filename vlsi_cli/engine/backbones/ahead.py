@@ -106,7 +106,8 @@ def _tower_arguments(base: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         found |= dict(zip(names, made, strict=True))
     longest: dict[str, int] = {}
     if is_flash_attention_requested(tower.config):  # its kernel reads the ends on the device
-        longest = {f"max_{name.removeprefix('cu_')}": int(each.diff().max()) for name, each in ends.items()}
+        for name, each in ends.items():  # cu_seqlens: max_seqlen
+            longest[f"max_{name.removeprefix('cu_').removesuffix('s')}"] = int(each.diff().max())
         found, ends = found | ends, {}
     moved = {name: sent(value, device) for name, value in found.items()}
     return {f"image_{name}": value for name, value in {**moved, **ends, **longest}.items()}
