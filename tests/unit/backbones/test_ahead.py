@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ def test_the_same_state_and_gradient_bit_for_bit(family: str, kind: str, load: L
 class Far(torch.Tensor):
     """A tensor as on a device: whoever reads a number of it, or makes a size of its numbers, is counted."""
 
-    asked: Counter[str] = Counter()
+    asked: ClassVar[Counter[str]] = Counter()
     READ = (
         "item",
         "tolist",
@@ -113,7 +113,7 @@ LEFT = {
 @pytest.mark.parametrize("family", LEFT)
 def test_who_still_asks_the_device(family: str, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = load(family)
-    asked: Counter[str] = Counter()
+    asked: ClassVar[Counter[str]] = Counter()
     monkeypatch.setattr(Far, "asked", asked)
     batch = far(batch_of(backbone, "padded"))
     with torch.no_grad():

@@ -14,6 +14,7 @@ left is told in docs/performance.md.
 from __future__ import annotations
 
 import inspect
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -54,39 +55,45 @@ def with_pictures(base: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     Args:
         inputs: of :func:`host_known`.
     """
-    extras = _tower_arguments(base, inputs)
-    if not extras:
+    if not _sizes_are_here(inputs):
         return inputs
-    if not takes_features(base):  # older transformers, which shows the extras to the decoder layers too
-        return inputs | extras
+    if not takes_features(base):
+        # Older transformers, which shows the decoder layers what is for the tower too.
+        return inputs | _tower_arguments(base, inputs)
     rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
     return rest | {"mm_encoder_outputs": {"image": picture_features(base, inputs)}}
 
 
 def picture_features(base: Any, inputs: dict[str, Any]) -> Any:
     """What the tower and its projector say about the pictures: the outputs of ``base.get_image_features``."""
-    known = inspect.signature(base.get_image_features).parameters
+    known = _parameters(type(base).get_image_features)
     given = {name: value for name, value in inputs.items() if name in known}
-    return base.get_image_features(**given, **_tower_arguments(base, inputs), return_dict=True)
+    extras = _tower_arguments(base, inputs) if _sizes_are_here(inputs) else {}
+    return base.get_image_features(**given, **extras, return_dict=True)
 
 
 def takes_features(base: Any) -> bool:
     """Whether the model's forward pass takes features in the place of pixels."""
-    return "mm_encoder_outputs" in inspect.signature(type(base).forward).parameters
+    return "mm_encoder_outputs" in _parameters(type(base).forward)
+
+
+@lru_cache  # to look is as slow as a layer
+def _parameters(function: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+def _sizes_are_here(inputs: dict[str, Any]) -> bool:
+    """Whether there are pictures of a Qwen family whose sizes are in host memory."""
+    grid = inputs.get("image_grid_thw")
+    return grid is not None and grid.device.type == "cpu" and "pixel_values" in inputs
 
 
 def _tower_arguments(base: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """What a Qwen vision tower makes of the sizes of pictures, by the names under which it takes them from outside.
-
-    Empty in other families, and where the sizes are not in host memory.
-    """
-    grid = inputs.get("image_grid_thw")
-    if grid is None or grid.device.type != "cpu" or "pixel_values" not in inputs:
-        return {}
+    """What a Qwen vision tower makes of the sizes of pictures, by the names under which it takes them from outside."""
     from transformers import vision_utils
     from transformers.utils.generic import is_flash_attention_requested
 
-    tower, device = base.visual, inputs["pixel_values"].device
+    tower, grid, device = base.visual, inputs["image_grid_thw"], inputs["pixel_values"].device
     merge = tower.spatial_merge_size
     found: dict[str, Tensor] = {"position_ids": vision_utils.get_vision_position_ids(grid, merge)}
     ends: dict[str, Tensor] = {"cu_seqlens": vision_utils.get_vision_cu_seqlens(grid)}
