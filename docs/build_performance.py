@@ -77,12 +77,12 @@ nothing that can be seen (a forward pass of tiny models takes 0.99 to 1.02 times
 | the end of a step | 1 | 2 | losses and norm, finite before anything changes; with fp16 the scaler's own (1) |
 | a checkpoint | many | many | each tensor is written |
 
-Before, the Qwen towers asked three times a block: those counts are for 32 blocks (27 in Qwen3-VL), and the 11 for seven
-small target layers in bf16. A forward pass of Qwen2-VL or Qwen2.5-VL in which nothing is padded waits twice. All that is
-left of a pass waits at one place, between vision tower and decoder. It is the same for the large model (live, or while a
-cache of it is built) and in every stage; a cached large model asks nothing. Batches go to a GPU from page-locked memory.
-Where the large model's layers lie in host memory or on the disk, what stays on the host is moved along with them, and
-its tower asks as before.
+Before, the Qwen towers asked three times a block: those counts are for 32 blocks (27 in Qwen3-VL), and the 11 for
+seven small target layers in bf16. A forward pass of Qwen2-VL or Qwen2.5-VL in which nothing is padded waits twice.
+All that is left of a pass waits at one place, between vision tower and decoder. It is the same for the large model
+(live, or while a cache of it is built) and in every stage; a cached large model asks nothing. Batches go to a GPU
+from page-locked memory. Where the large model's layers lie in host memory or on the disk, what stays on the host is
+moved along with them, and its tower asks as before.
 
 ## What it cannot do yet
 
