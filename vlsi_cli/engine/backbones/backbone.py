@@ -213,10 +213,16 @@ class Backbone:
         return cos, sin
 
     @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """What each decoder layer does, in transformers' words: "full_attention", "linear_attention", ..."""
+        kinds = getattr(self.config.get_text_config(), "layer_types", None)
+        return tuple(kinds or ("full_attention",) * self.num_layers)
+
+    @property
     def attends_fully(self) -> bool:
-        """Whether every decoder layer sees all earlier positions, none a sliding window of them."""
-        kinds = getattr(self.config.get_text_config(), "layer_types", None) or ()
-        return all(kind == "full_attention" for kind in kinds)
+        """Whether every decoder layer looks at all earlier positions themselves: none at a sliding window of them, or
+        at a state that they are summed up in."""
+        return set(self.layer_kinds) == {"full_attention"}
 
     def tap(
         self,
