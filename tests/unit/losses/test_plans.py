@@ -149,8 +149,8 @@ def test_half_products_as_on_an_accelerator(dtype, trained_head, monkeypatch):
 def test_a_large_loss_costs_a_half_gradient_no_digits(kind, sharp, monkeypatch):
     """Terms p_s log(p_s / p_t) and their sum times p_s are as large as the loss, their difference may be far smaller.
 
-    Rounded to bf16 apart they left an error of 2^-9 of the loss: 2 % of the gradient in the first case, half of it in the
-    third. Rounded once, the error is that of one bf16 number a term, 2^-9 = 2e-3, whatever the loss.
+    Rounded to bf16 apart they left an error of 2^-9 of the loss: 2 % of the gradient in the first case, half of it in
+    the third. Rounded once, the error is that of one bf16 number a term, 2^-9 = 2e-3, whatever the loss.
     """
     monkeypatch.setattr(readout, "product_dtype", lambda device, operands, accumulation: operands)
     monkeypatch.setattr(readout, "_product_of_halves", product_of_bf16)
