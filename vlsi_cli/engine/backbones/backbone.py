@@ -175,7 +175,8 @@ class Backbone:
         if memory is None or not batch.digests or "pixel_values" not in batch.inputs or self._vision_trains():
             return self.forward_base(batch.inputs)
         counts = self.family.image_tokens(self.config, batch.inputs)
-        return self.forward_base(memory.inputs(self.base, batch, counts))
+        with memory.answering(self.base, batch, counts):
+            return self.forward_base(batch.inputs)
 
     def remember_vision(self, limit: int) -> None:
         """Keep what the frozen tower says, up to ``limit`` bytes of host memory; see :mod:`.vision`.
@@ -183,7 +184,7 @@ class Backbone:
         Raises:
             ConfigError: a family whose features cannot be kept.
         """
-        require_features(self.base, self.family.keeps_features, self.id)
+        require_features(self.family.keeps_features, self.id)
         self.vision_memory = VisionMemory(limit)
 
     def _vision_trains(self) -> bool:

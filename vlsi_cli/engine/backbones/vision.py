@@ -12,6 +12,8 @@ differ in their last bits. With one record at a time nothing does.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,9 +22,6 @@ from torch import Tensor
 
 from vlsi_cli.engine.batch import Batch
 from vlsi_cli.errors import ConfigError
-
-#: What of a record's inputs only the tower reads.
-_PIXELS = ("pixel_values",)
 
 
 class VisionMemory:
@@ -46,30 +45,39 @@ class VisionMemory:
         self._kept.clear()
         self.bytes = 0
 
-    @torch.no_grad()
-    def inputs(self, base: Any, batch: Batch, counts: list[int]) -> dict[str, Any]:
-        """The batch's inputs with features in the place of pixels.
+    @contextmanager
+    def answering(self, base: Any, batch: Batch, counts: list[int]) -> Iterator[None]:
+        """Within, the model is given the features of this batch when it asks its tower for them.
+
+        Newer versions of transformers take features as an argument; asking is the same in all of them.
 
         Args:
             base: the model without its head.
             batch: with digests, on the model's device, with pictures.
             counts: image tokens of each record.
         """
+        said = SimpleNamespace(pooler_output=(self._features(base, batch, counts),))
+        base.get_image_features = lambda *_, **__: said  # hides the method of the class
+        try:
+            yield
+        finally:
+            del base.get_image_features
+
+    @torch.no_grad()
+    def _features(self, base: Any, batch: Batch, counts: list[int]) -> Tensor:
         keys = [_of_pixels(digest) for digest in batch.digests]
-        rest = {name: value for name, value in batch.inputs.items() if name not in _PIXELS}
         wanted = [key for key, count in zip(keys, counts, strict=True) if count]
         if all(key in self._kept for key in wanted):
             self.hits += 1
             device = batch.inputs["input_ids"].device
-            features = torch.cat([self._kept[key] for key in wanted]).to(device, non_blocking=True)
-        else:
-            self.misses += 1
-            features = self._compute(base, batch)
-            if len(features) != sum(counts):
-                raise ValueError(f"{len(features)} vision features for {sum(counts)} image tokens")
-            for key, part in zip(keys, features.split(counts), strict=True):
-                self._keep(key, part)
-        return {**rest, "mm_encoder_outputs": {"image": SimpleNamespace(pooler_output=(features,))}}
+            return torch.cat([self._kept[key] for key in wanted]).to(device, non_blocking=True)
+        self.misses += 1
+        features = self._compute(base, batch)
+        if len(features) != sum(counts):
+            raise ValueError(f"{len(features)} vision features for {sum(counts)} image tokens")
+        for key, part in zip(keys, features.split(counts), strict=True):
+            self._keep(key, part)
+        return features
 
     @staticmethod
     def _compute(base: Any, batch: Batch) -> Tensor:
@@ -83,27 +91,21 @@ class VisionMemory:
             self.bytes += part.nbytes
 
 
-def require_features(base: Any, keeps_features: bool, shown: str) -> None:
+def require_features(keeps_features: bool, shown: str) -> None:
     """Refuse a model whose features cannot be kept.
 
     Args:
-        base: the model without its head.
         keeps_features: whether its family gives the decoder one feature an image token and nothing else.
         shown: what to call it in a message.
 
     Raises:
-        ConfigError: another family, or a transformers without the way in.
+        ConfigError: another family.
     """
     if not keeps_features:
         raise ConfigError(
             f"the vision features of '{shown}' cannot be kept: its family gives its decoder more than one feature an "
             "image token, or nests them",
             hint="leave vision_memory out",
-        )
-    if "mm_encoder_outputs" not in inspect.signature(type(base).forward).parameters:
-        raise ConfigError(
-            "this version of transformers takes no vision features from outside",
-            hint="pip install --upgrade transformers, or leave vision_memory out",
         )
 
 
