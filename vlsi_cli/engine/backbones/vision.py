@@ -11,16 +11,14 @@ differ in their last bits. With one record at a time nothing does.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlsi_cli.engine.batch import Batch
+from vlsi_cli.engine.backbones.ahead import picture_features
+from vlsi_cli.engine.batch import Batch, sent
 from vlsi_cli.errors import ConfigError
 
 
@@ -45,45 +43,29 @@ class VisionMemory:
         self._kept.clear()
         self.bytes = 0
 
-    @contextmanager
-    def answering(self, base: Any, batch: Batch, counts: list[int]) -> Iterator[None]:
-        """Within, the model is given the features of this batch when it asks its tower for them.
-
-        Newer versions of transformers take features as an argument; asking is the same in all of them.
+    @torch.no_grad()
+    def features(self, base: Any, batch: Batch, inputs: dict[str, Any], counts: list[int]) -> Any:
+        """What ``base.get_image_features`` says of a batch, kept or computed.
 
         Args:
             base: the model without its head.
             batch: with digests, on the model's device, with pictures.
+            inputs: of the batch, see :mod:`.ahead`.
             counts: image tokens of each record.
         """
-        said = SimpleNamespace(pooler_output=(self._features(base, batch, counts),))
-        base.get_image_features = lambda *_, **__: said  # hides the method of the class
-        try:
-            yield
-        finally:
-            del base.get_image_features
-
-    @torch.no_grad()
-    def _features(self, base: Any, batch: Batch, counts: list[int]) -> Tensor:
         keys = [_of_pixels(digest) for digest in batch.digests]
         wanted = [key for key, count in zip(keys, counts, strict=True) if count]
         if all(key in self._kept for key in wanted):
             self.hits += 1
-            device = batch.inputs["input_ids"].device
-            return torch.cat([self._kept[key] for key in wanted]).to(device, non_blocking=True)
-        self.misses += 1
-        features = self._compute(base, batch)
-        if len(features) != sum(counts):
-            raise ValueError(f"{len(features)} vision features for {sum(counts)} image tokens")
-        for key, part in zip(keys, features.split(counts), strict=True):
-            self._keep(key, part)
-        return features
-
-    @staticmethod
-    def _compute(base: Any, batch: Batch) -> Tensor:
-        known = inspect.signature(base.get_image_features).parameters
-        given = {name: value for name, value in batch.inputs.items() if name in known}
-        return torch.cat(tuple(base.get_image_features(**given, return_dict=True).pooler_output))
+            features = sent(torch.cat([self._kept[key] for key in wanted]), inputs["input_ids"].device)
+        else:
+            self.misses += 1
+            features = torch.cat(tuple(picture_features(base, inputs).pooler_output))
+            if len(features) != sum(counts):
+                raise ValueError(f"{len(features)} vision features for {sum(counts)} image tokens")
+            for key, part in zip(keys, features.split(counts), strict=True):
+                self._keep(key, part)
+        return SimpleNamespace(pooler_output=(features,))
 
     def _keep(self, key: bytes, part: Tensor) -> None:
         if part.nbytes and key not in self._kept and self.bytes + part.nbytes <= self.limit:
