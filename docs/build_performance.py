@@ -102,7 +102,10 @@ def page() -> str:
     steps = [parts.step(path) for path in sorted(parts.RESULTS.glob("step-*.json"))]
     if any(steps):
         steps.insert(0, parts.STEP)
-    return "\n".join(part for part in [HEAD, _ladder(), *losses, *steps, parts.quantized(), TAIL] if part)
+    halves = [parts.precision(device) for device in parts.DEVICES]
+    return "\n".join(
+        part for part in [HEAD, _ladder(), *losses, *steps, parts.quantized(), *halves, TAIL] if part
+    )
 
 
 def _ladder() -> str:

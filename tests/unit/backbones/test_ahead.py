@@ -131,20 +131,6 @@ def test_who_still_asks_the_device(family: str, load: Load, monkeypatch: pytest.
         assert asked.total() == LEFT[family] - 2, asked
 
 
-@pytest.mark.parametrize("family", QWEN)
-def test_an_older_transformers_takes_no_features(
-    family: str, load: Load, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backbone = load(family)
-    monkeypatch.setattr(ahead, "takes_features", lambda base: False)
-    monkeypatch.setattr(Far, "asked", asked := Counter[str]())
-    batch = batch_of(backbone, "padded")
-    with torch.no_grad():
-        ours = backbone.forward_batch(far(batch))
-        assert asked.total() == LEFT[family]
-        assert torch.equal(ours, backbone.forward_base(batch.inputs))
-
-
 def test_flash_attention_is_told_the_ends_and_the_longest(load: Load) -> None:
     """Its kernels take the ends of pictures on the device, and the longest picture as a number."""
     backbone = load("qwen2_5_vl")

@@ -14,6 +14,8 @@ left is told in docs/performance.md.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -49,32 +51,28 @@ def host_known(base: Any, batch: Batch) -> dict[str, Any]:
     return inputs
 
 
-def with_pictures(base: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs with pictures seen by the tower, or to be seen by it without reading anything from the device.
+@contextmanager
+def answered(base: Any, said: Any) -> Iterator[None]:
+    """Within, the model that asks its tower for the features of pictures is given these.
+
+    Newer versions of transformers take them as an argument too; in all of them the model asks.
 
     Args:
-        inputs: of :func:`host_known`.
+        said: outputs of ``base.get_image_features``.
     """
-    if not _sizes_are_here(inputs):
-        return inputs
-    if not takes_features(base):
-        # Older transformers, which shows the decoder layers what is for the tower too.
-        return inputs | _tower_arguments(base, inputs)
-    rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
-    return rest | {"mm_encoder_outputs": {"image": picture_features(base, inputs)}}
+    base.get_image_features = lambda *_, **__: said  # hides the method of the class
+    try:
+        yield
+    finally:
+        del base.get_image_features
 
 
 def picture_features(base: Any, inputs: dict[str, Any]) -> Any:
     """What the tower and its projector say about the pictures: the outputs of ``base.get_image_features``."""
     known = _parameters(type(base).get_image_features)
     given = {name: value for name, value in inputs.items() if name in known}
-    extras = _tower_arguments(base, inputs) if _sizes_are_here(inputs) else {}
+    extras = _tower_arguments(base, inputs) if sizes_are_here(inputs) else {}
     return base.get_image_features(**given, **extras, return_dict=True)
-
-
-def takes_features(base: Any) -> bool:
-    """Whether the model's forward pass takes features in the place of pixels."""
-    return "mm_encoder_outputs" in _parameters(type(base).forward)
 
 
 @lru_cache  # to look is as slow as a layer
@@ -82,7 +80,7 @@ def _parameters(function: Any) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
 
 
-def _sizes_are_here(inputs: dict[str, Any]) -> bool:
+def sizes_are_here(inputs: dict[str, Any]) -> bool:
     """Whether there are pictures of a Qwen family whose sizes are in host memory."""
     grid = inputs.get("image_grid_thw")
     return grid is not None and grid.device.type == "cpu" and "pixel_values" in inputs
