@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from vlsi_cli.config.facts import ModelFacts, facts_from_folder
+from vlsi_cli.config.facts import QK_NORMED, LinearAttention, ModelFacts, facts_from_folder
 from vlsi_cli.config.presence import cached_snapshot
 from vlsi_cli.errors import ConfigError, did_you_mean
 
@@ -48,6 +48,7 @@ def _entry(
     tied: bool,
     vision: int,
     head_dim: int = 0,
+    linear: LinearAttention | None = None,
 ) -> Entry:
     layers, hidden, ffn, heads, kv_heads, vocab = shape
     facts = ModelFacts(
@@ -62,8 +63,10 @@ def _entry(
         vocab=vocab,
         tied=tied,
         vision=vision,
-        attention_bias=model_type not in {"qwen3_vl", "idefics3"},
-        qk_norm=model_type == "qwen3_vl",
+        attention_bias=model_type not in {"qwen3_vl", "qwen3_5", "idefics3"},
+        qk_norm=model_type in QK_NORMED,
+        gated=model_type == "qwen3_5",
+        linear=linear,
     )
     return Entry(group, size, tuple(ids.split()), facts)
 
@@ -81,6 +84,14 @@ def _qwen25(size: str, shape: _Shape, tied: bool, vision: int) -> Entry:
 def _qwen3(size: str, shape: _Shape, tied: bool, vision: int) -> Entry:
     ids = f"Qwen/Qwen3-VL-{size.upper()}-Instruct"
     return _entry("Qwen3-VL", "qwen3_vl", size, ids, shape, tied, vision, head_dim=128)
+
+
+def _qwen35(size: str, shape: _Shape, value_heads: int, tied: bool, vision: int) -> Entry:
+    # Every fourth layer is one of attention. Without the head that predicts a second token (`mtp`), which
+    # transformers does not load.
+    linear = LinearAttention(shape[0] - shape[0] // 4, 16, value_heads, 128, 128, 4)
+    ids = f"Qwen/Qwen3.5-{size.upper()}"
+    return _entry("Qwen3.5", "qwen3_5", size, ids, shape, tied, vision, head_dim=256, linear=linear)
 
 
 def _onevision(size: str, shape: _Shape, tied: bool, vision: int) -> Entry:
@@ -109,6 +120,11 @@ ENTRIES: tuple[Entry, ...] = (
     _qwen3("4b", (36, 2560, 9728, 32, 8, 151936), True, 415_347_712),
     _qwen3("8b", (36, 4096, 12288, 32, 8, 151936), False, 576_388_336),
     _qwen3("32b", (64, 5120, 25600, 64, 8, 151936), False, 595_266_800),
+    _qwen35("0.8b", (24, 1024, 3584, 8, 2, 248320), 16, True, 100_592_896),
+    _qwen35("2b", (24, 2048, 6144, 8, 2, 248320), 16, True, 331_416_576),
+    _qwen35("4b", (32, 2560, 9216, 16, 4, 248320), 32, True, 333_514_240),
+    _qwen35("9b", (32, 4096, 12288, 16, 4, 248320), 32, False, 456_010_480),
+    _qwen35("27b", (64, 5120, 17408, 24, 4, 248320), 48, False, 460_730_096),
     _smol("256m", "SmolVLM-256M-Instruct", (30, 576, 1536, 9, 3, 49280), 93_510_912),
     _smol("500m", "SmolVLM-500M-Instruct", (32, 960, 2560, 15, 5, 49280), 98_229_504),
     _smol("2.2b", "SmolVLM-Instruct", (24, 2048, 8192, 32, 32, 49155), 434_220_912),

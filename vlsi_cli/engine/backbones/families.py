@@ -41,6 +41,8 @@ class Family:
         keeps_features: whether all that the decoder gets of a picture is one feature an image token, so that it can be
             kept (``backbones.vision``): not in Qwen3-VL, whose features enter later layers too, nor where tiles of all
             records are nested.
+        gates: linear maps of a decoder layer that give one number a head (gates, decays), which is next to nothing of
+            it: they are not quantized.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Family:
     logit_scale: str | None = None
     logit_divisor: str | None = None
     keeps_features: bool = False
+    gates: tuple[str, ...] = ()
 
     def base(self, model: nn.Module) -> nn.Module:
         """The model without its head: ids and pixels to final-normed hidden states."""
@@ -142,7 +145,8 @@ def _qwen(name: str, title: str, processor: str, *extra: str) -> Family:
         _QWEN_PIL,
         processor,
         True,
-        keeps_features=not name.startswith("qwen3"),
+        keeps_features=name != "qwen3_vl",
+        gates=("in_proj_a", "in_proj_b") if name == "qwen3_5" else (),
     )
 
 
@@ -169,6 +173,7 @@ FAMILIES: dict[str, Family] = {
         _qwen("qwen2_vl", "Qwen2-VL", "Qwen2VLProcessor"),
         _qwen("qwen2_5_vl", "Qwen2.5-VL", "Qwen2_5_VLProcessor"),
         _qwen("qwen3_vl", "Qwen3-VL", "Qwen3VLProcessor", "visual.deepstack_merger_list"),
+        _qwen("qwen3_5", "Qwen3.5", "Qwen3VLProcessor"),
         Family(
             "llava_onevision",
             "LLaVA-OneVision",
