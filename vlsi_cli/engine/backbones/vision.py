@@ -40,6 +40,7 @@ class VisionMemory:
         self.limit = limit
         self.bytes = self.hits = self.misses = 0
         self._kept: dict[bytes, Tensor] = {}
+        self._joined = False
 
     def clear(self) -> None:
         """Forget everything: the tower has changed."""
@@ -69,13 +70,17 @@ class VisionMemory:
                 raise ValueError(f"{len(features)} vision features for {sum(counts)} image tokens")
             for key, part in zip(keys, features.split(counts), strict=True):
                 self._keep(key, part)
-        return {**rest, "mm_encoder_outputs": {"image": SimpleNamespace(pooler_output=(features,))}}
+        pooled = features if self._joined else (features,)
+        return {**rest, "mm_encoder_outputs": {"image": SimpleNamespace(pooler_output=pooled)}}
 
-    @staticmethod
-    def _compute(base: Any, batch: Batch) -> Tensor:
+    def _compute(self, base: Any, batch: Batch) -> Tensor:
         known = inspect.signature(base.get_image_features).parameters
         given = {name: value for name, value in batch.inputs.items() if name in known}
-        return torch.cat(tuple(base.get_image_features(**given, return_dict=True).pooler_output))
+        pooled = base.get_image_features(**given, return_dict=True).pooler_output
+        self._joined = isinstance(
+            pooled, Tensor
+        )  # most families give a tensor a picture, some one of all tiles
+        return torch.cat(tuple(pooled))
 
     def _keep(self, key: bytes, part: Tensor) -> None:
         if part.nbytes and key not in self._kept and self.bytes + part.nbytes <= self.limit:
