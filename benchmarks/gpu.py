@@ -13,6 +13,7 @@ One after another, each in a process of its own:
     scaling         cost against layers and tokens (losses.py scaling)
     blocks          memory against tokens (losses.py blocks)
     quantized       the demo's large model in 8 and 4 bits (quantized.py)
+    precision       the demo in fp32, bf16 and fp16, step by step (precision.py)
 
 Every program writes its results as ever. A part that fails or runs out of time leaves the others alone, and none is
 begun when the budget is spent; what happened is printed and written to gpu.json.
@@ -76,6 +77,7 @@ def parts(device: str, tiny: bool, memory: float) -> list[Part]:
         Part("scaling", (*losses, "scaling", "--repeats", "3"), 45),
         Part("blocks", (*losses, "blocks", "--repeats", "1"), 45),
         Part("quantized", ("quantized.py", *where, "--records", "8" if tiny else "100"), 60),
+        Part("precision", ("precision.py", *where, *small), 120),
     ]
 
 

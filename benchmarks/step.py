@@ -28,6 +28,7 @@ import torch
 
 from benchmarks import shapes, ways
 from benchmarks.meters import Meter, device_name, meter_for
+from vlsi_cli.errors import VlsiError
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -89,7 +90,7 @@ def measure(setting: ways.Setting, names: list[str], steps: int) -> list[dict[st
         row: dict[str, Any] = {"name": name}
         try:
             row |= _measure(room, name, steps, meter, empty)
-        except (ways.CannotRun, ImportError, torch.OutOfMemoryError) as error:
+        except (ways.CannotRun, ImportError, torch.OutOfMemoryError, VlsiError) as error:
             row["why_not"] = str(error).strip().splitlines()[0]
         print(json.dumps(row), file=sys.stderr, flush=True)
         rows.append(row)

@@ -24,7 +24,8 @@ HEAD = f"""\
 
 <!-- Written by docs/build_cli.py from the commands; edit those instead. -->
 
-Results go to standard output, speech and progress to standard error. Exit codes: [Errors](errors.md).
+Results go to standard output, speech and progress to standard error. Exit codes: [Errors](errors.md). `--verbose` and
+`--quiet` may stand before a command or after it.
 """
 
 

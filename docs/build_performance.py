@@ -56,6 +56,34 @@ Their figures, from their own settings, not repeated here:
   whichever needs fewer products and fits (`choose_gradient`).
 - **Response positions only.** Heads see the states that predict a response token, nothing else.
 
+## Who waits for the device in a step { #waits }
+
+A number that is read from a GPU makes the host wait until the GPU has done all that it was given, and then the GPU
+waits for the host. What a model asks about the sizes of its pictures is therefore answered from the host before the
+forward pass begins (`vlsi_cli/engine/backbones/ahead.py`), by the model's own functions: states and gradients are the
+same, bit for bit. Counted on a [simulated GPU](scaling.md#on-a-simulated-gpu) with transformers 5.23, for four records
+of unequal length with a picture each; **what it is worth on a real GPU has not been measured**. On a CPU it costs
+nothing that can be seen (a forward pass of tiny models takes 0.99 to 1.02 times as long).
+
+| who | waits | was | for what |
+|---|---|---|---|
+| forward, Qwen2-VL | 4 | 138 | do features and image tokens match (2); is anything padded (2) |
+| forward, Qwen2.5-VL | 4 | 145 | the same |
+| forward, Qwen3-VL | 10 | 133 | the same; three layers that features enter (6, and 9 going backward) |
+| forward, LLaVA-OneVision | 5 | 25 | the same; a tensor of lengths (1) |
+| forward, Idefics3 and SmolVLM | 7 | 7 | the same (3); which tiles are padding (4), told by pixels on the device |
+| forward over text alone | 2 | 2 | is anything padded |
+| a micro-batch of the interaction | 1 | 11 | the matrix of layers to draw from; with `uniform` or `random` none |
+| the end of a step | 1 | 2 | losses and norm, finite before anything changes; with fp16 the scaler's own (1) |
+| a checkpoint | many | many | each tensor is written |
+
+Before, the Qwen towers asked three times a block: those counts are for 32 blocks (27 in Qwen3-VL), and the 11 for
+seven small target layers in bf16. A forward pass of Qwen2-VL or Qwen2.5-VL in which nothing is padded waits twice.
+All that is left of a pass waits at one place, between vision tower and decoder. It is the same for the large model
+(live, or while a cache of it is built) and in every stage; a cached large model asks nothing. Batches go to a GPU
+from page-locked memory. Where the large model's layers lie in host memory or on the disk, what stays on the host is
+moved along with them, and its tower asks as before.
+
 ## What it cannot do yet
 
 - There is no kernel of our own for CUDA. With `compile: true` what happens to a rectangle between its products is
@@ -74,7 +102,10 @@ def page() -> str:
     steps = [parts.step(path) for path in sorted(parts.RESULTS.glob("step-*.json"))]
     if any(steps):
         steps.insert(0, parts.STEP)
-    return "\n".join(part for part in [HEAD, _ladder(), *losses, *steps, parts.quantized(), TAIL] if part)
+    halves = [parts.precision(device) for device in parts.DEVICES]
+    return "\n".join(
+        part for part in [HEAD, _ladder(), *losses, *steps, parts.quantized(), *halves, TAIL] if part
+    )
 
 
 def _ladder() -> str:

@@ -286,3 +286,31 @@ def quantized() -> str:
             f"{row['layers_bytes'] / 2**20:.2f} MiB |"
         )
     return "\n".join([*lines, ""])
+
+
+def precision(device: str) -> str:
+    """What half precision does to the losses of a run."""
+    if (found := load("precision", device)) is None:
+        return ""
+    steps = {row["stage"]: row["steps"] for row in found["rows"]}
+    lines = [
+        f"## Half precision, step by step{_on(found)}\n",
+        "The demo from one seed in fp32 and in half precision: the difference of a step's loss over the loss in fp32,",
+        "mean and largest; the same of the mean loss over the last tenth of the steps, with its sign; draws of the",
+        "matching that took the same layer; and steps that fp16's loss scaling left out.\n",
+        _command("precision.py", device),
+        "| precision | stage | steps | mean | largest | end | same draws | left out |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        same = "" if row["same"] is None else f"{row['same']:.1%}"
+        lines.append(
+            f"| {row['precision']} | {row['stage']} | {steps[row['stage']]} | {row['mean']:.1e} | {row['largest']:.1e} "
+            f"| {row['end']:+.1e} | {same} | {row['left_out']} |"
+        )
+    ends = [
+        f"{name} {end['loss']:.4f} and {end['accuracy']:.1%}"
+        for name, end in found["ends"].items()
+        if "accuracy" in end
+    ]
+    return "\n".join([*lines, "", f"Held-out loss and right answers at the end: {', '.join(ends)}.", ""])

@@ -15,8 +15,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "smolvlm", "idefics3")
-QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+FAMILIES = (*QWEN, "llava_onevision", "internvl", "smolvlm", "idefics3")
 
 #: What the tokenizer's merges are learned from. Any text works: bytes cover the rest.
 TOKENIZER_TEXT = (
@@ -34,6 +34,26 @@ CHATML = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+# Of a model that can think: a response behind the last question has a block of thoughts, empty where it has none; when
+# the talk goes on, the block is dropped. Without being told, the prompt opens a block and leaves it open.
+THINKING = (
+    "{% set last = namespace(question=-1) %}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}{% set last.question = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% set text = namespace(value='') %}"
+    "{% if m['content'] is string %}{% set text.value = m['content'] %}{% else %}"
+    "{% for part in m['content'] %}{% set text.value = text.value + ("
+    "'<|vision_start|><|image_pad|><|vision_end|>' if part['type'] == 'image' else part['text']) %}"
+    "{% endfor %}{% endif %}"
+    "{% set words = text.value | trim %}{% set thoughts = '' %}"
+    "{% if m['role'] == 'assistant' and '</think>' in words %}"
+    "{% set thoughts = words.split('</think>')[0].split('<think>')[-1] | trim %}"
+    "{% set words = words.split('</think>')[-1] | trim %}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' and loop.index0 > last.question %}"
+    "{{ '<think>\n' + thoughts + '\n</think>\n\n' }}{% endif %}{{ words + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '\n</think>\n\n' }}{% endif %}{% endif %}"
+)
 SMOL = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
     "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
@@ -43,6 +63,15 @@ SMOL = (
 )
 
 
+#: Tokens that an InternVL tokenizer knows by name.
+INTERN = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+
+
 def special_tokens(family: str) -> list[str]:
     """The added tokens of a family, in id order. The first three are pad, turn start and turn end."""
     base = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -50,6 +79,8 @@ def special_tokens(family: str) -> list[str]:
         return [*base, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     if family == "llava_onevision":
         return [*base, "<image>", "<video>"]
+    if family == "internvl":
+        return [*base, *INTERN.values()]
     grid = [f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)]
     return [*base, "<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *grid]
 
@@ -69,15 +100,18 @@ def tiny_tokenizer(family: str, text: str = TOKENIZER_TEXT) -> Any:
     tokenizer.train_from_iterator([text], trainer)
     tokenizer.add_special_tokens(specials)
     end = "<end_of_utterance>" if family in ("smolvlm", "idefics3") else "<|im_end|>"
-    return PreTrainedTokenizerFast(
+    made = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=specials[0],
         eos_token=end,
-        extra_special_tokens=specials[1:],
+        extra_special_tokens=INTERN if family == "internvl" else specials[1:],
         clean_up_tokenization_spaces=False,
         padding_side="right",
         model_max_length=4096,
     )
+    if family == "qwen3_5":
+        made.add_tokens(["<think>", "</think>"])
+    return made
 
 
 def tiny_config(
@@ -108,9 +142,15 @@ def tiny_config(
     common = {"tie_word_embeddings": tied}
     if family in QWEN:
         rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
-        if family == "qwen3_vl":
+        if family in ("qwen3_vl", "qwen3_5"):
             rope["mrope_interleaved"] = True
             text["head_dim"] = 16
+        if (
+            family == "qwen3_5"
+        ):  # two kinds of layers, more value heads than key heads, half of a head rotated
+            rope |= {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
+            text |= {"full_attention_interval": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+            text |= {"linear_key_head_dim": 8, "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4}
         text["rope_parameters"] = rope
         vision: dict[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": _PATCH, "spatial_merge_size": 2}
         if family == "qwen2_vl":
@@ -121,7 +161,10 @@ def tiny_config(
             vision |= {"window_size": 16, "fullatt_block_indexes": [1]}
         if family == "qwen3_vl":
             vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+        if family == "qwen3_5":
+            vision |= {"num_position_embeddings": 16}
         cls = {"qwen2_vl": tf.Qwen2VLConfig, "qwen2_5_vl": tf.Qwen2_5_VLConfig, "qwen3_vl": tf.Qwen3VLConfig}
+        cls["qwen3_5"] = tf.Qwen3_5Config
         return cls[family](
             text_config=text,
             vision_config=vision,
@@ -138,6 +181,14 @@ def tiny_config(
             image_token_index=ids["<image>"],
             video_token_index=ids["<video>"],
             image_grid_pinpoints=_pinpoints(),
+            **common,
+        )
+    if family == "internvl":
+        return tf.InternVLConfig(
+            text_config={"model_type": "qwen3", "head_dim": 16, **text},
+            vision_config={**tower, "attention_bias": True},
+            image_token_id=ids["<IMG_CONTEXT>"],
+            image_seq_length=(_TILE // _PATCH // 2) ** 2,
             **common,
         )
     cls = {"smolvlm": tf.SmolVLMConfig, "idefics3": tf.Idefics3Config}[family]
@@ -160,7 +211,7 @@ def _processor_files(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
     half = [0.5, 0.5, 0.5]
     image: dict[str, Any] = {"image_mean": half, "image_std": half}
     if family in QWEN:
-        name = "Qwen3VLProcessor" if family == "qwen3_vl" else "Qwen2_5_VLProcessor"
+        name = "Qwen3VLProcessor" if family in ("qwen3_vl", "qwen3_5") else "Qwen2_5_VLProcessor"
         name = "Qwen2VLProcessor" if family == "qwen2_vl" else name
         image |= {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": _PATCH, "merge_size": 2}
         image |= {"temporal_patch_size": 2, "size": {"shortest_edge": 64, "longest_edge": 1024}}
@@ -173,6 +224,13 @@ def _processor_files(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
         image |= {"size": {"height": _TILE, "width": _TILE}}
         processor = {"processor_class": "LlavaOnevisionProcessor", "num_image_tokens": (_TILE // _PATCH) ** 2}
         return image, processor | {"vision_feature_select_strategy": "full"}
+    if family == "internvl":
+        image |= {"image_processor_type": "GotOcr2ImageProcessor", "size": {"height": _TILE, "width": _TILE}}
+        image |= {"crop_to_patches": False, "min_patches": 1, "max_patches": 6}
+        return image, {
+            "processor_class": "InternVLProcessor",
+            "image_seq_length": (_TILE // _PATCH // 2) ** 2,
+        }
     stem = "SmolVLM" if family == "smolvlm" else "Idefics3"
     image |= {"image_processor_type": f"{stem}ImageProcessor", "size": {"longest_edge": 2 * _TILE}}
     image |= {"max_image_size": {"longest_edge": _TILE}, "do_image_splitting": True}
@@ -224,6 +282,8 @@ def tiny_folder(
     (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2), encoding="utf-8")
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
     placeholder = "<|vision_start|><|image_pad|><|vision_end|>" if family in QWEN else "<image>\n"
+    placeholder = "<IMG_CONTEXT>\n" if family == "internvl" else placeholder
     template = SMOL if family in ("smolvlm", "idefics3") else CHATML.replace("@IMAGE@", placeholder)
+    template = THINKING if family == "qwen3_5" else template
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return folder

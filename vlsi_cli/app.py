@@ -1,12 +1,10 @@
-"""The command ``vlsi``: one table of subcommands, and the one place where an error becomes a message and a
-code."""
+"""The command ``vlsi``: one table of subcommands."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from vlsi_cli import __version__
 from vlsi_cli.commands import (
@@ -22,41 +20,12 @@ from vlsi_cli.commands import (
     recipes,
     verbalize,
 )
+from vlsi_cli.commands._group import Group
 from vlsi_cli.commands._pipes import outliving_readers
-from vlsi_cli.errors import SMALLER, TrainingError, VlsiError, first_line, is_out_of_memory
-
-_DEFECT = (
-    "This is a defect of vlsi, not of your input: please report it with this traceback and `vlsi --version`."
-)
-
-
-class _Group(TyperGroup):
-    """Runs a subcommand; what it raises becomes the documented exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except VlsiError as error:
-            _output.error(error)
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt as error:
-            _output.warn("interrupted")
-            raise typer.Exit(130) from error
-        except (typer.Exit, typer.Abort):
-            raise
-        except Exception as error:
-            if is_out_of_memory(error):  # where nobody knew a better word
-                problem = TrainingError(f"memory ran out: {first_line(error)}", hint=SMALLER)
-                problem.__cause__ = error
-                _output.error(problem)
-                raise typer.Exit(problem.exit_code) from error
-            error.add_note(_DEFECT)
-            raise
-
 
 app = typer.Typer(
     name="vlsi",
-    cls=_Group,
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",

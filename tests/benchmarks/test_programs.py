@@ -103,3 +103,30 @@ def test_the_meter_of_the_second_gpu_reads_the_second(monkeypatch: pytest.Monkey
     assert current == [1]
     assert isinstance(meters.meter_for("cpu"), meters.HostMeter)
     assert current == [1]
+
+
+def test_half_precision_is_compared_step_by_step() -> None:
+    """Three steps by hand: losses 2 1 1 against 2 1.5 0.5, two of three draws equal, one step without a gradient."""
+    from benchmarks.precision import compare
+    from vlsi_cli.events import StepDone
+
+    def step(loss: float, taken: int, norm: float = 1.0) -> StepDone:
+        return StepDone("interaction", 1, 3, loss, {}, None, 1e-3, norm, 0.0, None, draws=({1: (taken,)},))
+
+    exact = [step(2.0, 1), step(1.0, 2), step(1.0, 3)]
+    half = [step(2.0, 1), step(1.5, 5, float("inf")), step(0.5, 3)]
+    found = compare(exact, half)
+    assert found["mean"] == pytest.approx(1 / 3)
+    assert found["largest"] == pytest.approx(0.5)
+    assert found["end"] == pytest.approx(-0.5)
+    assert found["same"] == pytest.approx(2 / 3)
+    assert (found["steps"], found["left_out"]) == (3, 1)
+
+
+def test_every_program_is_named_in_the_readme() -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    programs = [
+        path for path in (ROOT / "benchmarks").glob("*.py") if "def main()" in path.read_text("utf-8")
+    ]
+    assert len(programs) > 8
+    assert [path.name for path in programs if f"`{path.name}`" not in text] == []

@@ -54,6 +54,7 @@ def test_without_arguments_the_demo_pair_reads_a_puzzle() -> None:
     for model in ("large", "small"):
         assert f"demo/{model}: logit lens (the model's own final norm and head" in done.stdout
     assert "no picture was named" in done.stderr
+    assert done.stderr.endswith("written: page.html\n")
     page = Path("page.html").read_text(encoding="utf-8")
     assert page.count('<span class="token') > 60
     assert 'src="data:image/png;base64,' in page

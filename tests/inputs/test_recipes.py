@@ -128,12 +128,13 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refused(tmp_path: Path, content: bytes | str) -> str:
-    """The sentence of a recipe, the same from `recipes check` and from the run that would use it; "" for a good one."""
+    """The sentence of a recipe, the same from `recipes check` and from the run that would use it; "" for a good
+    one. Target layers beyond a model are refused with 5."""
     file = tmp_path / "recipe.yaml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
-    said = ends_well(vlsi("distill", "--recipe", file, "--dry-run", "--json"), 0, 2)
+    said = ends_well(vlsi("distill", "--recipe", file, "--dry-run", "--json"), 0, 2, 5)
     checked = vlsi("recipes", "check", file)
-    assert bool(ends_well(checked, 0, 2)) == bool(said), checked.output
+    assert bool(ends_well(checked, 0, 2, 5)) == bool(said), checked.output
     return said
 
 

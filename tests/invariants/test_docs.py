@@ -1,23 +1,18 @@
-"""The documentation says what the program does: exit codes, the command page, every command that it shows."""
+"""The documentation says what the program does: exit codes, the command page, the two commands of the README."""
 
 from __future__ import annotations
 
 import inspect
 import re
-import shlex
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
+from tests.invariants.shown import PAGES
 from tests.invariants.tree import ROOT
 from vlsi_cli import errors
-
-COMMANDS = ROOT / "docs/reference/cli.md"
-PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")} - {COMMANDS})
 
 
 def test_exit_codes_are_those_of_the_classes() -> None:
@@ -72,46 +67,3 @@ def test_readme_has_the_two_commands() -> None:
         assert len(blocks) == 1, "one line, so that it can be copied and so that it can be run from here"
         assert blocks[0].endswith(end)
         assert "-c constraints.txt" in blocks[0]
-
-
-@pytest.fixture(scope="module")
-def options() -> dict[str, set[str]]:
-    """Every command by its full name, with the options that the generated page gives it."""
-    text = COMMANDS.read_text(encoding="utf-8")
-    known: dict[str, set[str]] = {"vlsi": set()}
-    name = "vlsi"
-    for line in text.splitlines():
-        if heading := re.match(r"#{2,} `(.+)`$", line):
-            name = heading.group(1)
-            known[name] = set()
-        elif line.startswith("* `-"):
-            known[name] |= set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", line.split("`")[1]))
-    return known
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_commands_shown_exist(page: Path, options: dict[str, set[str]]) -> None:
-    """Every `vlsi ...` in a code block names a command that exists, and only options that it has."""
-    wrong = []
-    for line in _shown(page.read_text(encoding="utf-8")):
-        words = shlex.split(line, comments=True)
-        depth = max(n for n in range(1, len(words) + 1) if " ".join(words[:n]) in options)
-        name = " ".join(words[:depth])
-        own = words[depth : words.index("--")] if "--" in words else words[depth:]  # the rest is a launcher's
-        used = {word.split("=")[0] for word in own if word.startswith("-")}
-        is_group = any(other.startswith(f"{name} ") for other in options)
-        unfinished = is_group and depth < len(words) and not words[depth].startswith("-")
-        if unfinished or used - options[name]:
-            wrong.append(line)
-    assert not wrong
-
-
-def _shown(text: str) -> list[str]:
-    """Lines of bash blocks that run `vlsi`, without variables and path; a backslash joins two lines."""
-    lines = []
-    for block in re.findall(r"^ *```(?:bash|sh|console)\n(.*?)^ *```", text, flags=re.MULTILINE | re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            for part in re.split(r"&&|\|\|?|;", line.removeprefix("$ ")):
-                found = re.match(r"\s*(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(vlsi( .*)?)$", part)
-                lines += [found.group(1)] if found else []
-    return lines

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.pairs import tiny_pair
 from tests.runs.cachekit import ONE, Pair, beside, build, cached, same_weights, steps
-from tests.runs.conftest import lines
+from tests.runs.conftest import lines, short
 from tests.runs.test_resume import broken
 from vlsi_cli import events
 from vlsi_cli.config.loading import load_saved
@@ -35,6 +36,22 @@ def test_bit_for_bit_the_live_run(
     assert not (output / "verbalizers" / "large").exists()
     stages = {line["stage"] for line in lines(output / "metrics.jsonl")}
     assert stages == {"verbalization-small", "interaction", "reinforcement"}
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture"), [("qwen3_5", "verb-ffn"), ("qwen3_5", "decoder"), ("internvl", "verb-ffn")]
+)
+def test_bit_for_bit_in_other_families(family: str, architecture: str, tmp_path: Path) -> None:
+    """All stages, live and from a cache: where decoder layers are not all alike, and where pictures come in tiles."""
+    pair = tiny_pair(tmp_path, family)
+    few = (f"verbalizer.architecture={architecture}", "interaction.steps=2", "data.sources.0.size=6")
+    few += ("verbalization.batch_size=1", "interaction.gradient_checkpointing=true")
+    live, path = tmp_path / "live", tmp_path / "cache"
+    run(short(pair, *ONE, *few), output=live, events=events.ignore)
+    build(pair, live, path, *few)
+    output = cached(pair, path, tmp_path / "run", *few)
+    assert steps(output) == steps(live)
+    assert same_weights(output, live)
 
 
 def test_other_batches_differ_by_rounding_only(pair: Pair, live: Path, cache: Path, tmp_path: Path) -> None:

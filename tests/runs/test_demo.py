@@ -60,11 +60,11 @@ PLAIN = """
 import json, sys
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
 folder, asked = sys.argv[1], json.load(sys.stdin)
 model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
 assert not info["missing_keys"] and not info["unexpected_keys"], info
-tokenizer, eyes = AutoTokenizer.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder, backend="pil")
+tokenizer, eyes = AutoTokenizer.from_pretrained(folder), Qwen2VLImageProcessorPil.from_pretrained(folder)
 said = []
 for picture, question in asked:
     content = [{"type": "image"}, {"type": "text", "text": question}]

@@ -18,7 +18,7 @@ from vlsi_cli.config.loading import Resolved, load_saved, resolve
 from vlsi_cli.engine.losses import divergence
 from vlsi_cli.engine.matching import best_matching, expected_matching
 from vlsi_cli.engine.runs import match_layers
-from vlsi_cli.engine.runs.match_history import draw_history, read_history
+from vlsi_cli.engine.runs.match_history import read_history
 from vlsi_cli.engine.runs.match_reports import MatchReport, Survey
 from vlsi_cli.errors import CheckpointError, CompatibilityError, ConfigError, DataError, OutputError
 from vlsi_cli.events import ignore
@@ -163,8 +163,6 @@ def test_a_history_alone_loads_no_model(whole: Path, tmp_path: Path, monkeypatch
     assert report.history == read_history(whole)
     assert report.survey is None
     assert (tmp_path / "a.svg").stat().st_size > 1000
-    assert draw_history(whole, tmp_path / "b.png") == report.history
-    assert (tmp_path / "b.png").is_file()
 
 
 def test_pictures_and_a_page_of_everything(whole: Path, tmp_path: Path) -> None:

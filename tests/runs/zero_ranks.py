@@ -67,7 +67,7 @@ def trained(
             own = [merge(batches[:2]), merge(batches[2:])]
         tokens, _ = common_counts(own)
         prepared.accumulate(own, tokens)
-        norm = prepared.clip([parameter for _, parameter in stage.trained()], LIMIT)
+        norm = float(prepared.clip([parameter for _, parameter in stage.trained()], LIMIT))
         prepared.step()
         weights = sum(parameter.numel() for _, parameter in stage.trained())
         moments = sum(state["exp_avg"].numel() for state in made.state.values())

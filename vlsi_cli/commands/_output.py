@@ -39,6 +39,11 @@ def begin(*, verbose: bool = False, quiet: bool = False) -> None:
     _state.silent = launching.rank() > 0
 
 
+def also(*, verbose: bool = False, quiet: bool = False) -> None:
+    """Add to these manners."""
+    _state.verbose, _state.quiet = _state.verbose or verbose, _state.quiet or quiet
+
+
 def use_json(asked: bool) -> None:
     """Whether data, and errors too, are wanted as JSON on standard output."""
     _state.json = asked
@@ -111,15 +116,20 @@ def error(problem: VlsiError) -> None:
     console.print(Text.assemble((label, "bold red"), message))
     for line in (hint or "").splitlines():
         console.print(Text.assemble(("hint: ", "cyan"), line))
-    if _state.json and not _state.silent:
-        kind = type(problem).__name__
-        fields = {
-            "type": kind,
-            "message": message,
-            "hint": hint,
-            "exit_code": problem.exit_code,
-        }
-        document({"error": fields})
+    if _state.json:
+        error_document(problem)
+
+
+def error_document(problem: VlsiError) -> None:
+    """Print an error as a JSON document."""
+    hint = redact(problem.hint) if problem.hint is not None else None
+    fields = {
+        "type": type(problem).__name__,
+        "message": redact(problem.message),
+        "hint": hint,
+        "exit_code": problem.exit_code,
+    }
+    document({"error": fields})
 
 
 def has_colours() -> bool:

@@ -12,7 +12,7 @@ from vlsi_cli.config import catalog, loading, reach, recipes
 from vlsi_cli.config.presence import data_needs
 from vlsi_cli.config.run import DataConfig
 from vlsi_cli.config.words import source_from_word
-from vlsi_cli.errors import ConfigError
+from vlsi_cli.errors import ConfigError, DataError
 
 app = typer.Typer(help="Look at training data, and fetch their images.", no_args_is_help=True)
 
@@ -91,7 +91,8 @@ def fetch(
     """Fetch the images that records name by address, before a run needs them.
 
     They are kept in the folder `data.image_urls.folder`, from which runs with `data.image_urls.fetch: true` read them.
-    With `--recipe` also those of its held-out data. What was stopped goes on with the same command.
+    With `--recipe` also those of its held-out data. What was stopped goes on with the same command. Where images could
+    not be fetched, it ends with exit code 3.
     """
     _output.use_json(json)
     words = _sources(named, data)
@@ -112,3 +113,6 @@ def fetch(
     else:
         for part in _tables.fetch_parts(report):
             _output.data(part)
+    if lacking := sum(report.failed.values()):
+        _output.warn(f"{lacking:,} of {report.addresses:,} images are not there; the report says why")
+        raise typer.Exit(DataError.exit_code)

@@ -114,4 +114,4 @@ def verbalize(
         for part in _tables_verbalize.report_parts(report):
             _output.data(part)
     if html is not None:
-        _output.say(f"page: {html}")
+        _output.say(f"written: {html}")

@@ -15,7 +15,51 @@ from typing import Any
 
 from vlsi_cli.config.models import Architecture
 
+#: Families, and decoders of families that have several, with a bias on queries, keys and values.
+ATTENTION_BIASED = frozenset({"qwen2_vl", "qwen2_5_vl", "llava_onevision", "qwen2"})
+#: Those that normalise queries and keys per head.
+QK_NORMED = frozenset({"qwen3_vl", "qwen3_5", "qwen3"})
 _NOT_LANGUAGE = ("visual.", "vision", "connector", "multi_modal_projector", "image_newline")
+
+
+@dataclass(frozen=True)
+class LinearAttention:
+    """Layers of linear attention (a gated delta rule) in the place of some layers of attention, as in Qwen3.5.
+
+    Attributes:
+        layers: how many of the decoder layers are of this kind.
+        key_heads, value_heads: heads of keys and queries, and of values.
+        key_dim, value_dim: width of each.
+        kernel: width of the convolution over keys, queries and values.
+    """
+
+    layers: int
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+
+    @property
+    def keys(self) -> int:
+        """Width of the keys of all heads, and of the queries."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def values(self) -> int:
+        """Width of the values of all heads."""
+        return self.value_heads * self.value_dim
+
+    def parameters(self, hidden: int) -> int:
+        """Of what stands in the place of attention: projections, gates and decay, convolution, norm."""
+        mixed = 2 * self.keys + self.values
+        maps = hidden * (mixed + 2 * self.values + 2 * self.value_heads)
+        return maps + mixed * self.kernel + 2 * self.value_heads + self.value_dim
+
+    def sides(self, hidden: int) -> int:
+        """Inputs and outputs of its five linear maps, added up."""
+        mixed = 2 * self.keys + self.values
+        return 5 * hidden + mixed + 2 * self.values + 2 * self.value_heads
 
 
 @dataclass(frozen=True)
@@ -36,6 +80,8 @@ class ModelFacts:
         attention_bias: whether query, key and value projections have a bias.
         qk_norm: whether queries and keys are normalised per head.
         vision: parameters of vision tower and projector together; None when not known before loading.
+        gated: whether queries come with a gate of their width for what attention gives.
+        linear: the layers of linear attention, in a model that has them beside those of attention.
     """
 
     name: str
@@ -51,6 +97,8 @@ class ModelFacts:
     attention_bias: bool
     qk_norm: bool
     vision: int | None
+    gated: bool = False
+    linear: LinearAttention | None = None
 
     @property
     def embedding_parameters(self) -> int:
@@ -58,18 +106,33 @@ class ModelFacts:
         return self.vocab * self.hidden
 
     @property
+    def attention_layers(self) -> int:
+        """Decoder layers that are not of linear attention."""
+        return self.layers - (self.linear.layers if self.linear else 0)
+
+    @property
     def layer_parameters(self) -> int:
-        """One decoder layer: attention, gated feed-forward and two norms."""
-        query, keyvalue = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        attention = self.hidden * (query + 2 * keyvalue) + query * self.hidden
-        attention += (query + 2 * keyvalue) if self.attention_bias else 0
-        attention += 2 * self.head_dim if self.qk_norm else 0
-        return attention + 3 * self.hidden * self.ffn + 2 * self.hidden
+        """One decoder layer: attention, gated feed-forward and two norms; of two kinds of layers the larger."""
+        return max(self._attention(), self._linear()) + self._beside_attention()
 
     @property
     def decoder_parameters(self) -> int:
         """All decoder layers, without embeddings, final norm and head."""
-        return self.layers * self.layer_parameters
+        mixing = self.attention_layers * self._attention()
+        mixing += self.linear.layers * self._linear() if self.linear else 0
+        return mixing + self.layers * self._beside_attention()
+
+    def _attention(self) -> int:
+        query, keyvalue = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = self.hidden * (query * (1 + self.gated) + 2 * keyvalue) + query * self.hidden
+        attention += (query + 2 * keyvalue) if self.attention_bias else 0
+        return attention + (2 * self.head_dim if self.qk_norm else 0)
+
+    def _linear(self) -> int:
+        return self.linear.parameters(self.hidden) if self.linear else 0
+
+    def _beside_attention(self) -> int:
+        return 3 * self.hidden * self.ffn + 2 * self.hidden
 
     @property
     def language_parameters(self) -> int:
@@ -83,10 +146,12 @@ class ModelFacts:
         return self.language_parameters + (self.vision or 0)
 
     def lora_parameters(self, rank: int) -> int:
-        """Adapters of one rank on the seven linear maps of every decoder layer: rank x (in + out) each."""
+        """Adapters of one rank on the linear maps of every decoder layer (seven with attention): rank x (in + out)."""
         query, keyvalue = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        sides = (self.hidden + query) * 2 + (self.hidden + keyvalue) * 2 + (self.hidden + self.ffn) * 3
-        return self.layers * rank * sides
+        sides = (self.hidden + query) * 2 + (self.hidden + keyvalue) * 2 + query * self.gated
+        every = self.attention_layers * sides + self.layers * (self.hidden + self.ffn) * 3
+        every += self.linear.layers * self.linear.sides(self.hidden) if self.linear else 0
+        return rank * every
 
     def verbalizer_parameters(self, architecture: Architecture) -> int:
         """One verbalizer without the head, which is the model's own (Table 4f; verb-FFN is 3 x h x h)."""
@@ -122,12 +187,35 @@ def facts_from_folder(folder: Path, name: str | None = None) -> ModelFacts | Non
             head_dim=int(text.get("head_dim") or hidden // heads),
             vocab=int(text["vocab_size"]),
             tied=bool(text.get("tie_word_embeddings", False)),
-            attention_bias=model_type in {"qwen2_vl", "qwen2_5_vl", "llava_onevision"},
-            qk_norm=model_type == "qwen3_vl",
+            attention_bias=model_type in ATTENTION_BIASED or _decoder_of(text) in ATTENTION_BIASED,
+            qk_norm=model_type in QK_NORMED or _decoder_of(text) in QK_NORMED,
             vision=_vision_parameters(folder),
+            gated=model_type == "qwen3_5",
+            linear=_linear_attention(text),
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
+
+
+def _decoder_of(text: dict[str, Any]) -> str:
+    """``model_type`` of a text config merged into its parent."""
+    return str(text.get("model_type", ""))
+
+
+def _linear_attention(text: dict[str, Any]) -> LinearAttention | None:
+    """The layers of linear attention that a text config tells of, or None."""
+    if "linear_num_value_heads" not in text:
+        return None
+    kinds = text.get("layer_types")
+    layers, interval = int(text["num_hidden_layers"]), int(text.get("full_attention_interval") or 4)
+    return LinearAttention(
+        layers=kinds.count("linear_attention") if kinds else layers - layers // interval,
+        key_heads=int(text["linear_num_key_heads"]),
+        value_heads=int(text["linear_num_value_heads"]),
+        key_dim=int(text["linear_key_head_dim"]),
+        value_dim=int(text["linear_value_head_dim"]),
+        kernel=int(text["linear_conv_kernel_dim"]),
+    )
 
 
 def _vision_parameters(folder: Path) -> int | None:

@@ -16,17 +16,29 @@ _PATCHES_PER_TOKEN = {
     "qwen2_vl": 4,
     "qwen2_5_vl": 4,
     "qwen3_vl": 4,
+    "qwen3_5": 4,
     "llava_onevision": 1,
+    "internvl": 4,
     "idefics3": 16,
     "smolvlm": 16,
 }
 FORWARD, THROUGH, TRAINED = 1, 2, 3
+#: Positions that linear attention works on at once; its state goes from one such piece to the next.
+_CHUNK = 64
 
 
 def decoder(facts: ModelFacts, load: Workload) -> int:
     """One forward pass of all decoder layers over a padded micro-batch."""
     attention = 2 * load.length * facts.heads * facts.head_dim  # scores and values, half of the square
-    return load.tokens * facts.layers * (2 * facts.layer_parameters + attention)
+    work = 2 * facts.decoder_parameters + facts.attention_layers * attention
+    if linear := facts.linear:
+        # within a chunk two products of the width of keys and one of that of values, and a triangular system solved for
+        # both, which is half of a product; three products with the state
+        rule = (
+            _CHUNK * (2.5 * linear.key_dim + 1.5 * linear.value_dim) + 3 * linear.key_dim * linear.value_dim
+        )
+        work += linear.layers * linear.value_heads * round(2 * rule)
+    return load.tokens * work
 
 
 def vision(facts: ModelFacts, load: Workload) -> int:

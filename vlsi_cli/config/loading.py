@@ -195,7 +195,7 @@ def parse_set(text: str) -> tuple[tuple[str, ...], Any]:
     try:
         return path, yamls.load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text}: the value is not valid YAML") from error
+        raise ConfigError(f"--set {text}: the value is not valid YAML", hint=yamls.advice(error)) from error
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -32,10 +32,20 @@ SUMS, SUMS_CPU = 4096 * 2**20, 512 * 2**20
 
 # Bytes that one decoder layer keeps for its backward, per token: (hidden, ffn, key/value width) coefficients.
 # `mixed` is fp32 weights under bf16 autocast. A family whose attention repeats keys and values to the width of the
-# queries keeps more of the hidden width instead of the key/value width; normalised queries and keys keep more again.
+# queries keeps more of the hidden width instead of the key/value width.
 _KEPT = {"fp32": (32, 16, 8), "mixed": (30, 8, 4), "bf16": (20, 8, 4)}
 _REPEATED = {"fp32": (8, -8), "mixed": (4, -4), "bf16": (4, -4)}
-_NORMED = {"fp32": (16, 0), "mixed": (10, 2), "bf16": (10, 2)}
+# Where queries and keys are normalised, the queries' width need not be the hidden one: (hidden, ffn, query width,
+# key/value width). Gated attention keeps more.
+_NORMED = {"fp32": (24, 16, 24, 8), "mixed": (26, 8, 14, 6), "bf16": (16, 8, 14, 6)}
+_GATED = {"fp32": (24, 16, 40, 8), "mixed": (26, 8, 22, 8), "bf16": (20, 8, 22, 8)}
+# Linear attention by transformers' own code: (hidden, ffn, key width, key width repeated for every value head, value
+# width, value heads, state of a head). The kernels of flash-linear-attention keep less.
+_LINEAR = {
+    "fp32": (24, 16, 25, 43, 44, 1600, 1 / 16),
+    "mixed": (28, 8, 8, 37, 36, 934, 1 / 8),
+    "bf16": (20, 8, 8, 37, 34, 934, 1 / 8),
+}
 
 
 @dataclass(frozen=True)
@@ -122,26 +132,43 @@ def backward_bytes(
     """
     number_bytes = 4 if kind == "fp32" else 2
     inside = kept_per_token(facts, kind) + number_bytes * load.length  # the last term: its row of the mask
+    linear, kept_linear = facts.linear.layers if facts.linear else 0, kept_linear_per_token(facts, kind)
     if rank:
         # The narrow state of each adapter, and in bf16 each one's own copy of its input.
-        inside += 7 * rank * number_bytes + (9 * facts.hidden if kind == "bf16" else 0)
+        adapters = rank * number_bytes
+        copies = 9 * facts.hidden if kind == "bf16" else 0
+        inside, kept_linear = inside + 7 * adapters + copies, kept_linear + 8 * adapters + copies
     moment = number_bytes * 3 * facts.ffn  # gradients of one feed-forward layer while it is undone
     if checkpointing:
         states = 2 if kind == "bf16" else 4
-        return load.tokens * facts.layers * states * facts.hidden, load.tokens * (inside + moment)
-    return load.tokens * facts.layers * inside, load.tokens * moment
+        widest = max(inside, kept_linear if linear else 0)
+        return load.tokens * facts.layers * states * facts.hidden, load.tokens * (widest + moment)
+    return load.tokens * (facts.attention_layers * inside + linear * kept_linear), load.tokens * moment
 
 
 def kept_per_token(facts: ModelFacts, kind: str) -> int:
-    """Bytes that one decoder layer keeps per token for its backward, the attention mask apart."""
-    hidden, ffn, keyvalue = _KEPT[kind]
+    """Bytes that one decoder layer with attention keeps per token for its backward, the attention mask apart."""
     if facts.qk_norm:
-        hidden, keyvalue = hidden + _NORMED[kind][0], keyvalue + _NORMED[kind][1]
-    elif facts.model_type not in ("qwen2_vl", "qwen2_5_vl"):
+        hidden, ffn, query, keyvalue = (_GATED if facts.gated else _NORMED)[kind]
+        kept = hidden * facts.hidden + ffn * facts.ffn + 8 * facts.heads + 4 * facts.kv_heads
+        return kept + (query * facts.heads + keyvalue * facts.kv_heads) * facts.head_dim
+    hidden, ffn, keyvalue = _KEPT[kind]
+    if facts.model_type not in ("qwen2_vl", "qwen2_5_vl"):
         hidden, keyvalue = hidden + _REPEATED[kind][0], keyvalue + _REPEATED[kind][1]
     return (
         hidden * facts.hidden + ffn * facts.ffn + keyvalue * facts.kv_heads * facts.head_dim + 4 * facts.heads
     )
+
+
+def kept_linear_per_token(facts: ModelFacts, kind: str) -> int:
+    """Bytes that one decoder layer with linear attention keeps per token for its backward; 0 in a model without."""
+    if (one := facts.linear) is None:
+        return 0
+    widths = (
+        facts.hidden, facts.ffn, one.keys, one.value_heads * one.key_dim, one.values, one.value_heads,
+        one.value_heads * one.key_dim * one.value_dim,
+    )  # fmt: skip
+    return round(sum(each * width for each, width in zip(_LINEAR[kind], widths, strict=True)))
 
 
 def cast_bytes(parameters: int, kind: str) -> int:

@@ -97,7 +97,8 @@ def read(name_or_file: str | Path) -> Recipe:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise ConfigError(f"{path}{line}: this is not valid YAML: {problem}") from error
+        hint = yamls.advice(error)
+        raise ConfigError(f"{path}{line}: this is not valid YAML: {problem}", hint=hint) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if values is None:

@@ -29,6 +29,13 @@ def load(text: str) -> Any:
     return value
 
 
+def advice(error: yaml.YAMLError) -> str | None:
+    """What to do about a text that is not YAML, where that can be told."""
+    if "'\\t'" in str(getattr(error, "problem", "")):
+        return "indent with spaces: YAML takes no tab there"
+    return None
+
+
 def _require_bounded(value: Any) -> None:
     """Count as if every alias were written out; one that holds itself is deeper than anything."""
     seen, waiting = 0, [(value, 1)]

@@ -5,7 +5,7 @@ Names of dimensions: B records, S tokens of the longest record, R response token
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -29,6 +29,8 @@ class Batch:
         records: the B record ids, for messages.
         digests: the B digests of what the records feed a model, where they were asked for (see
             ``data.digests``); else empty.
+        host: the inputs but for pixels as they were in host memory, of a batch that was moved (:meth:`to`): asking the
+            host for them makes nobody wait for a device.
     """
 
     inputs: dict[str, Tensor]
@@ -37,6 +39,16 @@ class Batch:
     targets: Tensor
     records: tuple[str, ...]
     digests: tuple[bytes, ...] = ()
+    host: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def on_host(self) -> dict[str, Tensor]:
+        """The inputs but for pixels, in host memory; empty for a batch that was put together on a device."""
+        return self.host or {
+            name: value
+            for name, value in self.inputs.items()
+            if value.device.type == "cpu" and not name.startswith("pixel_")
+        }
 
     @property
     def num_tokens(self) -> int:
@@ -51,12 +63,13 @@ class Batch:
     def to(self, device: torch.device | str) -> Self:
         """The same batch on another device."""
         return type(self)(
-            inputs={name: value.to(device, non_blocking=True) for name, value in self.inputs.items()},
-            rows=self.rows.to(device, non_blocking=True),
-            cols=self.cols.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
+            inputs={name: sent(value, device) for name, value in self.inputs.items()},
+            rows=sent(self.rows, device),
+            cols=sent(self.cols, device),
+            targets=sent(self.targets, device),
             records=self.records,
             digests=self.digests,
+            host=self.on_host,
         )
 
 
@@ -77,5 +90,16 @@ class PromptBatch:
 
     def to(self, device: torch.device | str) -> Self:
         """The same prompts on another device."""
-        inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
+        inputs = {name: sent(value, device) for name, value in self.inputs.items()}
         return type(self)(inputs=inputs, references=self.references, records=self.records)
+
+
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on its way to a device; nobody waits for it to be there.
+
+    A GPU fetches by itself only from memory that is locked in its place; from any other its driver copies first, and
+    may do so after all the work that the GPU was given before.
+    """
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu" and tensor.numel():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

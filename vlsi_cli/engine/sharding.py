@@ -91,13 +91,21 @@ def norm_of(gradients: Iterable[Tensor]) -> Tensor:
     return (processes.add_up(pieces) + shared).sqrt()
 
 
+def scale(gradients: Iterable[Tensor], factor: Tensor) -> None:
+    """Multiply gradients by a number on their device, in place; of those in pieces, this process's piece."""
+    for gradient in gradients:
+        _own(gradient).mul_(factor)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def _squares(gradients: Iterable[Tensor]) -> Iterator[Tensor]:
     found = list(gradients)
     device = found[0].device if found else torch.device("cpu")
     for divided in (True, False):
-        each = [
-            g.to_local() if isinstance(g, DTensor) else g for g in found if isinstance(g, DTensor) == divided
-        ]
+        each = [_own(g) for g in found if isinstance(g, DTensor) == divided]
         norms = torch._foreach_norm(each) if each else [torch.zeros((), device=device)]
         yield torch.stack([norm.float() for norm in norms]).square().sum()
 

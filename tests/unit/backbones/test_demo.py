@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Qwen2VLForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+)
 
 import vlsi_cli
 from vlsi_cli.engine.backbones.demo import SIZES, SPECIAL_TOKENS, write_demo_folder
@@ -73,7 +78,7 @@ def test_chat_template_has_the_format_of_qwen2_vl(tokenizer):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_pictures_are_not_resized_and_a_cell_is_one_token(size):
-    processor = AutoImageProcessor.from_pretrained(SHIPPED / size, backend="pil")
+    processor = Qwen2VLImageProcessorPil.from_pretrained(SHIPPED / size)
     for index in range(8):
         image = pattern_record("train", index).image
         grid = processor(images=[image], return_tensors="pt")["image_grid_thw"][0].tolist()
@@ -102,7 +107,7 @@ def test_configs_are_a_pair_that_can_be_distilled(tokenizer):
 def test_stock_model_answers_a_forward_pass(size, tokenizer):
     torch.manual_seed(0)
     model = Qwen2VLForConditionalGeneration(AutoConfig.from_pretrained(SHIPPED / size)).eval()
-    processor = AutoImageProcessor.from_pretrained(SHIPPED / size, backend="pil")
+    processor = Qwen2VLImageProcessorPil.from_pretrained(SHIPPED / size)
     row = pattern_record("train", 0, questions=["describe"])
     pixels = processor(images=[row.image], return_tensors="pt")
     text = "<|vision_start|>" + "<|image_pad|>" * 4 + "<|vision_end|>Describe the row."

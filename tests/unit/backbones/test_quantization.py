@@ -40,7 +40,8 @@ def test_the_layers_matrices_and_nothing_else(family: str, bits: str, tmp_path: 
     linears = {name for name, module in whole.model.named_modules() if type(module) is torch.nn.Linear}
     room = f"model.{whole.family.decoder}.layers."
     found = {name for name, module in rounded.model.named_modules() if type(module).__name__ == LINEAR[bits]}
-    assert found == {name for name in linears if name.startswith(room)}
+    gates = whole.family.gates
+    assert found == {n for n in linears if n.startswith(room) and n.rpartition(".")[2] not in gates}
     assert type(rounded.head) is torch.nn.Linear
     assert rounded.dtype == dtype
     held = dict(whole.model.named_parameters())
@@ -51,7 +52,8 @@ def test_the_layers_matrices_and_nothing_else(family: str, bits: str, tmp_path: 
     for ours, theirs in zip(states(rounded, dtype), states(whole, dtype), strict=True):
         assert ours.dtype == theirs.dtype
         gap = float((ours - theirs).float().norm() / theirs.float().norm())
-        assert 0 < gap < FAR[bits]
+        # linear attention divides what it gives by its norm, head by head, so that rounding weighs more in small ones
+        assert 0 < gap < FAR[bits] * (1.7 if gates else 1)
 
 
 def test_a_quarter_and_an_eighth_of_the_bytes(tmp_path: Path) -> None:

@@ -67,14 +67,14 @@ def test_each_pass_replaces_the_last(load, batch_of):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_calls_are_enough_to_run_the_next_layer(family, load, batch_of):
-    """What a decoder verbalizer does: run another decoder layer on a tapped state."""
+def test_calls_are_enough_to_run_a_layer_of_the_kind(family, load, batch_of):
+    """What a decoder verbalizer does: run another decoder layer of the tapped one's kind."""
     backbone = load(family)
     inputs = batch_of(backbone)
     with torch.no_grad(), backbone.tap([2, 3], calls=True) as tapped:
         backbone.forward_base(inputs)
     with torch.no_grad():
-        again = copy.deepcopy(backbone.layers[2])(tapped[2], **tapped.call[2])
+        again = copy.deepcopy(backbone.layers[2])(tapped[2], **tapped.call[3])
     assert torch.equal(again, tapped[3])
 
 

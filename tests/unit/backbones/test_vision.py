@@ -16,7 +16,8 @@ from vlsi_cli.engine.data.collate import collate
 from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.errors import ConfigError
 
-KEPT, OTHERS = ("qwen2_vl", "qwen2_5_vl", "llava_onevision"), ("qwen3_vl", "smolvlm", "idefics3")
+KEPT = ("qwen2_vl", "qwen2_5_vl", "qwen3_5", "llava_onevision", "internvl")
+OTHERS = ("qwen3_vl", "smolvlm", "idefics3")
 
 
 def batch(backbone: Backbone, *places: int) -> Batch:

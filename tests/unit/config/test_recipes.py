@@ -103,6 +103,18 @@ def test_damaged_recipes_are_refused(tmp_path: Path, text: str, message: str) ->
         recipes.read(path)
 
 
+def test_a_tab_is_told_as_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "tabs.yaml"
+    path.write_text("student:\n\tid: demo/small\n")
+    with pytest.raises(ConfigError, match="line 2: this is not valid YAML") as caught:
+        recipes.read(path)
+    assert caught.value.hint == "indent with spaces: YAML takes no tab there"
+    path.write_text("student: @small\n")
+    with pytest.raises(ConfigError) as caught:
+        recipes.read(path)
+    assert caught.value.hint is None
+
+
 def test_copy(tmp_path: Path) -> None:
     written = recipes.copy("demo", tmp_path)
     assert written == tmp_path / "demo.yaml"

@@ -89,6 +89,7 @@ def test_prompt_equals_stock_processing(family: str, sizes: list[tuple[int, int]
         return_dict=True,
         add_generation_prompt=True,
         return_tensors="pt",
+        **({"enable_thinking": False} if family == "qwen3_5" else {}),
     )
     assert torch.equal(ours.input_ids, stock.pop("input_ids")[0])
     stock.pop("attention_mask")
@@ -144,6 +145,39 @@ def with_template(template: str) -> ChatEncoder:
     changed = copy.copy(processor("qwen2_vl"))
     changed.chat_template = template
     return ChatEncoder(changed)
+
+
+def decoded_turns(*texts: str) -> tuple[str, str]:
+    """What a talk becomes for a model that can think, and what of it is trained."""
+    encoded = encoder("qwen3_5").encode(conversation(*texts))
+    decode = processor("qwen3_5").tokenizer.decode
+    return decode(encoded.input_ids), decode(encoded.input_ids[encoded.trained])
+
+
+def test_answers_without_thoughts_follow_an_empty_block() -> None:
+    """The template drops the block of an answer when the talk goes on; here each stays as it was prompted for."""
+    whole, trained = decoded_turns("What?", "Red.", "And?", "Blue.", "Last?", "Green.")
+    assert trained == "Red.<|im_end|>Blue.<|im_end|>Green.<|im_end|>"
+    assert whole == "".join(
+        f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n{answer}<|im_end|>"
+        + "\n" * (answer != "Green.")
+        for question, answer in (("What?", "Red."), ("And?", "Blue."), ("Last?", "Green."))
+    )
+
+
+@pytest.mark.parametrize("thoughts", ["<think>\nIt glows.\n</think>\n\n", "<think> It glows. </think> "])
+def test_thoughts_are_part_of_a_response(thoughts: str) -> None:
+    whole, trained = decoded_turns("What?", thoughts + "Red.", "And?", "Blue.")
+    assert trained == "It glows.\n</think>\n\nRed.<|im_end|>Blue.<|im_end|>"
+    assert whole == (
+        "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n<think>\nIt glows.\n</think>\n\nRed.<|im_end|>\n"
+        "<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nBlue.<|im_end|>"
+    )
+
+
+def test_thoughts_that_a_template_changes() -> None:
+    with pytest.raises(BadRecord, match="the text is changed"):
+        decoded_turns("What?", "<think>a</think>b</think>Red.")
 
 
 HEAD = (

@@ -165,6 +165,9 @@ def test_a_model_that_no_run_made_and_plain_fine_tuning() -> None:
     assert metadata_errors(bare) == []
     assert "## How" not in bare
     assert "arxiv" not in bare.casefold()
+    assert "enable_thinking" not in bare
+    thinks = make_card(Facts(repo="me/thing", family="qwen3_5", versions={"vlsi": "0.1.0"}))
+    assert 'return_tensors="pt",\n    enable_thinking=False,  # as it was trained\n)' in thinks
     tuned = make_card(replace(FACTS, teacher=None))
     assert "fine-tuned with vlsi" in tuned
     assert "| large | [" not in tuned

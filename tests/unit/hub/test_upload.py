@@ -197,7 +197,8 @@ def test_a_failure_is_one_sentence_and_leaves_nothing_half(
     hub: HubServer, items: list[Item], where: str, status: int, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if status == 0:
-        http.set_client_factory(lambda: http.httpx2.Client(timeout=0.2))
+        client = type(http.default_client_factory())  # of httpx, or of httpx2 from huggingface-hub 2 on
+        http.set_client_factory(lambda: client(timeout=0.2))
     hub.fail(where, status, message="oops")
     try:
         with pytest.raises(HubError) as error:

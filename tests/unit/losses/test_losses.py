@@ -262,10 +262,10 @@ def test_an_fp16_gradient_of_the_reverse_kl_does_not_overflow(monkeypatch, train
     terms = p_s.exp() * (p_s - (x_t.double() @ w_t.double().T).log_softmax(-1))
     assert terms.max() > 66
     assert (losses.double() - expected).abs().max() / expected.max() < 1e-3
-    # Each term is rounded to 11 bits before the sum of all, times p_s, is taken off it.
-    assert (a.grad.double() - c.grad).norm() / c.grad.norm() < 2e-3
+    # Each term is rounded to 11 bits, once.
+    assert (a.grad.double() - c.grad).norm() / c.grad.norm() < 5e-4
     if trained_head:
-        assert (b.grad.double() - d.grad).norm() / d.grad.norm() < 2e-3
+        assert (b.grad.double() - d.grad).norm() / d.grad.norm() < 5e-4
 
 
 @pytest.mark.parametrize("trained_head", [False, True])

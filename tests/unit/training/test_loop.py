@@ -137,7 +137,9 @@ def test_terms_are_added_up_where_there_is_fp64() -> None:
     with pytest.raises(TypeError, match="float64"):
         terms[0]["4"].double()
     outputs = [StageOutput(each["last"], dict(each)) for each in terms]
-    assert common_terms(outputs, 1) == {"4": 2.0**24 + 1, "last": 3.0}  # which fp32 would round
+    for norm in (0.5, torch.tensor(0.5).as_subclass(Single)):
+        # 2**24 + 1 is what fp32 would round
+        assert common_terms(outputs, 1, norm) == ({"4": 2.0**24 + 1, "last": 3.0}, 0.5)
 
 
 def test_steps_are_not_left_out_for_ever_under_loss_scaling() -> None:

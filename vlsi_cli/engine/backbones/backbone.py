@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vlsi_cli.engine.backbones.ahead import answered, host_known, picture_features, sizes_are_here
 from vlsi_cli.engine.backbones.families import Family
 from vlsi_cli.engine.backbones.tap import Tapped, tap
 from vlsi_cli.engine.backbones.vision import VisionMemory, require_features
@@ -170,12 +171,20 @@ class Backbone:
         return state
 
     def forward_batch(self, batch: Batch) -> Tensor:
-        """:meth:`forward_base` on a batch, without its vision tower where the features are remembered."""
-        memory = self.vision_memory
-        if memory is None or not batch.digests or "pixel_values" not in batch.inputs or self._vision_trains():
-            return self.forward_base(batch.inputs)
-        counts = self.family.image_tokens(self.config, batch.inputs)
-        return self.forward_base(memory.inputs(self.base, batch, counts))
+        """:meth:`forward_base` on a batch, with what the host knows of it (:mod:`.ahead`): the same state, bit for bit.
+
+        Where features are remembered the vision tower is left out. :attr:`text_offset` is not told of.
+        """
+        inputs, memory = host_known(self.base, batch), self.vision_memory
+        if memory is not None and batch.digests and "pixel_values" in inputs and not self._vision_trains():
+            counts = self.family.image_tokens(self.config, batch.on_host or batch.inputs)
+            said = memory.features(self.base, batch, inputs, counts)
+        elif sizes_are_here(inputs):
+            said = picture_features(self.base, inputs)
+        else:
+            return self.forward_base(inputs)
+        with answered(self.base, said):
+            return self.forward_base(inputs)
 
     def remember_vision(self, limit: int) -> None:
         """Keep what the frozen tower says, up to ``limit`` bytes of host memory; see :mod:`.vision`.
@@ -183,7 +192,7 @@ class Backbone:
         Raises:
             ConfigError: a family whose features cannot be kept.
         """
-        require_features(self.base, self.family.keeps_features, self.id)
+        require_features(self.family.keeps_features, self.id)
         self.vision_memory = VisionMemory(limit)
 
     def _vision_trains(self) -> bool:
@@ -209,10 +218,16 @@ class Backbone:
         return cos, sin
 
     @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """What each decoder layer does, in transformers' words: "full_attention", "linear_attention", ..."""
+        kinds = getattr(self.config.get_text_config(), "layer_types", None)
+        return tuple(kinds or ("full_attention",) * self.num_layers)
+
+    @property
     def attends_fully(self) -> bool:
-        """Whether every decoder layer sees all earlier positions, none a sliding window of them."""
-        kinds = getattr(self.config.get_text_config(), "layer_types", None) or ()
-        return all(kind == "full_attention" for kind in kinds)
+        """Whether every decoder layer looks at all earlier positions themselves: none at a sliding window of them, or
+        at a state that they are summed up in."""
+        return set(self.layer_kinds) == {"full_attention"}
 
     def tap(
         self,

@@ -35,6 +35,9 @@ def require_compiler(device: torch.device) -> None:
 def compiled_layers(backbone: Backbone) -> Iterator[None]:
     """Compile each decoder layer of a model inside the block, and leave the model as it was.
 
+    Layers of linear attention run as they are: their code walks over pieces of a sequence, so that each number of
+    pieces would be compiled for itself.
+
     Layers of a model have one code, so what is compiled for one serves all of them, and lengths are symbols: however
     long the records are, nothing is compiled again. A graph of its own is needed where the code takes another way: a
     batch without padding, a single record, a first layer whose input has no gradient. For a model and stage that makes
@@ -46,7 +49,11 @@ def compiled_layers(backbone: Backbone) -> Iterator[None]:
     """
     from torch._dynamo import config as settings  # which takes a second to import, and is seldom wanted
 
-    layers: list[Any] = list(backbone.layers)
+    layers: list[Any] = [
+        layer
+        for layer, kind in zip(backbone.layers, backbone.layer_kinds, strict=True)
+        if kind != "linear_attention"
+    ]
     for layer in layers:
         layer.forward = torch.compile(layer.forward, dynamic=True)
     try:

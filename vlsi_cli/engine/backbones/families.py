@@ -41,6 +41,10 @@ class Family:
         keeps_features: whether all that the decoder gets of a picture is one feature an image token, so that it can be
             kept (``backbones.vision``): not in Qwen3-VL, whose features enter later layers too, nor where tiles of all
             records are nested.
+        gates: linear maps of a decoder layer that give one number a head (gates, decays), which is next to nothing of
+            it: they are not quantized.
+        decoders: ``model_type`` of the decoders that the family is read with; empty: it has one kind only, or its kinds
+            have one plan.
     """
 
     name: str
@@ -57,6 +61,8 @@ class Family:
     logit_scale: str | None = None
     logit_divisor: str | None = None
     keeps_features: bool = False
+    gates: tuple[str, ...] = ()
+    decoders: tuple[str, ...] = ()
 
     def base(self, model: nn.Module) -> nn.Module:
         """The model without its head: ids and pixels to final-normed hidden states."""
@@ -142,7 +148,8 @@ def _qwen(name: str, title: str, processor: str, *extra: str) -> Family:
         _QWEN_PIL,
         processor,
         True,
-        keeps_features=not name.startswith("qwen3"),
+        keeps_features=name != "qwen3_vl",
+        gates=("in_proj_a", "in_proj_b") if name == "qwen3_5" else (),
     )
 
 
@@ -169,6 +176,7 @@ FAMILIES: dict[str, Family] = {
         _qwen("qwen2_vl", "Qwen2-VL", "Qwen2VLProcessor"),
         _qwen("qwen2_5_vl", "Qwen2.5-VL", "Qwen2_5_VLProcessor"),
         _qwen("qwen3_vl", "Qwen3-VL", "Qwen3VLProcessor", "visual.deepstack_merger_list"),
+        _qwen("qwen3_5", "Qwen3.5", "Qwen3VLProcessor"),
         Family(
             "llava_onevision",
             "LLaVA-OneVision",
@@ -181,6 +189,20 @@ FAMILIES: dict[str, Family] = {
             "LlavaOnevisionProcessor",
             False,
             keeps_features=True,
+        ),
+        Family(
+            "internvl",
+            "InternVL",
+            "language_model",
+            ("vision_tower",),
+            ("multi_modal_projector",),
+            "image_token_id",
+            None,
+            (_PIL.format("got_ocr2"), "GotOcr2ImageProcessorPil"),
+            "InternVLProcessor",
+            False,
+            keeps_features=True,
+            decoders=("qwen2", "qwen3"),
         ),
         _idefics("smolvlm", "SmolVLM", "SmolVLM"),
         _idefics("idefics3", "Idefics3", "Idefics3"),
@@ -223,11 +245,12 @@ def family_of(config: dict[str, Any], shown: str) -> Family:
     """The family of a parsed ``config.json``.
 
     Raises:
-        ModelError: the model is text-only, or of a family without an adapter; both say so by name.
+        ModelError: the model is text-only, of a family without an adapter, or has a decoder that its family is not read
+            with; all say so by name.
     """
     name = config["model_type"]
     if name in FAMILIES:
-        return FAMILIES[name]
+        return _with_decoder(FAMILIES[name], config, shown)
     hint = f"supported families: {supported()}"
     if "vision_config" in config or "visual" in config:
         raise ModelError(
@@ -241,3 +264,14 @@ def family_of(config: dict[str, Any], shown: str) -> Family:
     near = did_you_mean(name, FAMILIES)
     guess = f" (did you mean '{near}'?)" if near else ""
     raise ModelError(f"'{shown}' is of the family '{name}', which has no adapter here{guess}", hint=hint)
+
+
+def _with_decoder(family: Family, config: dict[str, Any], shown: str) -> Family:
+    text = config.get("text_config")
+    kind = text.get("model_type") if isinstance(text, dict) else None
+    if family.decoders and kind not in family.decoders:
+        raise ModelError(
+            f"'{shown}' is of the family {family.title} with a decoder '{kind}', which has no adapter here",
+            hint=f"{family.title} is read with these decoders: {', '.join(family.decoders)}",
+        )
+    return family

@@ -1,8 +1,9 @@
 """Decoder layers of a large model that is only read, in 8 or 4 bits a weight (bitsandbytes, through transformers).
 
 Only the matrices of the decoder layers are quantized, which are nearly all of a large model, and they are quantized
-while they are loaded. Vision tower, embeddings, norms and head stay as they are, and verbalizers are fp32 as ever:
-every loss of every layer goes through the head, so rounding it would shift them all.
+while they are loaded; not those of them that give one number a head (:attr:`.families.Family.gates`). Vision tower,
+embeddings, norms and head stay as they are, and verbalizers are fp32 as ever: every loss of every layer goes through
+the head, so rounding it would shift them all.
 
 ``8bit``
     LLM.int8() (arXiv 2208.07339): a scale a row of weights and of inputs, products of integers, columns of inputs with
@@ -78,6 +79,7 @@ def quantizer(config: Any, family: Family, quantization: Quantization, dtype: to
 
     _, others = rooms(config, family)
     kept = [re.escape(name) for name in others]  # it reads them as regular expressions
+    kept += family.gates
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     return BitsAndBytesConfig(

@@ -11,18 +11,15 @@ differ in their last bits. With one record at a time nothing does.
 
 from __future__ import annotations
 
-import inspect
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlsi_cli.engine.batch import Batch
+from vlsi_cli.engine.backbones.ahead import picture_features
+from vlsi_cli.engine.batch import Batch, sent
 from vlsi_cli.errors import ConfigError
-
-#: What of a record's inputs only the tower reads.
-_PIXELS = ("pixel_values",)
 
 
 class VisionMemory:
@@ -40,6 +37,7 @@ class VisionMemory:
         self.limit = limit
         self.bytes = self.hits = self.misses = 0
         self._kept: dict[bytes, Tensor] = {}
+        self._joined = False
 
     def clear(self) -> None:
         """Forget everything: the tower has changed."""
@@ -47,35 +45,30 @@ class VisionMemory:
         self.bytes = 0
 
     @torch.no_grad()
-    def inputs(self, base: Any, batch: Batch, counts: list[int]) -> dict[str, Any]:
-        """The batch's inputs with features in the place of pixels.
+    def features(self, base: Any, batch: Batch, inputs: dict[str, Any], counts: list[int]) -> Any:
+        """What ``base.get_image_features`` says of a batch, kept or computed.
 
         Args:
             base: the model without its head.
             batch: with digests, on the model's device, with pictures.
+            inputs: of the batch, see :mod:`.ahead`.
             counts: image tokens of each record.
         """
         keys = [_of_pixels(digest) for digest in batch.digests]
-        rest = {name: value for name, value in batch.inputs.items() if name not in _PIXELS}
         wanted = [key for key, count in zip(keys, counts, strict=True) if count]
         if all(key in self._kept for key in wanted):
             self.hits += 1
-            device = batch.inputs["input_ids"].device
-            features = torch.cat([self._kept[key] for key in wanted]).to(device, non_blocking=True)
+            features = sent(torch.cat([self._kept[key] for key in wanted]), inputs["input_ids"].device)
         else:
             self.misses += 1
-            features = self._compute(base, batch)
+            pooled = picture_features(base, inputs).pooler_output
+            self._joined = isinstance(pooled, Tensor)  # one tensor of all tiles instead of one a picture
+            features = torch.cat(tuple(pooled))
             if len(features) != sum(counts):
                 raise ValueError(f"{len(features)} vision features for {sum(counts)} image tokens")
             for key, part in zip(keys, features.split(counts), strict=True):
                 self._keep(key, part)
-        return {**rest, "mm_encoder_outputs": {"image": SimpleNamespace(pooler_output=(features,))}}
-
-    @staticmethod
-    def _compute(base: Any, batch: Batch) -> Tensor:
-        known = inspect.signature(base.get_image_features).parameters
-        given = {name: value for name, value in batch.inputs.items() if name in known}
-        return torch.cat(tuple(base.get_image_features(**given, return_dict=True).pooler_output))
+        return SimpleNamespace(pooler_output=features if self._joined else (features,))
 
     def _keep(self, key: bytes, part: Tensor) -> None:
         if part.nbytes and key not in self._kept and self.bytes + part.nbytes <= self.limit:
@@ -83,27 +76,21 @@ class VisionMemory:
             self.bytes += part.nbytes
 
 
-def require_features(base: Any, keeps_features: bool, shown: str) -> None:
+def require_features(keeps_features: bool, shown: str) -> None:
     """Refuse a model whose features cannot be kept.
 
     Args:
-        base: the model without its head.
         keeps_features: whether its family gives the decoder one feature an image token and nothing else.
         shown: what to call it in a message.
 
     Raises:
-        ConfigError: another family, or a transformers without the way in.
+        ConfigError: another family.
     """
     if not keeps_features:
         raise ConfigError(
             f"the vision features of '{shown}' cannot be kept: its family gives its decoder more than one feature an "
             "image token, or nests them",
             hint="leave vision_memory out",
-        )
-    if "mm_encoder_outputs" not in inspect.signature(type(base).forward).parameters:
-        raise ConfigError(
-            "this version of transformers takes no vision features from outside",
-            hint="pip install --upgrade transformers, or leave vision_memory out",
         )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlsi_cli.engine.data import thinking
 from vlsi_cli.engine.data.images import Fetch, ImageLimits, load_image
 from vlsi_cli.engine.data.records import BadRecord, Message, Record
 from vlsi_cli.errors import ModelError
@@ -93,6 +94,7 @@ class ChatEncoder:
             raise ModelError(
                 f"{type(processor).__name__} has no chat template, so records cannot be rendered"
             )
+        self._can_think = thinking.can_think(processor.chat_template)
         self._takes_token_types = "mm_token_type_ids" in processor.model_input_names
         self._image_ids = torch.tensor(_image_token_ids(processor), dtype=torch.long)
         try:
@@ -161,26 +163,30 @@ class ChatEncoder:
         of it.
 
         Some templates write another header before a response than the one they prompt with (LLaVA-OneVision's
-        has a space more); the one that the model is prompted with at generation is used.
+        has a space more); the one that the model is prompted with at generation is used. Blocks of thoughts that a
+        template drops from earlier turns (``thinking``) stay as they were when those turns were the last: one
+        sequence cannot hold each turn behind the history that the template would write for it.
         """
         messages = record.messages
         for message in messages:
             if found := self._any_control.search(message.text):
                 raise BadRecord("control-token", repr(found.group()))
         turns: list[tuple[str, str]] = []
-        history = carry = ""
+        history = dropped = carry = ""
         for index, message in enumerate(messages[: None if upto is None else upto + 1]):
             if message.role != "assistant":
                 continue
             before = self._render(messages[:index])
-            prompted = self._render(messages[:index], prompt=True)
+            prompted = self._render(messages[:index], prompt=True, think=thinking.has_thoughts(message.text))
             whole = self._render(messages[: index + 1])
+            if self._can_think and not before.startswith(history):
+                history = dropped
             if not (before.startswith(history) and prompted.startswith(before) and whole.startswith(before)):
                 raise BadRecord("template-history", f"at message {index + 1}")
-            header = prompted[len(before) :]
-            response, rest = self._response(whole[len(before) :], header, message.text)
+            header, added = prompted[len(before) :], whole[len(before) :]
+            response, rest = self._response(added, header, message.text)
             turns.append((carry + before[len(history) :] + header, response))
-            history, carry = whole, rest
+            history, dropped, carry = whole, before + thinking.without_block(added), rest
         return turns
 
     def _response(self, added: str, header: str, text: str) -> tuple[str, str]:
@@ -196,9 +202,14 @@ class ChatEncoder:
         end = self._any_control.search(answer)
         if end is None:
             raise BadRecord("template-response", "no end-of-turn token follows")
-        if answer[: end.start()].strip() != wanted:
+        if not self._same(answer[: end.start()], wanted):
             raise BadRecord("template-response", "the text is changed")
         return answer[: end.end()], answer[end.end() :]
+
+    def _same(self, answer: str, wanted: str) -> bool:
+        if self._can_think and thinking.has_thoughts(wanted):
+            return thinking.parts(answer) == thinking.parts(wanted)
+        return answer.strip() == wanted
 
     def _tokenize(
         self, record: Record, segments: list[str], upto: int | None = None
@@ -244,7 +255,7 @@ class ChatEncoder:
             raise BadRecord("image-refused", str(error) or type(error).__name__) from error
         return dict(outputs)
 
-    def _render(self, messages: Iterable[Message], *, prompt: bool = False) -> str:
+    def _render(self, messages: Iterable[Message], *, prompt: bool = False, think: bool = False) -> str:
         talk = [
             {
                 "role": message.role,
@@ -257,8 +268,11 @@ class ChatEncoder:
         ]
         if not talk:
             return ""
+        told = {thinking.SWITCH: think} if self._can_think else {}
         try:
-            return str(self.processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=prompt))
+            return str(
+                self.processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=prompt, **told)
+            )
         except Exception as error:  # a template is somebody's program, and fails as programs do
             raise BadRecord("template-refused", str(error) or type(error).__name__) from error
 
@@ -274,7 +288,8 @@ class ChatEncoder:
         special |= {str(token) for token in self.tokenizer.all_special_tokens}
         control = {token for token in special if token and token in rendered}
         named = (self.tokenizer.eos_token, self.image_token, getattr(self.processor, "video_token", None))
-        return frozenset(control | {str(token) for token in named if token})
+        control |= {str(token) for token in named if token}
+        return frozenset(control - {thinking.OPEN, thinking.CLOSE})
 
     def _token_types(self, ids: Tensor) -> Tensor | None:
         return torch.isin(ids, self._image_ids).long() if self._takes_token_types else None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.backbones.processors import PROCESSOR_FILES, copy_processor_files
+from vlsi_cli.engine.backbones.processors import copy_processor_files
 
 LayoutName = Literal["transformers.js", "ort-genai"]
 
@@ -92,11 +92,6 @@ def write_settings(
         _write(folder / "processor_config.json", _genai_processor(backbone))
     _write(folder / "config.json", config)
     _write_tokenizer(backbone, folder, layout)
-
-
-def processor_files() -> tuple[str, ...]:
-    """Names that an exported folder may have beside its graphs."""
-    return (*PROCESSOR_FILES, "config.json", "generation_config.json", "genai_config.json")
 
 
 def _write_processor(backbone: Backbone, folder: Path) -> None:

@@ -12,11 +12,6 @@ LARGEST_FILE = 2**31 - 2**27
 _SMALL = 1024
 
 
-def tensor_bytes(model: Any) -> int:
-    """Bytes of all weights of a graph (an ``onnx_ir.Model``)."""
-    return sum(value.const_value.nbytes for value in model.graph.initializers.values())
-
-
 def save_graph(
     model: Any, path: Path, *, largest: int = LARGEST_FILE, apart: str | None = None
 ) -> Any | None:

@@ -154,6 +154,11 @@ class Facts:
     versions: dict[str, str] = field(default_factory=dict)
 
 
+#: Families whose templates ask for thoughts where they are not told otherwise, which answers without thoughts are
+#: trained with (``data.thinking``).
+_THINKING = frozenset({"qwen3_5"})
+
+
 def make_card(facts: Facts) -> str:
     """The whole ``README.md``: YAML metadata, then the page."""
     from huggingface_hub import ModelCard, ModelCardData
@@ -186,6 +191,7 @@ def make_card(facts: Facts) -> str:
         cell=_cell,
         figure=_figure,
         metric=_scaled,
+        thinks=facts.family in _THINKING,
     )
     # what the template leaves out leaves its empty lines behind
     return re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"

@@ -137,15 +137,18 @@ class Hub:
         Raises:
             HubError: it finds them invalid; or it cannot be asked.
         """
-        from huggingface_hub import ModelCard
+        from huggingface_hub import get_session
+        from huggingface_hub.utils import hf_raise_for_status
 
+        # ModelCard.validate, which does this, asks huggingface.co before huggingface-hub 2 whatever HF_ENDPOINT says
         with self._talk("having the card validated"):
-            try:
-                ModelCard(card).validate()
-            except ValueError as error:
-                raise HubError(
-                    f"the hub finds the card's metadata invalid: {' '.join(str(error).split())}"
-                ) from error
+            body = {"repoType": "model", "content": card}
+            answer = get_session().post(
+                f"{self._api.endpoint}/api/validate-yaml", json=body, headers={"Accept": "text/plain"}
+            )
+            if answer.status_code == 400:
+                raise HubError(f"the hub finds the card's metadata invalid: {' '.join(answer.text.split())}")
+            hf_raise_for_status(answer)
 
     def send(self, items: Sequence[Item], message: str, note: Callable[[str], None]) -> Sent:
         """Make the repository where needed, send the files, commit them, tag the commit.

@@ -119,4 +119,4 @@ def against_words(
 
 def _in(dtype: torch.dtype, part: Part) -> Part:
     first, p_s = (each if each is None else each.to(dtype) for each in (part.first, part.p_s))
-    return part._replace(first=first, p_s=p_s)
+    return Part(part.value, first, p_s, part.correction)  # torch 2.11 cannot compile a _replace

@@ -9,7 +9,7 @@ Three plans, all exact and tested equal:
     cancel as the small model nears the large one, so products have to be fp32.
 ``kept``
     Two walks over blocks of tokens whose logits are kept in between: normalisers first, then ``p_s - p_t`` before its
-    product. Fewest products, most memory.
+    product. Fewest products, most memory. Kinds with another gradient take a walk more, for its correction.
 ``recomputed``
     The same two walks, projecting twice. Most products, no memory.
 
@@ -53,6 +53,12 @@ class Found(NamedTuple):
         grad_x = self.grad_x[tokens] if self.grad_x is not None else None
         sums = tuple(each[tokens] for each in self.log_sums)
         return Found(self.losses[tokens], grad_x, sums, self.correction[tokens])
+
+    def add(self, tokens: slice, part: Part) -> None:
+        """Add what a rectangle of these tokens contributes to the losses and to the correction."""
+        self.losses[tokens] += part.value
+        if part.correction is not None:
+            self.correction[tokens] += part.correction
 
 
 class Comparison:
@@ -190,28 +196,41 @@ class Comparison:
                 out = store[tokens, words] if store is not None else None
                 tile = readout.logits(tokens, words, out)
                 sums[tokens] = bodies.with_log_sum(tile, sums[tokens])
-        grad = found.grad_x
-        mass = torch.zeros_like(grad) if grad is not None and not self.linear else None  # p_s W
+        grad, log_sums, dtype = found.grad_x, found.log_sums, self.small.dtype
         found.losses.zero_()
+        known = grad is not None and not self.linear
+        if known:
+            # A correction is of the size of the loss, and the gradient may be far smaller: it is taken off in full
+            # precision, before half of the digits go. A walk more over logits, and a product less.
+            for tokens, words in tiling.rectangles(count, vocabulary):
+                logits = self._logits(tokens, words, kept, anew=True)
+                found.add(tokens, self._compare(tokens, words, logits, log_sums, False, dtype))
         for tokens, words in tiling.rectangles(count, vocabulary):
-            logits = [
-                store[tokens, words] if store is not None else readout.logits(tokens, words)
-                for readout, store in zip(self.readouts, kept, strict=True)
-            ]
+            logits = self._logits(tokens, words, kept)
             bend = self.small.bend(logits[0]) if grad is not None else None
-            dtype = self.small.pulled if bend is None else self.small.dtype
-            part = self._compare(tokens, words, logits, found.log_sums, grad is not None, dtype)
-            found.losses[tokens] += part.value
-            if part.correction is not None:
-                found.correction[tokens] += part.correction
+            pulled = self.small.pulled if bend is None and self.linear else dtype
+            part = self._compare(tokens, words, logits, log_sums, grad is not None, pulled)
+            if not known:
+                found.add(tokens, part)
             if part.first is None or grad is None:
                 continue
-            if part.p_s is not None and mass is not None:
-                self.small.pull(part.p_s if bend is None else part.p_s.mul_(bend), words, mass[tokens])
-            first = part.first if bend is None else part.first.mul_(bend)
-            self.small.pull(first, words, grad[tokens], wide=self._wide)
-        if grad is not None and mass is not None:
-            grad.sub_(mass.mul_(found.correction[:, None]))
+            first = part.first
+            if part.p_s is not None:
+                first.sub_(part.p_s.mul_(found.correction[tokens, None]))
+            self.small.pull(first if bend is None else first.mul_(bend), words, grad[tokens], wide=self._wide)
+
+    def _logits(
+        self, tokens: slice, words: slice, kept: list[Tensor | None], *, anew: bool = False
+    ) -> list[Tensor]:
+        """Every readout's logits of a rectangle, to be overwritten: those that are kept, or (``anew``) a copy."""
+        return [
+            readout.logits(tokens, words)
+            if store is None
+            else store[tokens, words].clone()
+            if anew
+            else store[tokens, words]
+            for readout, store in zip(self.readouts, kept, strict=True)
+        ]
 
     def _compare(
         self,

@@ -27,6 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vlsi_cli.engine.batch import sent
 from vlsi_cli.engine.losses.autograd import with_gradient
 from vlsi_cli.engine.losses.divergence import divergence
 from vlsi_cli.engine.losses.exponentials import Exponentials
@@ -132,9 +133,11 @@ class AllPairs:
             self._walk()
             self.matrix = torch.zeros(shape, dtype=self._dtype, device=self._device)
             if self._small:
-                rows = torch.tensor(self._small, device=self._device)[:, None]
-                self.matrix[rows, torch.tensor(self._large, device=self._device)] = self._each.sum(0)
-                self.matrix.masked_fill_(~cells.to(self._device), 0)
+                rows, columns = (
+                    sent(torch.tensor(each), self._device) for each in (self._small, self._large)
+                )
+                self.matrix[rows[:, None], columns] = self._each.sum(0)
+                self.matrix.masked_fill_(sent(~cells, self._device), 0)
 
     def loss(self, small: int, large: Sequence[int]) -> Tensor:
         """``[R]`` mean divergence of small layer ``small`` from the given large layers, with its gradient.
@@ -165,13 +168,18 @@ class AllPairs:
             ]
             return torch.stack(each).mean(0)
         s, places = self._small.index(small), [self._large.index(t) for t in large]
-        losses = self._each[:, s, places].mean(1)
+        losses = torch.stack([self._each[:, s, t] for t in places], 1).mean(1)
         if not torch.is_grad_enabled() or not x.requires_grad:
             return losses
         with torch.no_grad(), no_autocast(self._device):
             means_s, means_t = self._sums
             if means_s is not None and means_t is not None:
-                grad = (means_s[s] - means_t[places].mean(0)).mul_(self._ours[s].gain)
+                mean = (
+                    torch.stack([means_t[t] for t in places]).mean(0)
+                    if len(places) > 1
+                    else means_t[places[0]]
+                )
+                grad = (means_s[s] - mean).mul_(self._ours[s].gain)
             else:
                 grad = self._recompute(s, places)
         return with_gradient(x, losses, grad)

@@ -11,7 +11,6 @@ from typing import Any
 from vlsi_cli.config.catalog import facts_of
 from vlsi_cli.config.loading import load_saved
 from vlsi_cli.config.run import DistillConfig
-from vlsi_cli.engine.reports.heatmap import draw_matches
 from vlsi_cli.engine.runs.folder import RunFolder
 from vlsi_cli.engine.verbalizing import read_manifest
 from vlsi_cli.engine.verbalizing.manifest import MANIFEST_FILE
@@ -94,30 +93,6 @@ def read_history(run: Path, *, ends: float = 0.1) -> History:
         end=_period(steps[-count:], small, large),
         whole=_period(steps, small, large),
     )
-
-
-def draw_history(run: Path, picture: Path) -> History:
-    """Write a heat map of the matches of all steps of a run, and give what it shows.
-
-    Args:
-        run: the run folder.
-        picture: ends in ``.png`` or ``.svg``.
-
-    Raises:
-        CheckpointError, ConfigError: see :func:`read_history`.
-        OutputError: the picture cannot be written.
-    """
-    history = read_history(run)
-    draw_matches(
-        picture,
-        history.whole.shares,
-        history.small_layers,
-        history.large_layers,
-        small=history.small,
-        large=history.large,
-        title=f"Matched layers in {history.steps} interaction steps",
-    )
-    return history
 
 
 def require_matching(run: Path, config: DistillConfig) -> None:

@@ -222,7 +222,9 @@ class InteractionStage(Stage):
         """
         assert self.generator is not None
         if processes.size() > 1:
-            sums = torch.cat([matrix.flatten().double(), matrix.new_tensor([tokens], dtype=torch.float64)])
+            sums = torch.tensor(
+                [*matrix.flatten().tolist(), tokens], dtype=torch.float64
+            )  # read once, on the host
             *cells, tokens = processes.add_up_alike(sums).tolist()
             matrix = torch.tensor(cells, dtype=torch.float64).reshape(matrix.shape).to(matrix.dtype)
         try:

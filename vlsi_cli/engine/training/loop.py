@@ -269,12 +269,12 @@ def train_stage(
                     if outputs is None:  # asked to stop inside the step: it is as if it had not begun
                         set_random_states(before[1], stage.generator, device)
                         raise stop(step, before[0])
-                    norm = prepared.clip(parameters, max_grad_norm)
+                    found = prepared.clip(parameters, max_grad_norm)
                 except (
                     TrainingError
                 ) as error:  # matching met a divergence that is not finite, before there was a loss
                     raise not_finite(step, f"{error} (learning rate {rate:.2g})", rate, before) from error
-            terms = common_terms(outputs, tokens)
+            terms, norm = common_terms(outputs, tokens, found)
             loss = sum(terms.values())
             # Under loss scaling a norm may overflow: the scaler then leaves the step out and lowers the scale, but not
             # for ever.

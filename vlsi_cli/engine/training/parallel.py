@@ -62,19 +62,23 @@ class Prepared:
             outputs.append(StageOutput(output.loss.detach(), output.terms, output.matched))
         return outputs
 
-    def clip(self, parameters: list[nn.Parameter], limit: float | None) -> float:
-        """Scale the gradients of all processes down to a common norm; returns what it was."""
+    def clip(self, parameters: list[nn.Parameter], limit: float | None) -> Tensor | float:
+        """Scale the gradients of all processes down to a common norm.
+
+        Returns:
+            What it was, on the device: to read it is to wait for the backward pass, see :func:`common_terms`.
+        """
         if not any(sharding.is_piece(parameter) for parameter in parameters):
             norm = self.accelerator.clip_grad_norm_(parameters, limit if limit is not None else math.inf)
-            return float(norm) if norm is not None else math.nan
+            return norm if norm is not None else math.nan
         self.accelerator.unscale_gradients()
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         found = sharding.norm_of(gradients)
         if limit is not None:
-            factor = float((limit / (found + 1e-6)).clamp(max=1.0))  # as torch.nn.utils.clip_grad_norm_
-            for gradient in gradients:
-                gradient.mul_(factor)
-        return float(found)
+            sharding.scale(
+                gradients, (limit / (found + 1e-6)).clamp(max=1.0)
+            )  # as torch.nn.utils.clip_grad_norm_
+        return found
 
     def step(self) -> None:
         """One step of the optimizer with the gradient that was accumulated; it is gone afterwards."""
@@ -119,12 +123,24 @@ def common_counts(batches: Iterable[Batch]) -> tuple[int, int]:
     return tokens, inputs
 
 
-def common_terms(outputs: list[StageOutput], tokens: int) -> dict[str, float]:
-    """The mean over the step's response tokens of each term, over all processes."""
+def common_terms(
+    outputs: list[StageOutput], tokens: int, norm: Tensor | float
+) -> tuple[dict[str, float], float]:
+    """What a step tells of itself, read from the device at once.
+
+    Returns:
+        The mean over the step's response tokens of each term, over all processes, and the norm.
+    """
     names = list(outputs[0].terms)
     held = torch.stack([torch.stack([each.terms[name] for name in names]) for each in outputs])
-    total = processes.add_up(held.cpu().double().sum(0)).tolist()  # on the host: Apple's GPUs have no fp64
-    return {name: value / max(tokens, 1) for name, value in zip(names, total, strict=True)}
+    if isinstance(norm, Tensor):
+        *sums, length = torch.cat([held.flatten(), norm.detach().reshape(1).to(held)]).tolist()
+    else:
+        sums, length = held.flatten().tolist(), norm
+    # On the host: Apple's GPUs have no fp64.
+    here = torch.tensor(sums, dtype=torch.float64).reshape(held.shape).sum(0)
+    total = processes.add_up(here).tolist()
+    return {name: value / max(tokens, 1) for name, value in zip(names, total, strict=True)}, length
 
 
 def agreed(value: int) -> int:

@@ -124,12 +124,15 @@ def decoder_layers_like(layers: Sequence[nn.Module]) -> DecoderFactory:
     """A factory of fresh decoder layers, each of the class and configuration of the layer it stands behind.
 
     Args:
-        layers: the backbone's decoder layers, first to last.
+        layers: the backbone's decoder layers, first to last. They share one configuration, and those of full
+            attention hold it.
     """
+    attentions: list[Any] = [layer.self_attn for layer in layers if hasattr(layer, "self_attn")]
+    config = attentions[0].config
 
     def make(number: int) -> nn.Module:
         like: Any = layers[number - 1]
-        fresh: nn.Module = type(like)(like.self_attn.config, number - 1)
+        fresh: nn.Module = type(like)(config, number - 1)
         return fresh
 
     return make
@@ -164,6 +167,10 @@ def build_blocks(
     return [DecoderBlock(decoder_factory(layer)) for _ in range(count)]
 
 
+#: Range of the decay rates of a state of linear attention, at the start.
+_DECAY = (0.01, 16.0)
+
+
 @torch.no_grad()
 def initialize(
     block: nn.Module, init: Literal["zero", "random"], initializer_range: float, generator: torch.Generator
@@ -171,12 +178,16 @@ def initialize(
     """Give a block its first values, in the order of its modules; drawn where ``generator`` is, so that a block on a
     GPU gets those that it would get on the host.
 
-    Matrices are normal with deviation ``initializer_range`` (the backbone's own) and biases zero; norms
-    inside a decoder layer keep what their constructor gave them. With ``zero`` the projections that end a
+    Matrices and convolutions are normal with deviation ``initializer_range`` (the backbone's own) and biases zero;
+    norms inside a decoder layer keep what their constructor gave them, and the decay of linear attention is drawn as
+    transformers draws it. With ``zero`` the projections that end a
     residual branch are zero, so that a residual block changes nothing at first.
     """
     for module in block.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(decay := getattr(module, "A_log", None), Tensor):
+            rates = torch.empty(decay.shape, dtype=decay.dtype, device=generator.device)
+            decay.copy_(rates.uniform_(*_DECAY, generator=generator).log_())
+        if isinstance(module, nn.Linear | nn.Conv1d):
             here = module.weight.device == generator.device
             drawn = module.weight if here else torch.empty_like(module.weight, device=generator.device)
             module.weight.copy_(drawn.normal_(0.0, initializer_range, generator=generator))

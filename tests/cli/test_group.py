@@ -1,0 +1,81 @@
+"""The command line as a whole: what is taken everywhere, and how words that cannot be read are told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer.main
+from typer.testing import CliRunner, Result
+
+from vlsi_cli.app import app
+from vlsi_cli.commands import _output
+
+
+def vlsi(*words: str) -> Result:
+    return CliRunner().invoke(app, words, prog_name="vlsi")
+
+
+def every_command(command: Any, name: str = "vlsi") -> Iterator[tuple[str, Any]]:
+    yield name, command
+    for inner, below in getattr(command, "commands", {}).items():
+        yield from every_command(below, f"{name} {inner}")
+
+
+def test_every_command_takes_the_options_of_the_program() -> None:
+    commands = dict(every_command(typer.main.get_command(app)))
+    assert {"vlsi", "vlsi distill", "vlsi eval compare", "vlsi cache build"} <= set(commands)
+    for name, command in commands.items():
+        words = [word for option in command.params for word in option.opts]
+        assert {"--verbose", "-v", "--quiet", "-q"} <= set(words), name
+        assert len(words) == len(set(words)), f"{name} has an option twice"
+
+
+@pytest.mark.parametrize(
+    ("words", "verbose", "quiet"),
+    [
+        ("recipes ls", False, False),
+        ("--quiet recipes ls", False, True),
+        ("recipes -q ls", False, True),
+        ("recipes ls -q", False, True),
+        ("-v recipes -q ls --verbose", True, True),
+        ("eval --list --quiet", False, True),
+    ],
+)
+def test_an_option_of_the_program_may_stand_anywhere(words: str, verbose: bool, quiet: bool) -> None:
+    assert vlsi(*words.split()).exit_code == 0
+    assert (_output._state.verbose, _output._state.quiet) == (verbose, quiet)
+
+
+def test_after_the_command_it_does_what_it_does_before() -> None:
+    assert "Traceback" not in vlsi("recipes", "show", "dmeo").stderr
+    assert "Traceback" in vlsi("recipes", "show", "dmeo", "-v").stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("distill --recpie demo", "no such option: --recpie"),
+        ("distill --seed x", "invalid value for '--seed'"),
+        ("cache info", "missing argument 'DIR'"),
+        ("distil", "no such command 'distil'"),
+        ("--recipe", "no such option: --recipe"),
+    ],
+)
+def test_words_that_cannot_be_read_are_told_as_json_too(words: str, message: str) -> None:
+    done = vlsi(*words.split(), "--json")
+    assert done.exit_code == 2
+    (error,) = json.loads(done.stdout).values()
+    assert (error["type"], error["exit_code"]) == ("ConfigError", 2)
+    assert message in error["message"]
+    assert error["hint"].startswith("see vlsi")
+    assert error["hint"].endswith("--help")
+    assert "Error" in done.stderr
+    assert vlsi(*words.split()).stdout == ""
+
+
+def test_json_after_the_arguments_of_a_launcher_is_the_launchers() -> None:
+    done = vlsi("distill", "--colour", "--", "--json")
+    assert (done.exit_code, done.stdout) == (2, "")

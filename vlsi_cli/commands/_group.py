@@ -1,0 +1,91 @@
+"""How the program reads its words and how it ends: options that are taken everywhere, errors as messages and codes."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from vlsi_cli.commands import _output
+from vlsi_cli.errors import SMALLER, ConfigError, TrainingError, VlsiError, first_line, is_out_of_memory
+
+_DEFECT = (
+    "This is a defect of vlsi, not of your input: please report it with this traceback and `vlsi --version`."
+)
+#: Options of the program that every command takes too.
+_EVERYWHERE = ("verbose", "quiet")
+#: What the parser raises; of its kinds Typer has names for a part only.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+class Group(TyperGroup):
+    """Runs a subcommand; what it raises becomes the documented exit code."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        _share([_added(option) for option in self.params if option.name in _EVERYWHERE], self.commands)
+
+    def main(self, args: Iterable[str] | None = None, *more: Any, **settings: Any) -> Any:
+        """Run the program with these words, or with those of the command line."""
+        words = sys.argv[1:] if args is None else list(args)
+        self._wants_json = "--json" in (words[: words.index("--")] if "--" in words else words)
+        return super().main(words, *more, **settings)
+
+    def make_context(self, *words: Any, **settings: Any) -> Any:
+        """Read the words before the subcommand."""
+        with self._telling_of_wrong_words():
+            return super().make_context(*words, **settings)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Read the other words and run the subcommand."""
+        try:
+            with self._telling_of_wrong_words():
+                return super().invoke(ctx)
+        except VlsiError as error:
+            _output.error(error)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            _output.warn("interrupted")
+            raise typer.Exit(130) from error
+        except (typer.Exit, typer.Abort, _UsageError):
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):  # where nobody knew a better word
+                problem = TrainingError(f"memory ran out: {first_line(error)}", hint=SMALLER)
+                problem.__cause__ = error
+                _output.error(problem)
+                raise typer.Exit(problem.exit_code) from error
+            error.add_note(_DEFECT)
+            raise
+
+    @contextmanager
+    def _telling_of_wrong_words(self) -> Iterator[None]:
+        """Where JSON is wanted, tell there too of words that cannot be read; Typer tells of them on standard error."""
+        try:
+            yield
+        except _UsageError as error:
+            if self._wants_json:
+                told = " ".join(error.format_message().split())
+                where = error.ctx.command_path if error.ctx else "vlsi"
+                problem = ConfigError(told[:1].lower() + told[1:].rstrip("."), hint=f"see {where} --help")
+                _output.error_document(problem)
+            raise
+
+
+def _share(options: list[Any], commands: Mapping[str, Any]) -> None:
+    for command in commands.values():
+        command.params.extend(options)
+        _share(options, getattr(command, "commands", {}))
+
+
+def _added(option: Any) -> Any:
+    """An option of the program as one of a command: the command is not told of it, and what stood before it stays."""
+    again = copy.copy(option)
+    again.expose_value = False
+    again.callback = lambda ctx, asked, given: _output.also(**{asked.name: given})
+    return again

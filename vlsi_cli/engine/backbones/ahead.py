@@ -1,0 +1,118 @@
+"""What a forward pass would ask its device about the sizes of pictures, answered from the host before it begins.
+
+A number that is read from a device makes the host wait until the device has done all that it was given. The models of
+transformers read many: the Qwen families where each picture lies among the tokens, and three times in every block of
+the vision tower where one picture ends; LLaVA-OneVision the size of each. All of it follows from a few integers that
+were in host memory when the batch was collated, and that :class:`~vlsi_cli.engine.batch.Batch` keeps there.
+
+So those integers stay on the host, and what is made of them is made there by the models' own functions
+(``get_rope_index`` of the model, ``transformers.vision_utils``, which say that they are for that) and given to the
+forward pass. It computes the same numbers as without: the functions are the same, and so are their inputs. What is
+left is told in docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+from vlsi_cli.engine.batch import Batch, sent
+
+#: Sizes and numbers of pictures, which only the host reads.
+_SIZES = ("image_grid_thw", "image_sizes", "batch_num_images")
+
+
+def host_known(base: Any, batch: Batch) -> dict[str, Any]:
+    """The inputs of ``base.forward``, with what the host knows about them.
+
+    Args:
+        base: the model without its head.
+        batch: on the model's device. One that was put together there, so that nothing of it is in host memory, is
+            given as it is.
+
+    Returns:
+        The batch's inputs with sizes in host memory, and in the Qwen families, if there are pictures, with
+        ``position_ids`` ``[3, B, S]`` and without the mask of a batch in which nothing is padded.
+    """
+    host = batch.on_host
+    inputs: dict[str, Any] = batch.inputs | {name: host[name] for name in _SIZES if name in host}
+    if "image_grid_thw" not in host or not hasattr(base, "get_rope_index"):
+        return inputs
+    known = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
+    positions, _ = base.get_rope_index(**{name: host[name] for name in known})
+    inputs["position_ids"] = sent(positions, batch.inputs["input_ids"].device)
+    if bool(host["attention_mask"].all()):
+        del inputs["attention_mask"]  # each attention kernel would look at it to find that out
+    return inputs
+
+
+@contextmanager
+def answered(base: Any, said: Any) -> Iterator[None]:
+    """Within, the model that asks its tower for the features of pictures is given these.
+
+    Newer versions of transformers take them as an argument too; in all of them the model asks.
+
+    Args:
+        said: outputs of ``base.get_image_features``.
+    """
+    base.get_image_features = lambda *_, **__: said  # hides the method of the class
+    try:
+        yield
+    finally:
+        del base.get_image_features
+
+
+def picture_features(base: Any, inputs: dict[str, Any]) -> Any:
+    """What the tower and its projector say about the pictures: the outputs of ``base.get_image_features``."""
+    known = _parameters(type(base).get_image_features)
+    given = {name: value for name, value in inputs.items() if name in known}
+    extras = _tower_arguments(base, inputs) if sizes_are_here(inputs) else {}
+    return base.get_image_features(**given, **extras, return_dict=True)
+
+
+@lru_cache  # to look is as slow as a layer
+def _parameters(function: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+def sizes_are_here(inputs: dict[str, Any]) -> bool:
+    """Whether there are pictures of a Qwen family whose sizes are in host memory."""
+    grid = inputs.get("image_grid_thw")
+    return grid is not None and grid.device.type == "cpu" and "pixel_values" in inputs
+
+
+def _tower_arguments(base: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What a Qwen vision tower makes of the sizes of pictures, by the names under which it takes them from outside."""
+    from transformers import vision_utils
+    from transformers.utils.generic import is_flash_attention_requested
+
+    tower, grid, device = base.visual, inputs["image_grid_thw"], inputs["pixel_values"].device
+    merge = tower.spatial_merge_size
+    found: dict[str, Tensor] = {"position_ids": vision_utils.get_vision_position_ids(grid, merge)}
+    ends: dict[str, Tensor] = {"cu_seqlens": vision_utils.get_vision_cu_seqlens(grid)}
+    if hasattr(tower, "window_size"):  # Qwen2.5-VL
+        found["window_index"], ends["cu_window_seqlens"] = vision_utils.get_vision_window_index(
+            grid, merge, tower.window_size, tower.patch_size
+        )
+    if hasattr(tower, "num_grid_per_side"):  # Qwen3-VL
+        names = ("interp_indices", "interp_weights")
+        made = vision_utils.get_vision_interpolation_indices_and_weights(
+            grid,
+            tower.num_grid_per_side,
+            mode=tower.interpolation_mode,
+            align_corners=tower.interpolation_align_corners,
+            spatial_merge_size=merge,
+        )
+        found |= dict(zip(names, made, strict=True))
+    longest: dict[str, int] = {}
+    if is_flash_attention_requested(tower.config):  # its kernel reads the ends on the device
+        for name, each in ends.items():  # cu_seqlens: max_seqlen
+            longest[f"max_{name.removeprefix('cu_').removesuffix('s')}"] = int(each.diff().max())
+        found, ends = found | ends, {}
+    moved = {name: sent(value, device) for name, value in found.items()}
+    return {f"image_{name}": value for name, value in {**moved, **ends, **longest}.items()}
