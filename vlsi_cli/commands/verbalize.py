@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -88,10 +89,12 @@ def verbalize(
 
     from vlsi_cli.engine.runs import verbalize as engine  # here, so that --help imports no torch
 
+    if html is not None:
+        engine.require_html(html)
     with _progress.RunView() as view:
         report = engine.run(
             images or (),
-            stdin=sys.stdin.buffer,
+            stdin=sys.stdin.buffer if sys.stdin else io.BytesIO(),
             model=first,
             compare=second if model is not None or second is not None else "demo/small",
             prompt=prompt,
