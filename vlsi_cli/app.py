@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from typing import Annotated
 
 import typer
@@ -69,10 +67,6 @@ app.add_typer(recipes.app, name="recipes")
 
 def main() -> None:
     """Entry point of the command ``vlsi``."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="replace"
-        )  # letters that the terminal does not have are no reason to end
     with outliving_readers():
         try:
             app(prog_name="vlsi")

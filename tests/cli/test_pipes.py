@@ -60,6 +60,15 @@ def test_a_terminal_of_few_letters_gets_the_others_as_it_can_show_them(
         assert done.stdout.startswith(b"name: d?mo")
 
 
+def test_a_command_does_without_standard_streams(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m vlsi_cli recipes cp demo mine.yaml --json <&- >&-"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "mine.yaml").read_text("utf-8").startswith("# demo: ")
+    done = subprocess.run(["sh", "-c", f"{command} 2>&-"], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 6  # it is there already; nobody hears so
+
+
 def test_an_error_keeps_its_code_though_nobody_reads_it() -> None:
     words = ["recipes", "show", "nothing-of-the-kind"]
     command = subprocess.Popen([*PROGRAM, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

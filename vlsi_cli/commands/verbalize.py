@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -94,7 +93,7 @@ def verbalize(
     with _progress.RunView() as view:
         report = engine.run(
             images or (),
-            stdin=sys.stdin.buffer if sys.stdin else io.BytesIO(),
+            stdin=sys.stdin.buffer,
             model=first,
             compare=second if model is not None or second is not None else "demo/small",
             prompt=prompt,
