@@ -50,7 +50,7 @@ def launch(processes: Count, words: Sequence[str], launcher: Sequence[str] = ())
     """
     with _mute():
         import torch
-        from torch.distributed import DistError, run
+        from torch.distributed import DistError, DistStoreError, run
         from torch.distributed.elastic.multiprocessing import SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousTimeoutError
@@ -99,7 +99,7 @@ def launch(processes: Count, words: Sequence[str], launcher: Sequence[str] = ())
                 hint="the kernel's log says if memory ran out; what was written is kept",
             ) from None
         return _cause([int(each.exitcode) for each in ended])
-    except RendezvousTimeoutError:
+    except (RendezvousTimeoutError, DistStoreError):  # the second: where machines were numbered by hand
         raise ProcessError(
             f"{arguments.nnodes} machines were to meet at {_place(arguments)}, and did not within the time for it",
             hint=_MEETING,
