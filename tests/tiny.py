@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
-FAMILIES = (*QWEN, "llava_onevision", "smolvlm", "idefics3")
+FAMILIES = (*QWEN, "llava_onevision", "internvl", "smolvlm", "idefics3")
 
 #: What the tokenizer's merges are learned from. Any text works: bytes cover the rest.
 TOKENIZER_TEXT = (
@@ -63,6 +63,15 @@ SMOL = (
 )
 
 
+#: Tokens that an InternVL tokenizer knows by name.
+INTERN = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+
+
 def special_tokens(family: str) -> list[str]:
     """The added tokens of a family, in id order. The first three are pad, turn start and turn end."""
     base = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -70,6 +79,8 @@ def special_tokens(family: str) -> list[str]:
         return [*base, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     if family == "llava_onevision":
         return [*base, "<image>", "<video>"]
+    if family == "internvl":
+        return [*base, *INTERN.values()]
     grid = [f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)]
     return [*base, "<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *grid]
 
@@ -93,7 +104,7 @@ def tiny_tokenizer(family: str, text: str = TOKENIZER_TEXT) -> Any:
         tokenizer_object=tokenizer,
         pad_token=specials[0],
         eos_token=end,
-        extra_special_tokens=specials[1:],
+        extra_special_tokens=INTERN if family == "internvl" else specials[1:],
         clean_up_tokenization_spaces=False,
         padding_side="right",
         model_max_length=4096,
@@ -172,6 +183,14 @@ def tiny_config(
             image_grid_pinpoints=_pinpoints(),
             **common,
         )
+    if family == "internvl":
+        return tf.InternVLConfig(
+            text_config={"model_type": "qwen3", "head_dim": 16, **text},
+            vision_config={**tower, "attention_bias": True},
+            image_token_id=ids["<IMG_CONTEXT>"],
+            image_seq_length=(_TILE // _PATCH // 2) ** 2,
+            **common,
+        )
     cls = {"smolvlm": tf.SmolVLMConfig, "idefics3": tf.Idefics3Config}[family]
     return cls(
         text_config={"model_type": "llama", **text},
@@ -205,6 +224,13 @@ def _processor_files(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
         image |= {"size": {"height": _TILE, "width": _TILE}}
         processor = {"processor_class": "LlavaOnevisionProcessor", "num_image_tokens": (_TILE // _PATCH) ** 2}
         return image, processor | {"vision_feature_select_strategy": "full"}
+    if family == "internvl":
+        image |= {"image_processor_type": "GotOcr2ImageProcessor", "size": {"height": _TILE, "width": _TILE}}
+        image |= {"crop_to_patches": False, "min_patches": 1, "max_patches": 6}
+        return image, {
+            "processor_class": "InternVLProcessor",
+            "image_seq_length": (_TILE // _PATCH // 2) ** 2,
+        }
     stem = "SmolVLM" if family == "smolvlm" else "Idefics3"
     image |= {"image_processor_type": f"{stem}ImageProcessor", "size": {"longest_edge": 2 * _TILE}}
     image |= {"max_image_size": {"longest_edge": _TILE}, "do_image_splitting": True}
@@ -256,6 +282,7 @@ def tiny_folder(
     (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2), encoding="utf-8")
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
     placeholder = "<|vision_start|><|image_pad|><|vision_end|>" if family in QWEN else "<image>\n"
+    placeholder = "<IMG_CONTEXT>\n" if family == "internvl" else placeholder
     template = SMOL if family in ("smolvlm", "idefics3") else CHATML.replace("@IMAGE@", placeholder)
     template = THINKING if family == "qwen3_5" else template
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")

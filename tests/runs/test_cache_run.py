@@ -38,12 +38,11 @@ def test_bit_for_bit_the_live_run(
     assert stages == {"verbalization-small", "interaction", "reinforcement"}
 
 
-@pytest.mark.parametrize("architecture", ["verb-ffn", "decoder"])
-@pytest.mark.parametrize("family", ["qwen3_5"])
-def test_bit_for_bit_where_layers_are_of_several_kinds(
-    family: str, architecture: str, tmp_path: Path
-) -> None:
-    """All stages of other families, whose decoder layers are not all alike, beside the live model and from a cache."""
+@pytest.mark.parametrize(
+    ("family", "architecture"), [("qwen3_5", "verb-ffn"), ("qwen3_5", "decoder"), ("internvl", "verb-ffn")]
+)
+def test_bit_for_bit_in_other_families(family: str, architecture: str, tmp_path: Path) -> None:
+    """All stages, live and from a cache: where decoder layers are not all alike, and where pictures come in tiles."""
     pair = tiny_pair(tmp_path, family)
     few = (f"verbalizer.architecture={architecture}", "interaction.steps=2", "data.sources.0.size=6")
     few += ("verbalization.batch_size=1", "interaction.gradient_checkpointing=true")

@@ -95,6 +95,7 @@ def test_the_check_repeats(exported: Path) -> None:
     done = vlsi("export", "--check", exported)
     assert done.exit_code == 0, done.output
     assert "picture 140x252" in done.stdout
+    assert done.stdout.endswith(f"\nchecked: {exported}\n")
     after = json.loads((exported / "export_report.json").read_text("utf-8"))
     assert before.keys() == after.keys()
     assert before["check"] == after["check"]
@@ -168,7 +169,9 @@ def test_models_that_cannot_be_exported(model: Path, exported: Path, tmp_path: P
     refused(vlsi("export", run, "-o", out), 4, "has no student yet")
     refused(vlsi("export", exported, "-o", out), 4, "holds exported graphs already")
     refused(
-        vlsi("export", smol, "-o", out), 4, "is a SmolVLM model, and SmolVLM cannot be exported to ONNX yet"
+        vlsi("export", smol, "-o", out),
+        4,
+        "is of the family SmolVLM, and SmolVLM cannot be exported to ONNX yet",
     )
     refused(vlsi("export", llava, "--layout", "ort-genai", "-o", out), 4, "onnxruntime-genai does not know")
     refused(vlsi("export", "no/such-model", "-o", out), 4, "no/such-model")

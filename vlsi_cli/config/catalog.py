@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from vlsi_cli.config.facts import QK_NORMED, LinearAttention, ModelFacts, facts_from_folder
+from vlsi_cli.config.facts import ATTENTION_BIASED, QK_NORMED, LinearAttention, ModelFacts, facts_from_folder
 from vlsi_cli.config.presence import cached_snapshot
 from vlsi_cli.errors import ConfigError, did_you_mean
 
@@ -49,6 +49,7 @@ def _entry(
     vision: int,
     head_dim: int = 0,
     linear: LinearAttention | None = None,
+    decoder: str = "",
 ) -> Entry:
     layers, hidden, ffn, heads, kv_heads, vocab = shape
     facts = ModelFacts(
@@ -63,8 +64,8 @@ def _entry(
         vocab=vocab,
         tied=tied,
         vision=vision,
-        attention_bias=model_type not in {"qwen3_vl", "qwen3_5", "idefics3"},
-        qk_norm=model_type in QK_NORMED,
+        attention_bias=(decoder or model_type) in ATTENTION_BIASED,
+        qk_norm=(decoder or model_type) in QK_NORMED,
         gated=model_type == "qwen3_5",
         linear=linear,
     )
@@ -100,6 +101,17 @@ def _onevision(size: str, shape: _Shape, tied: bool, vision: int) -> Entry:
     return _entry("LLaVA-OV", "llava_onevision", size, ids, shape, tied, vision)
 
 
+def _intern3(size: str, shape: _Shape, vision: int) -> Entry:
+    # `-hf` are the checkpoints in transformers' own format.
+    ids = f"OpenGVLab/InternVL3-{size.upper()}-hf"
+    return _entry("InternVL3", "internvl", size, ids, shape, False, vision, decoder="qwen2")
+
+
+def _intern35(size: str, shape: _Shape, vision: int) -> Entry:
+    ids = f"OpenGVLab/InternVL3_5-{size.upper()}-HF"
+    return _entry("InternVL3.5", "internvl", size, ids, shape, False, vision, head_dim=128, decoder="qwen3")
+
+
 def _smol(size: str, hub_id: str, shape: tuple[int, int, int, int, int, int], vision: int) -> Entry:
     return _entry("SmolVLM", "idefics3", size, f"HuggingFaceTB/{hub_id}", shape, False, vision)
 
@@ -125,6 +137,18 @@ ENTRIES: tuple[Entry, ...] = (
     _qwen35("4b", (32, 2560, 9216, 16, 4, 248320), 32, True, 333_514_240),
     _qwen35("9b", (32, 4096, 12288, 16, 4, 248320), 32, False, 456_010_480),
     _qwen35("27b", (64, 5120, 17408, 24, 4, 248320), 48, False, 460_730_096),
+    _intern3("1b", (24, 896, 4864, 14, 2, 151674), 308_495_104),
+    _intern3("2b", (28, 1536, 8960, 12, 2, 151674), 312_674_304),
+    _intern3("8b", (28, 3584, 18944, 28, 4, 151674), 331_552_768),
+    _intern3("14b", (48, 5120, 13824, 40, 8, 151674), 351_216_640),
+    _intern3("38b", (64, 5120, 27648, 40, 8, 151674), 5_628_282_240),
+    _intern3("78b", (80, 8192, 29568, 64, 8, 151674), 5_708_504_448),
+    _intern35("1b", (28, 1024, 3072, 16, 8, 151936), 309_265_408),
+    _intern35("2b", (28, 2048, 6144, 16, 8, 151936), 316_607_488),
+    _intern35("4b", (36, 2560, 9728, 32, 8, 151936), 321_064_960),
+    _intern35("8b", (36, 4096, 12288, 32, 8, 151936), 337_583_104),
+    _intern35("14b", (40, 5120, 17408, 40, 8, 151936), 351_216_640),
+    _intern35("38b", (64, 5120, 25600, 64, 8, 151936), 5_628_282_240),
     _smol("256m", "SmolVLM-256M-Instruct", (30, 576, 1536, 9, 3, 49280), 93_510_912),
     _smol("500m", "SmolVLM-500M-Instruct", (32, 960, 2560, 15, 5, 49280), 98_229_504),
     _smol("2.2b", "SmolVLM-Instruct", (24, 2048, 8192, 32, 32, 49155), 434_220_912),
@@ -218,8 +242,11 @@ def group_of(model: str) -> str | None:
     if entry := find(model):
         return entry.group
     facts = facts_of(model)
-    groups = {entry.facts.model_type: entry.group for entry in ENTRIES}
-    return groups.get(facts.model_type) if facts else None
+    if facts is None:
+        return None
+    # two groups of one family differ in their decoders
+    groups = {(entry.facts.model_type, entry.facts.qk_norm): entry.group for entry in ENTRIES}
+    return groups.get((facts.model_type, facts.qk_norm))
 
 
 @cache

@@ -15,8 +15,10 @@ from typing import Any
 
 from vlsi_cli.config.models import Architecture
 
-#: Families that normalise queries and keys per head.
-QK_NORMED = frozenset({"qwen3_vl", "qwen3_5"})
+#: Families, and decoders of families that have several, with a bias on queries, keys and values.
+ATTENTION_BIASED = frozenset({"qwen2_vl", "qwen2_5_vl", "llava_onevision", "qwen2"})
+#: Those that normalise queries and keys per head.
+QK_NORMED = frozenset({"qwen3_vl", "qwen3_5", "qwen3"})
 _NOT_LANGUAGE = ("visual.", "vision", "connector", "multi_modal_projector", "image_newline")
 
 
@@ -185,14 +187,19 @@ def facts_from_folder(folder: Path, name: str | None = None) -> ModelFacts | Non
             head_dim=int(text.get("head_dim") or hidden // heads),
             vocab=int(text["vocab_size"]),
             tied=bool(text.get("tie_word_embeddings", False)),
-            attention_bias=model_type in {"qwen2_vl", "qwen2_5_vl", "llava_onevision"},
-            qk_norm=model_type in QK_NORMED,
+            attention_bias=model_type in ATTENTION_BIASED or _decoder_of(text) in ATTENTION_BIASED,
+            qk_norm=model_type in QK_NORMED or _decoder_of(text) in QK_NORMED,
             vision=_vision_parameters(folder),
             gated=model_type == "qwen3_5",
             linear=_linear_attention(text),
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
+
+
+def _decoder_of(text: dict[str, Any]) -> str:
+    """``model_type`` of a text config merged into its parent."""
+    return str(text.get("model_type", ""))
 
 
 def _linear_attention(text: dict[str, Any]) -> LinearAttention | None:

@@ -18,6 +18,7 @@ _PATCHES_PER_TOKEN = {
     "qwen3_vl": 4,
     "qwen3_5": 4,
     "llava_onevision": 1,
+    "internvl": 4,
     "idefics3": 16,
     "smolvlm": 16,
 }

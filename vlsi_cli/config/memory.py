@@ -32,11 +32,12 @@ SUMS, SUMS_CPU = 4096 * 2**20, 512 * 2**20
 
 # Bytes that one decoder layer keeps for its backward, per token: (hidden, ffn, key/value width) coefficients.
 # `mixed` is fp32 weights under bf16 autocast. A family whose attention repeats keys and values to the width of the
-# queries keeps more of the hidden width instead of the key/value width; normalised queries and keys keep more again.
+# queries keeps more of the hidden width instead of the key/value width.
 _KEPT = {"fp32": (32, 16, 8), "mixed": (30, 8, 4), "bf16": (20, 8, 4)}
 _REPEATED = {"fp32": (8, -8), "mixed": (4, -4), "bf16": (4, -4)}
-_NORMED = {"fp32": (16, 0), "mixed": (10, 2), "bf16": (10, 2)}
-# Gated attention: (hidden, ffn, query width, key/value width).
+# Where queries and keys are normalised, the queries' width need not be the hidden one: (hidden, ffn, query width,
+# key/value width). Gated attention keeps more.
+_NORMED = {"fp32": (24, 16, 24, 8), "mixed": (26, 8, 14, 6), "bf16": (16, 8, 14, 6)}
 _GATED = {"fp32": (24, 16, 40, 8), "mixed": (26, 8, 22, 8), "bf16": (20, 8, 22, 8)}
 # Linear attention by transformers' own code: (hidden, ffn, key width, key width repeated for every value head, value
 # width, value heads, state of a head). The kernels of flash-linear-attention keep less.
@@ -147,14 +148,12 @@ def backward_bytes(
 
 def kept_per_token(facts: ModelFacts, kind: str) -> int:
     """Bytes that one decoder layer with attention keeps per token for its backward, the attention mask apart."""
-    if facts.gated:
-        hidden, ffn, query, keyvalue = _GATED[kind]
+    if facts.qk_norm:
+        hidden, ffn, query, keyvalue = (_GATED if facts.gated else _NORMED)[kind]
         kept = hidden * facts.hidden + ffn * facts.ffn + 8 * facts.heads + 4 * facts.kv_heads
         return kept + (query * facts.heads + keyvalue * facts.kv_heads) * facts.head_dim
     hidden, ffn, keyvalue = _KEPT[kind]
-    if facts.qk_norm:
-        hidden, keyvalue = hidden + _NORMED[kind][0], keyvalue + _NORMED[kind][1]
-    elif facts.model_type not in ("qwen2_vl", "qwen2_5_vl"):
+    if facts.model_type not in ("qwen2_vl", "qwen2_5_vl"):
         hidden, keyvalue = hidden + _REPEATED[kind][0], keyvalue + _REPEATED[kind][1]
     return (
         hidden * facts.hidden + ffn * facts.ffn + keyvalue * facts.kv_heads * facts.head_dim + 4 * facts.heads

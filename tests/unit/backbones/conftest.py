@@ -50,7 +50,9 @@ def batch_of() -> Inputs:
         pictures = [Image.linear_gradient("L").resize(size).convert("RGB") for size in ((40, 24), (16, 32))]
         nested = backbone.family.name in ("smolvlm", "idefics3")
         images: Any = [[p] for p in pictures] if nested else pictures
-        made = backbone.processor(text=texts, images=images, return_tensors="pt", padding=True)
+        made = backbone.processor(
+            text=texts, images=images, return_tensors="pt", padding=True, padding_side="right"
+        )
         return {k: v for k, v in made.items() if isinstance(v, torch.Tensor)}
 
     return inputs

@@ -12,6 +12,7 @@ from tests.tiny import FAMILIES, tiny_folder
 from vlsi_cli.engine.backbones import folders as folders_module
 from vlsi_cli.engine.backbones.folders import resolve_folder
 from vlsi_cli.engine.backbones.load import describe, load_backbone
+from vlsi_cli.engine.backbones.saving import save_student, verify_student
 from vlsi_cli.errors import ModelError
 
 
@@ -28,6 +29,20 @@ def test_every_family_loads_frozen_with_its_facts(family, folders):
     assert sum(backbone.parameter_counts().values()) == sum(p.numel() for p in backbone.model.parameters())
     assert set(backbone.parameter_counts()) == {"layers", "final_norm", "embeddings", "vision", "projector"}
     assert len(list(backbone.vision.parameters())) > 0
+
+
+def test_a_head_that_only_the_weights_tell_from_the_embeddings(tmp_path):
+    """InternVL3's own configs leave the tie unsaid, and its class then says that there is one."""
+    path = tiny_folder("internvl", tmp_path / "model", tied=False)
+    config = json.loads((path / "config.json").read_text())
+    for part in (config, config["text_config"]):
+        part.pop("tie_word_embeddings", None)
+    (path / "config.json").write_text(json.dumps(config))
+    stored = load_file(path / "model.safetensors")
+    backbone = load_backbone(str(path))
+    assert not backbone.head_tied
+    assert torch.equal(backbone.head.weight, stored["language_model.lm_head.weight"])
+    assert verify_student(save_student(backbone, tmp_path / "student"), backbone) == 0.0
 
 
 def test_an_untied_head_is_a_part_of_its_own(load):
@@ -117,6 +132,16 @@ def test_other_families_are_refused_by_name(tmp_path, config, message):
     with pytest.raises(ModelError, match=message) as error:
         load_backbone(str(tmp_path))
     assert "Qwen2-VL (qwen2_vl)" in (error.value.hint or "")
+
+
+def test_a_decoder_that_its_family_is_not_read_with_is_refused_by_name(tmp_path):
+    config = {"model_type": "internvl", "text_config": {"model_type": "gpt_oss"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ModelError, match="of the family InternVL with a decoder 'gpt_oss', which has no adapter"
+    ) as error:
+        load_backbone(str(tmp_path))
+    assert error.value.hint == "InternVL is read with these decoders: qwen2, qwen3"
 
 
 def test_a_config_with_impossible_values(folders, tmp_path):

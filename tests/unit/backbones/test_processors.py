@@ -73,6 +73,16 @@ def test_smolvlm_writes_images_as_its_own_processor_does(folders):
         assert inputs["input_ids"][0].tolist() == expected
 
 
+def test_tiles_of_internvl_are_counted_picture_by_picture(folders):
+    """Four tokens a tile of 16 pixels, and one tile more of the whole where there are several."""
+    described = describe(str(folders("internvl")))
+    assert [image_token_count(described, size) for size in ((16, 16), (32, 16), (48, 32))] == [4, 12, 28]
+    pictures = [Image.new("RGB", size) for size in ((32, 16), (16, 16))]
+    inputs = described.processor(text=[ask(described.processor, 2)], images=pictures, return_tensors="pt")
+    assert described.family.image_tokens(described.config, inputs) == [16]
+    assert len(inputs["pixel_values"]) == 4
+
+
 def test_a_pixel_budget_bounds_the_image_tokens(folders):
     folder = str(folders("qwen2_vl"))
     assert image_token_count(describe(folder), (96, 96)) == 16  # 1024 pixels in squares of 8

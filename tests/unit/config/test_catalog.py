@@ -24,6 +24,13 @@ TOTALS = {
     "Qwen3.5-27B": 27_356_728_560,
     "LLaVA-OV-7B": 8_030_807_584,
     "SmolVLM-256M": 256_484_928,
+    # of 15.9 and 30.3 GB in bf16, and what the cards round to: 78.4, 1.1, 4.7 and 38.4 billion
+    "InternVL3-8B": 7_944_373_760,
+    "InternVL3-14B": 15_117_256_704,
+    "InternVL3-78B": 78_408_318_336,
+    "InternVL3.5-1B": 1_060_897_792,
+    "InternVL3.5-4B": 4_732_489_216,
+    "InternVL3.5-38B": 38_390_405_504,
 }
 
 
@@ -90,20 +97,25 @@ def test_language_model_counts_match_transformers() -> None:
             assert counted.language_parameters == sum(one.numel() for one in model.parameters())
 
 
-def test_a_folder_with_two_kinds_of_layers_is_counted_whole(tmp_path: Path) -> None:
-    """Of Qwen3.5: decoder, LoRA and vision side, against the model that the folder holds."""
+@pytest.mark.parametrize(
+    ("family", "size"), [("qwen3_5", "Qwen/Qwen3.5-2B"), ("internvl", "OpenGVLab/InternVL3_5-2B-HF")]
+)
+def test_a_folder_is_counted_whole(family: str, size: str, tmp_path: Path) -> None:
+    """Decoder, LoRA and vision side, against the model that the folder holds; and which family its sizes are of."""
     pytest.importorskip("torch")
     from vlsi_cli.engine.backbones.load import load_backbone
     from vlsi_cli.engine.backbones.lora import add_lora
 
-    backbone = load_backbone(str(tiny_folder("qwen3_5", tmp_path, layers=5)))
+    backbone = load_backbone(str(tiny_folder(family, tmp_path, layers=5)))
+    assert resolve_alias("2b", str(tmp_path)) == size
     known, counts = facts_from_folder(tmp_path), backbone.parameter_counts()
     assert known is not None
     assert known.parameters == sum(counts.values())
     assert known.decoder_parameters == counts["layers"]
     assert known.vision == counts["vision"] + counts["projector"]
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in backbone.layers]
-    assert known.layer_parameters == max(sizes) > min(sizes)
+    assert known.layer_parameters == max(sizes)
+    assert (max(sizes) > min(sizes)) == (family == "qwen3_5")
     pytest.importorskip("peft")
     assert known.lora_parameters(3) == sum(p.numel() for _, p in add_lora(backbone, rank=3))
 
@@ -115,6 +127,8 @@ def test_a_folder_with_two_kinds_of_layers_is_counted_whole(tmp_path: Path) -> N
         ("2B", "Qwen/Qwen2-VL-7B-Instruct", "Qwen/Qwen2-VL-2B-Instruct"),
         ("0.5b", "llava-hf/llava-onevision-qwen2-72b-ov-hf", "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"),
         ("2b", "Qwen/Qwen3.5-27B", "Qwen/Qwen3.5-2B"),
+        ("8b", "OpenGVLab/InternVL3-78B-hf", "OpenGVLab/InternVL3-8B-hf"),
+        ("2b", "OpenGVLab/InternVL3_5-38B-HF", "OpenGVLab/InternVL3_5-2B-HF"),
         ("256m", "HuggingFaceTB/SmolVLM-Instruct", "HuggingFaceTB/SmolVLM-256M-Instruct"),
         ("small", "demo/large", "demo/small"),
         ("Qwen2-VL-2B", None, "Qwen/Qwen2-VL-2B-Instruct"),

@@ -82,6 +82,8 @@ def kept(family: str, shape: tuple[int, int, int, int, int], layers: int, kind: 
 )
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_a_layer_keeps(family: str, shape: tuple[int, int, int, int, int], kind: str) -> None:
+    if family in ("qwen3_vl", "qwen3_5"):  # heads that are not as wide together as the states
+        shape = (*shape[:4], 96)
     measured = kept(family, shape, 2, kind)[0] - kept(family, shape, 1, kind)[0]
     known = facts(family, shape, 1)
     one = memory.kept_linear_per_token if family == LINEAR else memory.kept_per_token

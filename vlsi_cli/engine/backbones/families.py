@@ -43,6 +43,8 @@ class Family:
             records are nested.
         gates: linear maps of a decoder layer that give one number a head (gates, decays), which is next to nothing of
             it: they are not quantized.
+        decoders: ``model_type`` of the decoders that the family is read with; empty: it has one kind only, or its kinds
+            have one plan.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Family:
     logit_divisor: str | None = None
     keeps_features: bool = False
     gates: tuple[str, ...] = ()
+    decoders: tuple[str, ...] = ()
 
     def base(self, model: nn.Module) -> nn.Module:
         """The model without its head: ids and pixels to final-normed hidden states."""
@@ -187,6 +190,20 @@ FAMILIES: dict[str, Family] = {
             False,
             keeps_features=True,
         ),
+        Family(
+            "internvl",
+            "InternVL",
+            "language_model",
+            ("vision_tower",),
+            ("multi_modal_projector",),
+            "image_token_id",
+            None,
+            (_PIL.format("got_ocr2"), "GotOcr2ImageProcessorPil"),
+            "InternVLProcessor",
+            False,
+            keeps_features=True,
+            decoders=("qwen2", "qwen3"),
+        ),
         _idefics("smolvlm", "SmolVLM", "SmolVLM"),
         _idefics("idefics3", "Idefics3", "Idefics3"),
     )
@@ -228,11 +245,12 @@ def family_of(config: dict[str, Any], shown: str) -> Family:
     """The family of a parsed ``config.json``.
 
     Raises:
-        ModelError: the model is text-only, or of a family without an adapter; both say so by name.
+        ModelError: the model is text-only, of a family without an adapter, or has a decoder that its family is not read
+            with; all say so by name.
     """
     name = config["model_type"]
     if name in FAMILIES:
-        return FAMILIES[name]
+        return _with_decoder(FAMILIES[name], config, shown)
     hint = f"supported families: {supported()}"
     if "vision_config" in config or "visual" in config:
         raise ModelError(
@@ -246,3 +264,14 @@ def family_of(config: dict[str, Any], shown: str) -> Family:
     near = did_you_mean(name, FAMILIES)
     guess = f" (did you mean '{near}'?)" if near else ""
     raise ModelError(f"'{shown}' is of the family '{name}', which has no adapter here{guess}", hint=hint)
+
+
+def _with_decoder(family: Family, config: dict[str, Any], shown: str) -> Family:
+    text = config.get("text_config")
+    kind = text.get("model_type") if isinstance(text, dict) else None
+    if family.decoders and kind not in family.decoders:
+        raise ModelError(
+            f"'{shown}' is of the family {family.title} with a decoder '{kind}', which has no adapter here",
+            hint=f"{family.title} is read with these decoders: {', '.join(family.decoders)}",
+        )
+    return family

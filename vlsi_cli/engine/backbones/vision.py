@@ -37,6 +37,7 @@ class VisionMemory:
         self.limit = limit
         self.bytes = self.hits = self.misses = 0
         self._kept: dict[bytes, Tensor] = {}
+        self._joined = False
 
     def clear(self) -> None:
         """Forget everything: the tower has changed."""
@@ -60,12 +61,14 @@ class VisionMemory:
             features = sent(torch.cat([self._kept[key] for key in wanted]), inputs["input_ids"].device)
         else:
             self.misses += 1
-            features = torch.cat(tuple(picture_features(base, inputs).pooler_output))
+            pooled = picture_features(base, inputs).pooler_output
+            self._joined = isinstance(pooled, Tensor)  # one tensor of all tiles instead of one a picture
+            features = torch.cat(tuple(pooled))
             if len(features) != sum(counts):
                 raise ValueError(f"{len(features)} vision features for {sum(counts)} image tokens")
             for key, part in zip(keys, features.split(counts), strict=True):
                 self._keep(key, part)
-        return SimpleNamespace(pooler_output=(features,))
+        return SimpleNamespace(pooler_output=features if self._joined else (features,))
 
     def _keep(self, key: bytes, part: Tensor) -> None:
         if part.nbytes and key not in self._kept and self.bytes + part.nbytes <= self.limit:

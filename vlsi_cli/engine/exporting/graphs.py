@@ -65,7 +65,7 @@ def require_exportable(backbone_config: Any, title: str, shown: str) -> None:
     family = backbone_config.model_type
     if family not in EXPORTABLE:
         raise ModelError(
-            f"'{shown}' is a {title} model, and {title} cannot be exported to ONNX yet",
+            f"'{shown}' is of the family {title}, and {title} cannot be exported to ONNX yet",
             hint=f"families with graphs: {', '.join(EXPORTABLE)}",
         )
     layers = getattr(backbone_config.get_text_config(), "layer_types", None) or ()
