@@ -102,7 +102,7 @@ def grouping(backbone: Backbone, config: DataConfig, steps: int) -> Table:
     """Padding and speed for each window."""
     stage = ReinforcementStage(backbone)
     stage.set_train_mode()
-    encoder = encoder_for(backbone, config)
+    encoder = encoder_for(backbone.processor, config)
     table = Table("steps a window", "padding", "tokens/s", "against none", "reading s", "model s", box=None)
     none = 0.0
     for window in WINDOWS:
@@ -139,7 +139,7 @@ def workers(backbone: Backbone, sources: dict[str, DataConfig], rounds: int) -> 
         "records", "workers", "records/s alone", "against 0", "wait a step beside a device, s", box=None
     )
     for name, config in sources.items():
-        encoder = encoder_for(backbone, config)
+        encoder = encoder_for(backbone.processor, config)
         with ExitStack() as stack:
             streams = {
                 count: stack.enter_context(
@@ -177,7 +177,7 @@ def neighbours(configs: dict[str, DataConfig], backbone: Backbone, rounds: int) 
     table = Table("records", "beside", "operations", "records/s", box=None)
     context = multiprocessing.get_context("forkserver")
     for name, config in configs.items():
-        encoder = encoder_for(backbone, config)
+        encoder = encoder_for(backbone.processor, config)
         reader = Reader([open_sources(config, 0)[0][0]], encoder.encode, no_length)
         found: dict[str, list[tuple[float, float]]] = {"nothing": [], "a thread": [], "a process": []}
         others = {}

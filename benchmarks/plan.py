@@ -90,7 +90,7 @@ def typical(resolved: loading.Resolved) -> Records:
     config = resolved.config
     dtype, device = torch.float32, torch.device("cpu")
     backbone = models.load_model(config.student, config, dtype, device, trained=False)
-    stream = training_stream(config.data, encoder_for(backbone, config.data), seed=config.seed)
+    stream = training_stream(config.data, encoder_for(backbone.processor, config.data), seed=config.seed)
     batch = stream.next_batch(64)
     tokens = batch.inputs["input_ids"].numel()
     images = int(batch.inputs["mm_token_type_ids"].bool().sum())

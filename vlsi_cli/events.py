@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vlsi_cli.errors import ProcessError
+
 
 @dataclass(frozen=True)
 class RunStarted:
@@ -31,6 +33,13 @@ class Warn:
     """Something worth acting upon that does not stop the run (skipped records, a slow fallback)."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Another machine of the run is lost: the error that this process is about to be ended with, whichever it is."""
+
+    error: ProcessError
 
 
 @dataclass(frozen=True)
@@ -267,6 +276,7 @@ Event = (
     RunStarted
     | Note
     | Warn
+    | Lost
     | StageStarted
     | StepDone
     | Sampled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -36,6 +37,36 @@ def test_data_that_nobody_reads_end_the_command_quietly() -> None:
     with command.stderr:
         assert command.stderr.read() == b""
     assert command.wait(60) == 141
+
+
+@pytest.mark.parametrize("json_too", [False, True])
+def test_a_terminal_of_few_letters_gets_the_others_as_it_can_show_them(
+    json_too: bool, tmp_path: Path
+) -> None:
+    """People get a question mark, programs the letter itself, in the way of JSON."""
+    name = "d\N{LATIN SMALL LETTER E WITH ACUTE}mo"
+    recipe = tmp_path / "recipe.yaml"
+    text = f"name: {name}\nstudent: demo/small\ndata: {{sources: [{{kind: patterns}}]}}\n"
+    alone = "teacher: null\nverbalization: null\ninteraction: null\nreinforcement: {steps: 1}\n"
+    recipe.write_text(text + alone, "utf-8")
+    words = [*PROGRAM, "recipes", "show", str(recipe), *(["--json"] if json_too else [])]
+    done = subprocess.run(
+        words, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    if json_too:
+        assert json.loads(done.stdout)["name"] == name
+    else:
+        assert done.stdout.startswith(b"name: d?mo")
+
+
+def test_a_command_does_without_standard_streams(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m vlsi_cli recipes cp demo mine.yaml --json <&- >&-"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "mine.yaml").read_text("utf-8").startswith("# demo: ")
+    done = subprocess.run(["sh", "-c", f"{command} 2>&-"], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 6  # it is there already; nobody hears so
 
 
 def test_an_error_keeps_its_code_though_nobody_reads_it() -> None:

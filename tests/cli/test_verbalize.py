@@ -127,6 +127,8 @@ def test_wrong_input_is_one_sentence_with_its_code() -> None:
     wrong(["--layers", "all"], 2, "--layers all: 'all' is not a decoder layer")
     wrong(["--model", "demo/small", "--layers", "7"], 2, "'demo/small' has 6 decoder layers")
     wrong(["--html", "empty"], 2, "--html empty is a folder")
+    Path("a-file").touch()
+    wrong(["--html", "a-file/page.html"], 6, "a-file/page.html cannot be written")
     wrong(["--logit-lens", "--verbalizers", "x"], 2, "exclude each other")
     wrong(["--model", "demo/small", "--verbalizers", "empty"], 7, "no verbalizers in empty")
     wrong(["--model", "qwen2-vl-2c"], 2, "no model is named 'qwen2-vl-2c'")

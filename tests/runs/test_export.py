@@ -95,6 +95,7 @@ def test_the_check_repeats(exported: Path) -> None:
     done = vlsi("export", "--check", exported)
     assert done.exit_code == 0, done.output
     assert "picture 140x252" in done.stdout
+    assert done.stdout.endswith(f"\nchecked: {exported}\n")
     after = json.loads((exported / "export_report.json").read_text("utf-8"))
     assert before.keys() == after.keys()
     assert before["check"] == after["check"]

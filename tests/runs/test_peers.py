@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -16,7 +17,10 @@ import pytest
 from torch.distributed import HashStore
 
 from vlsi_cli.engine import peers
+from vlsi_cli.errors import ProcessError
 
+#: A process of another machine, as it says of itself.
+ELSEWHERE = ("another boot pid:[1]", 1, "1")
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
 
@@ -55,11 +59,30 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "GRACE", timedelta(seconds=0.1))
 
 
+class End(threading.Event):
+    """What would end the process, and what was to be said."""
+
+    problem: ProcessError | None = None
+
+    def __call__(self, problem: ProcessError | None) -> None:
+        self.problem = problem
+        self.set()
+
+
+def met(other: object) -> HashStore:
+    """A store in which both of two processes have met; ``other``: who the second is."""
+    store = HashStore()
+    store.set(peers._beat(1), "0")
+    store.set(peers._key(1), json.dumps(other))
+    peers.meet(store, 0, 2)
+    return store
+
+
 @pytest.mark.usefixtures("quick")
 def test_nobody_is_ended_while_all_are_there() -> None:
-    store, ended = HashStore(), threading.Event()
-    store.set(peers._key(1), "null")  # on a system that does not say who is there
-    over = peers.watch(store, 0, 2, ended.set)
+    ended = End()
+    store = met(None)  # on a system that does not say who is there
+    over = peers.watch(store, 0, 2, ended)
     assert not ended.wait(0.4)
     over.set()
     store.set(peers.ENDED, "1")
@@ -67,13 +90,71 @@ def test_nobody_is_ended_while_all_are_there() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_work_of_one_process_is_not_cut_short() -> None:
-    store, ended = HashStore(), threading.Event()
+def test_a_machine_that_is_not_heard_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when it lost its power or its network: no connection is closed, and no word left."""
+    monkeypatch.setattr(peers, "SILENCE", timedelta(seconds=1))
+    ended, store = End(), met(ELSEWHERE)
+    peers.watch(store, 0, 2, ended)
+    for beat in range(1, 16):
+        store.set(peers._beat(1), str(beat))
+        assert not ended.wait(0.1)
+    assert int(store.get(peers._beat(0))) > 1  # this machine is heard of there
+    assert ended.wait(10)
+    assert "machine of process 1 has not been heard of for 1 seconds" in str(ended.problem)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its machine may be gone, and whoever asks it waits."""
+    monkeypatch.setattr(peers, "SILENCE", timedelta(seconds=0.3))
+    ended, held = End(), threading.Event()
+
+    class Mute:
+        """A store whose every answer is waited for once all have met."""
+
+        def __init__(self, store: HashStore) -> None:
+            self.multi_get = store.multi_get
+
+        def check(self, keys: list[str]) -> bool:
+            held.wait(20)
+            raise RuntimeError("the connection is closed")
+
+    peers.watch(Mute(met(ELSEWHERE)), 0, 2, ended)
+    assert ended.wait(10)
+    held.set()
+    assert "the process that all others meet at has not been heard of" in str(ended.problem)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("far", [True, False])
+def test_one_that_told_why_it_ended(far: bool) -> None:
+    """On another machine nobody hears what it said: what is to be read there is told here."""
+    own = peers._self()
+    ended, store = End(), met(ELSEWHERE if far else own)
+    store.set(peers.ENDED, "1")
+    peers.watch(store, 0, 2, ended)
+    assert ended.wait(10)
+    assert ("process 1, on another machine, has ended" in str(ended.problem)) == far
+    assert (ended.problem is None) != far
+
+
+def test_processes_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "COMING", timedelta(seconds=0.1))
+    store = HashStore()
     store.set(peers._key(1), "null")
+    with pytest.raises(ProcessError, match="of the 2 processes of this run, number 0 did not come within"):
+        peers.meet(store, 1, 2)
+    with pytest.raises(ProcessError, match="of the 4 processes of this run, numbers 2 to 3 did not come"):
+        peers.meet(store, 0, 4)
+
+
+@pytest.mark.usefixtures("quick")
+def test_work_of_one_process_is_not_cut_short() -> None:
+    ended, store = End(), met(None)
     store.set(peers.ENDED, "1")
     with peers.undisturbed():
         with peers.undisturbed():
-            peers.watch(store, 0, 2, ended.set)
+            peers.watch(store, 0, 2, ended)
         assert not ended.wait(0.4)
     assert ended.wait(10)
 

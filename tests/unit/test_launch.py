@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,3 +72,22 @@ def test_every_process_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="process 2 of this machine has no GPU of its own: it has 1"):
         processes.own_device(cuda, chosen=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children are looked for in /proc")
+def test_a_launcher_that_waits_for_a_lost_machine_ends_after_its_processes() -> None:
+    """It is in a call that does not come back, and has not asked how its processes ended."""
+    program = """
+import subprocess, sys, time
+from datetime import timedelta
+from vlsi_cli.engine.runs import launch
+launch.STUCK, launch.LOOK = timedelta(seconds=0.3), timedelta(seconds=0.05)
+with launch._not_stuck():
+    one = subprocess.Popen([sys.executable, "-c", "raise SystemExit(12)"])
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"])
+    other.wait()
+    print("waited", flush=True)
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout) == (12, "waited\n"), done.stderr

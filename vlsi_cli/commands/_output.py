@@ -75,6 +75,12 @@ def document(value: Any) -> None:
     ):  # infinities and the like, which Python would write as words that no other reader knows
         known = json.loads(json.dumps(value, default=_plain), parse_constant=lambda word: None)
         text = json.dumps(known, ensure_ascii=False, indent=1)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except (
+        UnicodeEncodeError
+    ):  # a terminal of few letters, or a name that is no text: JSON has a way to write them
+        text = json.dumps(json.loads(text), indent=1)
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

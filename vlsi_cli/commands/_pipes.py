@@ -1,4 +1,5 @@
-"""Standard output and error into a pipe whose reader may go away (``vlsi distill 2>&1 | head``), or into a terminal.
+"""Standard output and error into a pipe whose reader may go away (``vlsi distill 2>&1 | head``), into a terminal, or
+into nothing.
 
 Work is not lost for it: what nobody reads is dropped, and the command goes on. Where it was data that nobody read, the
 command ends with the code of a Unix tool that SIGPIPE has ended, unless it has a code of its own.
@@ -45,7 +46,11 @@ class _Pipe(io.FileIO):
 
 @contextmanager
 def outliving_readers() -> Iterator[None]:
-    """Inside the block (the whole of a process), go on where nobody reads what is printed any more."""
+    """Inside the block (the whole of a process), go on where nobody reads what is printed any more, or ever did, and
+    where it has letters that the terminal has not."""
+    _open_what_is_closed()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     out, err = _opened(sys.stdout), _opened(sys.stderr)
     if out is not None:
         sys.stdout = _text(out, sys.stdout)
@@ -59,6 +64,13 @@ def outliving_readers() -> Iterator[None]:
         if out is not None and out.broken and end.code in (None, 0) and not launching.is_launched():
             raise SystemExit(NOBODY_READ) from end
         raise
+
+
+def _open_what_is_closed() -> None:
+    """Open the standard streams that a command was started without (``>&-``); other files would get their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _opened(stream: TextIO) -> _Pipe | None:

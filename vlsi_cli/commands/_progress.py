@@ -44,6 +44,9 @@ class RunView:
         match event:
             case ev.Warn(text):
                 self._print(Text.assemble(("warning: ", "yellow"), text))
+            case ev.Lost(error):
+                self._close()
+                _output.error(error)
             case _ if _output.is_quiet():
                 return
             case ev.RunStarted(run, stages):

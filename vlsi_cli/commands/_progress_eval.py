@@ -39,6 +39,9 @@ class EvaluationView:
         match event:
             case ev.Warn(text):
                 self._print(Text.assemble(("warning: ", "yellow"), text))
+            case ev.Lost(error):
+                self._close()
+                _output.error(error)
             case _ if _output.is_quiet():
                 return
             case ev.BenchmarkStarted(model, benchmark, questions):

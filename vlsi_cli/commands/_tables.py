@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlsi_cli.commands._progress import duration, number, percent
-from vlsi_cli.config.plans import Plan, SidePlan
+from vlsi_cli.config.plans import Plan, SidePlan, StagePlan
 from vlsi_cli.config.recipes import Recipe
 from vlsi_cli.events import Report
 
@@ -164,7 +164,7 @@ def _stages(plan: Plan) -> Table:
         if memory:
             sizes = [size(part) for part in (*astuple(memory), memory.total)]
         batch = f"{stage.batch_size} x {stage.gradient_accumulation} = {stage.effective_batch}"
-        steps = "?" if stage.steps is None else str(stage.steps)
+        steps = steps_of(stage)
         trained = "?" if stage.trained_parameters is None else count(stage.trained_parameters)
         table.add_row(stage.stage, stage.side, steps, batch, stage.trains, trained, *sizes)
     return table
@@ -194,6 +194,11 @@ def _layers(layers: tuple[int, ...]) -> str:
 
 def _value(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def steps_of(stage: StagePlan) -> str:
+    """The optimizer steps of a planned stage; `?` while nobody knows."""
+    return "?" if stage.steps is None else f"{'about ' if stage.estimated else ''}{stage.steps:,}"
 
 
 def count(parameters: int) -> str:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from vlsi_cli.engine.runs.export import ExportReport
 
 
-def export_parts(report: ExportReport) -> Iterator[RenderableType]:
-    """The comparison, the files, and where they are."""
+def export_parts(report: ExportReport, *, what: str = "exported") -> Iterator[RenderableType]:
+    """The comparison, the files, and where they are; ``what`` was done."""
     check = report.check
     table = new_table("onnxruntime against torch", "prompt", "rows", "tokens", "logits differ by", "of at most",
                       "equal tokens", "of", "equal from the start")  # fmt: skip
@@ -41,4 +41,4 @@ def export_parts(report: ExportReport) -> Iterator[RenderableType]:
     for name, length in report.files.items():
         files.add_row(name, size(length))
     yield files
-    yield f"exported: {report.folder}"
+    yield f"{what}: {report.folder}"

@@ -34,8 +34,7 @@ def _arithmetic(plan: Plan) -> Table:
     for stage in plan.stages:
         step = stage.step_flops
         whole = None if step is None or stage.steps is None else step * stage.steps
-        steps = "?" if stage.steps is None else f"{stage.steps:,}"
-        table.add_row(stage.stage, stage.side, steps, _peta(step), _peta(whole))
+        table.add_row(stage.stage, stage.side, _tables.steps_of(stage), _peta(step), _peta(whole))
     return table
 
 

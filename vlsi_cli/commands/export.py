@@ -110,5 +110,5 @@ def export(
     if json:
         _output.document(report)
     else:
-        for part in _tables_export.export_parts(report):
+        for part in _tables_export.export_parts(report, what="exported" if check is None else "checked"):
             _output.data(part)

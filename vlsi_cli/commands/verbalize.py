@@ -88,6 +88,8 @@ def verbalize(
 
     from vlsi_cli.engine.runs import verbalize as engine  # here, so that --help imports no torch
 
+    if html is not None:
+        engine.require_html(html)
     with _progress.RunView() as view:
         report = engine.run(
             images or (),

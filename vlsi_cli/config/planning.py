@@ -6,6 +6,7 @@ one device that holds everything of a stage.
 
 from __future__ import annotations
 
+from vlsi_cli.config import counting
 from vlsi_cli.config.caches import cache_note
 from vlsi_cli.config.catalog import facts_of
 from vlsi_cli.config.loading import Resolved
@@ -39,8 +40,11 @@ def plan(resolved: Resolved, records: Records | None = None) -> Plan:
     ]
     if config.teacher and config.teacher.cache is not None:
         notes.append(cache_note(config.teacher.cache))
+    notes.extend(counting.notes(config.data))
     if any(stage.steps is None for stage in stages):
-        notes.append("steps are counted when the data are there: no source says how many records it holds")
+        notes.append(
+            "steps are counted when the data are there: not every source says how many records it holds"
+        )
     if (odd := smaller_teacher(config)) is not None:
         notes.append(odd)
     for side in (teacher, student):

@@ -49,6 +49,7 @@ class StagePlan:
         stage: ``verbalization``, ``interaction`` or ``reinforcement``.
         side: whose: ``large`` or ``small``.
         steps: optimizer steps; None while the number of records is unknown.
+        estimated: whether `steps` is an estimate, from the beginning of a large file.
         batch_size: records in memory at a time.
         gradient_accumulation: micro-batches in a step.
         effective_batch: their product.
@@ -70,6 +71,7 @@ class StagePlan:
     memory: Memory | None
     step_flops: int | None
     divided: Divided | None = None
+    estimated: bool = False
 
 
 @dataclass(frozen=True)

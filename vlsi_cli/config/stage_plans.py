@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from vlsi_cli.config import flops, memory
+from vlsi_cli.config import counting, flops, memory
+from vlsi_cli.config.counting import Count
 from vlsi_cli.config.facts import ModelFacts
 from vlsi_cli.config.flops import FORWARD, THROUGH, TRAINED
 from vlsi_cli.config.memory import GRADIENT, MOMENTS, TRAINED_WEIGHT, Divided, Memory, Workload
@@ -205,10 +206,12 @@ def _stage(
     work: int | None,
     divided: Divided | None = None,
 ) -> StagePlan:
+    steps = _steps(name, stage, config.data)
     return StagePlan(
         stage=name,
         side=side,
-        steps=_steps(name, stage, config.data),
+        steps=steps.records if steps else None,
+        estimated=steps is not None and steps.about,
         batch_size=stage.batch_size,
         gradient_accumulation=stage.gradient_accumulation,
         effective_batch=stage.effective_batch,
@@ -260,20 +263,19 @@ def _divided_teacher(config: DistillConfig, large: SidePlan | None) -> tuple[int
     return large.facts.decoder_parameters * width, _FETCHED * large.facts.layer_parameters * width
 
 
-def _steps(name: str, stage: StageConfig, data: DataConfig) -> int | None:
+def _steps(name: str, stage: StageConfig, data: DataConfig) -> Count | None:
     if stage.steps is not None:
-        return stage.steps
-    sizes = [source.size if isinstance(source, PatternsSource) else source.records for source in data.sources]
+        return Count(stage.steps)
     for number, source in enumerate(data.sources):
         if isinstance(source, PatternsSource) and source.size is None:
             raise ConfigError(
                 f"{name} runs for {stage.epochs:g} epochs, but data.sources.{number} (patterns) is endless",
                 hint=f"set {name}.steps, or data.sources.{number}.size",
             )
-    known = [size for size in sizes if size is not None]
-    if len(known) < len(sizes) or stage.epochs is None:
+    draws = counting.epoch(data)
+    if draws is None or stage.epochs is None:
         return None
-    return max(1, math.ceil(sum(known) * stage.epochs / stage.effective_batch))
+    return Count(max(1, math.ceil(draws.records * stage.epochs / stage.effective_batch)), draws.about)
 
 
 def _cached(config: DistillConfig) -> bool:

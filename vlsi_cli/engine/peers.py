@@ -5,8 +5,10 @@ NCCL for what the other will never send. Python runs no signal handler there, so
 torchrun kills it once the time is over that a checkpoint may take, and other launchers wait for NCCL's own timeout.
 Here a thread looks every few seconds, and ends the process when it has not ended by itself after a while.
 
-Two signs say that a process has ended before its time: what it told in the store that all of them share, wherever it
-ran; and, for those on this machine, that the system does not have it any more, which is how SIGKILL looks.
+Three signs say that a process has ended before its time: what it told in the store that all of them share, wherever it
+ran; for those on this machine, that the system does not have it any more, which is how SIGKILL looks; and for other
+machines, that nothing has been heard of one for :data:`SILENCE`. A machine that loses its power or its network closes
+no connection: whoever waits for it would wait for hours.
 """
 
 from __future__ import annotations
@@ -22,11 +24,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from vlsi_cli.errors import ProcessError
+
 #: How long a process that lost another gets to end in order.
 GRACE = timedelta(seconds=60)
 #: How often it is asked whether all are there.
 LOOK = timedelta(seconds=2)
-#: Key in the store: some process has ended with a message of its own.
+#: How long nothing may be heard of another machine, or of the store: a switch may start anew meanwhile.
+SILENCE = timedelta(minutes=5)
+#: How long processes wait for the last one to be started, as torchrun's own rendezvous does.
+COMING = timedelta(minutes=10)
+#: Key in the store: some process has ended with a message of its own; the value is its number.
 ENDED = "vlsi/ended"
 
 _working = threading.Event()
@@ -44,51 +52,175 @@ def undisturbed() -> Iterator[None]:
             _working.clear()
 
 
-def _end() -> None:
-    """By SIGKILL, as the launcher would: it then tells which process ended first, and why."""
+def meet(store: Any, rank: int, size: int) -> None:
+    """Come back when every process of the run has come here.
+
+    Raises:
+        ProcessError: some have not within :data:`COMING`, or nobody keeps the store any more.
+    """
+    store.set(_beat(rank), "0")
+    store.set(_key(rank), json.dumps(_self()))
+    missing, end = set(range(size)) - {rank}, time.monotonic() + COMING.total_seconds()
+    while missing:
+        missing = {number for number in missing if not store.check([_key(number)])}
+        if missing and time.monotonic() > end:
+            raise ProcessError(
+                f"of the {size} processes of this run, {_numbers(missing)} did not come within "
+                f"{_minutes(COMING)}",
+                hint="look at what their machines say; each needs the same command, and a launcher of its own",
+            )
+        if missing:
+            time.sleep(0.2)
+
+
+def _numbers(missing: set[int]) -> str:
+    found = sorted(missing)
+    if len(found) > 1 and found[-1] - found[0] == len(found) - 1:
+        return f"numbers {found[0]} to {found[-1]}"
+    return f"number{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"
+
+
+def _minutes(time: timedelta) -> str:
+    seconds = time.total_seconds()
+    return f"{seconds / 60:.0f} minutes" if seconds >= 60 else f"{seconds:g} seconds"
+
+
+def end(problem: ProcessError | None) -> None:
+    """By SIGKILL, as the launcher would, which then tells which process ended first, and why; or with what was told."""
+    if problem is not None:
+        os._exit(problem.exit_code)
     os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
-def watch(store: Any, rank: int, size: int, end: Callable[[], None] = _end) -> threading.Event:
-    """From here on, end this process when another one has ended and this one has not within :data:`GRACE`.
+class _Shared:
+    """What a thread last found in the store; it may wait there for ever when the network is gone, so another one acts.
 
     Args:
-        store: torch's, the same for all processes, which are all here.
+        store: torch's, the same for all processes.
+        rank: number of this process, if it speaks for its machine; else None.
+        others: numbers of those that speak for the other machines.
+    """
+
+    def __init__(self, store: Any, rank: int | None, others: list[int]) -> None:
+        now = time.monotonic()
+        self._store, self._rank = store, rank
+        self._heard = dict.fromkeys(others, (b"0", now))
+        self._answered, self._beats = now, 0
+        self.ended: int | None = None
+
+    def ask(self) -> bool:
+        """One round; whether there is any use in another one."""
+        try:
+            if self.ended is None and self._store.check([ENDED]):
+                self.ended = int(self._store.get(ENDED))
+            if self._rank is not None:
+                self._beats += 1
+                self._store.set(_beat(self._rank), str(self._beats))
+                found = self._store.multi_get([_beat(other) for other in self._heard])
+                for other, value in zip(self._heard, found, strict=True):
+                    if self._heard[other][0] != value:
+                        self._heard[other] = (value, time.monotonic())
+        except (
+            RuntimeError
+        ):  # whoever keeps the store has ended, or cannot be reached; torch does not connect again
+            return False
+        self._answered = time.monotonic()
+        return True
+
+    def silent(self) -> str | None:
+        """Who has not been heard of for too long."""
+        if self._rank is None:
+            return None
+        oldest = time.monotonic() - SILENCE.total_seconds()
+        if self._answered < oldest:
+            return "the process that all others meet at"
+        lost = [other for other, (_, when) in self._heard.items() if when < oldest]
+        return f"the machine of process {min(lost)}" if lost else None
+
+
+def watch(store: Any, rank: int, size: int, end: Callable[[ProcessError | None], None]) -> threading.Event:
+    """From here on, end this process when another one has ended and this one has not within :data:`GRACE`.
+
+    Likewise when nothing was heard of another machine for :data:`SILENCE`; a process of each speaks for all of it.
+
+    Args:
+        store: torch's, the same for all processes, which have :func:`met <meet>`.
         rank: number of this process.
         size: how many there are.
-        end: ends this process.
+        end: ends this process; given what is to be said, or None where others say it.
 
     Returns:
         What is to be set when processes may end as they like.
     """
-    own = _self()
-    store.set(_key(rank), json.dumps(own))
-    others = [json.loads(found) for found in store.multi_get([_key(n) for n in range(size) if n != rank])]
-    near = [other[1:] for other in others if own is not None and other is not None and other[0] == own[0]]
+    known = [json.loads(found) for found in store.multi_get([_key(number) for number in range(size)])]
+    machines = [each[0] if each is not None else number for number, each in enumerate(known)]
+    speakers = [number for number, each in enumerate(machines) if machines.index(each) == number]
+    near = {
+        number: each[1:]
+        for number, each in enumerate(known)
+        if each is not None and machines[number] == machines[rank]
+    }
+    speaks = rank in speakers and len(speakers) > 1
     over = threading.Event()
+    shared = _Shared(store, rank if speaks else None, [number for number in speakers if number != rank])
+
+    def ask() -> None:
+        while not over.wait(LOOK.total_seconds()) and shared.ask():
+            pass
 
     def look() -> None:
         lost = None
         while not over.wait(LOOK.total_seconds()):
-            if lost is None and (any(_is_gone(*other) for other in near) or _has_ended(store)):
+            if lost is None and (
+                shared.ended is not None or any(_is_gone(*other) for other in near.values())
+            ):
                 lost = time.monotonic()
-            if lost is not None and time.monotonic() - lost > GRACE.total_seconds() and not _working.is_set():
-                end()
+            if _working.is_set():
+                continue
+            if (who := shared.silent()) is not None:
+                end(_lost(f"{who} has not been heard of for {_minutes(SILENCE)}"))
+                return
+            if lost is not None and time.monotonic() - lost > GRACE.total_seconds():
+                far = shared.ended is not None and machines[shared.ended] != machines[rank]
+                end(_lost(f"process {shared.ended}, on another machine, has ended") if far else None)
                 return
 
-    threading.Thread(target=look, name="peers", daemon=True).start()
+    for work in (ask, look):
+        threading.Thread(target=work, name=f"peers that {work.__name__}", daemon=True).start()
     return over
+
+
+def _lost(what: str) -> ProcessError:
+    return ProcessError(
+        f"{what}, and the run cannot go on without it",
+        hint="see what that machine says, and the network; then go on from the last checkpoint",
+    )
 
 
 def _key(rank: int) -> str:
     return f"vlsi/process/{rank}"
 
 
-def _has_ended(store: Any) -> bool:
+def _beat(rank: int) -> str:
+    return f"vlsi/beat/{rank}"
+
+
+def children_ended() -> int | None:
+    """The exit code of a child, where this process has some and all have ended without its having asked; Linux only.
+
+    128 and the number of the signal where one ended it.
+    """
     try:
-        return bool(store.check([ENDED]))
-    except RuntimeError:  # whoever keeps the store has ended; the launcher's end is looked for elsewhere
-        return False
+        files = Path("/proc/self/task").glob("*/children")
+        states = [_state(int(child)) for file in files for child in file.read_text("ascii").split()]
+        if not states or any(state is None or state[0] != "Z" for state in states):
+            return None
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except OSError:
+        return None
+    if found is None:
+        return None
+    return found.si_status if found.si_code == os.CLD_EXITED else 128 + found.si_status
 
 
 def _self() -> tuple[str, int, str] | None:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 from vlsi_cli.config import launching
 from vlsi_cli.engine import peers
 from vlsi_cli.errors import ConfigError, ProcessError, VlsiError, first_line
+from vlsi_cli.events import Events, Lost, ignore
 
 Value = TypeVar("Value")
 
@@ -88,7 +90,7 @@ def own_device(device: torch.device, *, chosen: bool) -> torch.device:
 
 
 @contextmanager
-def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[None]:
+def joined(device: torch.device, patience: timedelta = PATIENCE, events: Events = ignore) -> Iterator[None]:
     """Be one of the run's processes inside the block; afterwards the group is dissolved.
 
     Errors of the block that belong to this process alone are marked with its number, so that it, which is otherwise
@@ -98,6 +100,7 @@ def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Non
     Args:
         device: where this process computes.
         patience: how long a process waits for the others.
+        events: told of the loss of another machine, after which this process is ended.
 
     Raises:
         ProcessError: the others cannot be reached, or one has ended before its time.
@@ -105,29 +108,44 @@ def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Non
     if size() == 1 or distributed.is_initialized():
         yield
         return
-    with ending_with_the_launcher() as orphaned, _group(device, patience, orphaned):
+    with ending_with_the_launcher() as orphaned, _group(device, patience, orphaned, events):
         yield
 
 
 @contextmanager
-def _group(device: torch.device, patience: timedelta, orphaned: threading.Event) -> Iterator[None]:
+def _group(
+    device: torch.device, patience: timedelta, orphaned: threading.Event, events: Events
+) -> Iterator[None]:
     """:func:`joined`, of several processes."""
     backend, own = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
+    store: Any = None
+    over = threading.Event()
     try:
-        store, number, count = next(rendezvous("env://", timeout=PATIENCE))
+        store, number, count = next(rendezvous("env://", timeout=peers.COMING))
+        peers.meet(store, number, count)
+        store.set_timeout(patience)
+        over = peers.watch(store, number, count, partial(_end, events=events))
         distributed.init_process_group(
             backend, timeout=patience, store=store, rank=number, world_size=count, device_id=own
         )
     except (ValueError, RuntimeError) as error:
         if orphaned.is_set():
             raise ProcessError(_ORPHANED) from error
-        raise ProcessError(
+        problem = ProcessError(
             f"the {size()} processes of this run cannot reach each other: {first_line(error)}",
-            hint="start them with --processes, torchrun or accelerate launch",
-        ) from error
+            hint="start them with --processes, torchrun or accelerate launch; on several machines, name the network "
+            "interface that they share in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME",
+        )
+        if store is not None:  # the others may be waiting for this one
+            _tell(store, str(problem))
+            problem.process = rank()  # another one may not know why
+        over.set()
+        raise problem from error
+    except BaseException:
+        over.set()
+        raise
     orderly = False
     try:
-        over = peers.watch(store, rank(), size())
         yield
         orderly = True
     except VlsiError as error:
@@ -289,6 +307,15 @@ def _shared(error: VlsiError) -> VlsiError:
     known.__cause__, known.__traceback__ = error.__cause__, error.__traceback__
     known.shared = True
     return known
+
+
+def _end(problem: ProcessError | None, events: Events) -> None:
+    """End this process at once; what is to be said of it is said first."""
+    if problem is not None:
+        problem.process = rank()
+        with suppress(Exception):  # a terminal that is gone must not keep it
+            events(Lost(problem))
+    peers.end(problem)
 
 
 def _tell(store: Any, text: str) -> None:

@@ -166,13 +166,16 @@ def test_what_goes_wrong_in_a_worker_ends_the_run(fault: str, error: type[Except
 
 
 PROGRAM = """
+import signal
 import time
 from tests.unit.data.test_workers import Sleepy, record_id
 from vlsi_cli.engine.data.stream import RecordStream
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     with RecordStream([(Sleepy(""), 1.0)], record_id, list, seed=0, workers=1) as stream:
-        for _ in range(2):
+        for _ in range(5):
             told = set(stream.next_batch(8))
             try:
                 print(*told, flush=True)
@@ -183,7 +186,8 @@ if __name__ == "__main__":
 
 
 def test_workers_end_with_the_process_that_started_them_and_not_before(tmp_path: Path) -> None:
-    """Ctrl-C goes to all of them, but what to do about it is the first one's business; killed, it can end nobody."""
+    """Ctrl-C and what a scheduler sends to a job go to all; what to do about it is the first one's business;
+    killed, it can end nobody."""
     (tmp_path / "program.py").write_text(PROGRAM)
     with subprocess.Popen(
         [sys.executable, str(tmp_path / "program.py")],
@@ -198,9 +202,10 @@ def test_workers_end_with_the_process_that_started_them_and_not_before(tmp_path:
         before = main.stdout.readline().split()
         assert before, main.stderr.read()
         assert str(main.pid) not in before
-        os.killpg(main.pid, signal.SIGINT)
-        after = main.stdout.readline().split()
-        assert after == before, main.stderr.read()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            os.killpg(main.pid, number)
+            after = main.stdout.readline().split()
+            assert after == before, main.stderr.read()
         main.kill()
         assert "Traceback" not in main.stderr.read()
     left = [Path("/proc") / pid for pid in before]

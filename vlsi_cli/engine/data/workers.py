@@ -14,12 +14,12 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -37,6 +37,8 @@ Out = TypeVar("Out", covariant=True)
 #: Bytes from which on a record's tensors travel in shared memory; smaller ones are copied through a pipe sooner.
 SHARED_FROM = 1 << 18
 _ALIGNMENT = 64
+#: A scheduler sends them to all processes of a job, a terminal to all it started; the one that trains acts on them.
+_NOT_OURS = {getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)}
 #: Elsewhere (Windows) each worker starts from nothing.
 FORKSERVER = "forkserver" in multiprocessing.get_all_start_methods()
 
@@ -144,7 +146,10 @@ class Pool(Generic[Item]):
         self._context: Any = multiprocessing.get_context("forkserver" if FORKSERVER else "spawn")
         if FORKSERVER:
             self._context.set_forkserver_preload([__name__, *sorted(pickler.modules)])
-            forkserver.ensure_running()
+            with _deaf():
+                resource_tracker.ensure_running()
+            with _deaf():  # again: that one opens SIGTERM
+                forkserver.ensure_running()
 
     def _start(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
@@ -204,6 +209,19 @@ def _record(source: RecordSource, draw: Draw) -> Record | BadRecord:
         return bad
 
 
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """What is started inside the block does not hear the signals that are meant for the process that trains."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_OURS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # ---------------------------------------------------------------- in a worker
 
 
@@ -217,6 +235,11 @@ def _set_up(reader: bytes) -> None:
     )  # Ctrl-C goes to all; the process that trains ends the others
     parent = multiprocessing.parent_process()
     assert parent is not None
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_OURS)
+        threading.Thread(target=_end_when_told, args=(parent.pid,), daemon=True).start()
+    elif hasattr(signal, "pthread_sigmask"):  # who sends SIGTERM cannot be known
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)  # as many workers as wanted, not as many times the cores
@@ -227,6 +250,13 @@ def _set_up(reader: bytes) -> None:
 
 def _end_with(parent: Any) -> None:
     parent.join()
+    os._exit(1)
+
+
+def _end_when_told(parent: int) -> None:
+    """Heed SIGTERM from the process that trains only: schedulers send it to every process of a job at once."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
     os._exit(1)
 
 

@@ -17,6 +17,7 @@ from vlsi_cli.engine.backbones.compiled import compiled_layers
 from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.losses import fused
 from vlsi_cli.engine.runs import models
+from vlsi_cli.engine.runs.agreement import require_alike, require_shared
 from vlsi_cli.engine.runs.checks import RunChecks
 from vlsi_cli.engine.runs.choices import chosen
 from vlsi_cli.engine.runs.data import encoder_for, training_stream
@@ -61,7 +62,7 @@ def run(
     Raises:
         VlsiError: any branch of it; a run that was started can be resumed after each.
     """
-    with processes.joined(models.own_device(resolved.config)):
+    with processes.joined(models.own_device(resolved.config), events=events):
         return _run(
             resolved, output, events if processes.is_first() else ignore, resume, overwrite, skip_damaged
         )
@@ -71,7 +72,7 @@ def _run(
     resolved: Resolved, output: Path, events: Events, resume: bool, overwrite: bool, skip_damaged: bool
 ) -> Report:
     started = time.perf_counter()
-
+    require_alike(resolved)
     with ExitStack() as stack:
 
         def begin() -> RunFolder:
@@ -85,6 +86,7 @@ def _run(
         checkpoints = Checkpoints(folder.checkpoints, resolved.config.keep_checkpoints, skipped)
         if not resume and processes.is_first():
             stack.enter_context(folder.kept_if_begun())
+        require_shared(folder.path)
         stack.enter_context(fitting(TrainingError("this run needs more memory than is left", hint=SMALLER)))
         wish = stack.enter_context(heed_signals())
         told = stack.enter_context(tracked(resolved, folder, events, resumed=resume))

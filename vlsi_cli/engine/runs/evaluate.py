@@ -93,7 +93,7 @@ def run(config: EvaluationConfig, plan: EvaluationPlan, events: Events) -> Evalu
     device = processes.own_device(resolve_device(config.device), chosen=":" in config.device)
     dtype = resolve_precision(config.precision, device)
     try:
-        with _told_to_end(), processes.joined(torch.device("cpu"), _PATIENCE):
+        with _told_to_end(), processes.joined(torch.device("cpu"), _PATIENCE, events):
             judge = None
             if processes.is_first():
                 judge = _judge(config, plan)

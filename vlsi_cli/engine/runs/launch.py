@@ -7,16 +7,27 @@ import io
 import logging
 import os
 import signal
-from collections.abc import Sequence
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 from vlsi_cli.config.launching import Count
+from vlsi_cli.engine import peers
 from vlsi_cli.errors import ConfigError, ProcessError
 
 #: Signals that torchrun hands on to the processes, each of which then saves and ends.
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
 #: Seconds that they get for it before they are killed: the checkpoint of a large model takes its time.
 PATIENCE = 900
+#: How long all processes may have ended without the launcher's noticing, and how often that is looked for.
+STUCK, LOOK = timedelta(seconds=60), timedelta(seconds=5)
+_MEETING = (
+    "see what the other machines say; each needs the same command. Where that one does not know itself by this name or "
+    "address, give it with --master-addr and --master-port instead, and --node-rank 0, 1, ... on each"
+)
 
 
 def launch(processes: Count, words: Sequence[str], launcher: Sequence[str] = ()) -> int:
@@ -35,12 +46,14 @@ def launch(processes: Count, words: Sequence[str], launcher: Sequence[str] = ())
 
     Raises:
         ConfigError: an argument that torchrun does not have.
-        ProcessError: one was killed, and none of the others could say so.
+        ProcessError: one was killed, and none of the others could say so; or the machines did not meet.
     """
-    import torch
-    from torch.distributed import run
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    with _mute():
+        import torch
+        from torch.distributed import DistError, run
+        from torch.distributed.elastic.multiprocessing import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousTimeoutError
 
     count = processes if processes != "auto" else max(torch.cuda.device_count(), 1)
     parser = run.get_args_parser()
@@ -72,22 +85,82 @@ def launch(processes: Count, words: Sequence[str], launcher: Sequence[str] = ())
     threads = max((os.cpu_count() or 1) // count, 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     try:
-        run.run(arguments)
+        with _not_stuck():
+            run.run(arguments)
     except ChildFailedError as failed:
         ended = _by_time(failed.failures)
         mute = any(each.local_rank == 0 and each.exitcode < 0 for each in ended)
         if mute and all(each.exitcode < 0 or each.exitcode == ProcessError.exit_code for each in ended):
             lost = next(each for each in ended if each.exitcode < 0)
+            here = "" if _is_alone(arguments) else " on this machine"
             raise ProcessError(
-                f"process {lost.local_rank} of {count} was ended by {signal.Signals(-int(lost.exitcode)).name}",
+                f"process {lost.local_rank} of {count}{here} was ended by "
+                f"{signal.Signals(-int(lost.exitcode)).name}",
                 hint="the kernel's log says if memory ran out; what was written is kept",
             ) from None
         return _cause([int(each.exitcode) for each in ended])
+    except RendezvousTimeoutError:
+        raise ProcessError(
+            f"{arguments.nnodes} machines were to meet at {_place(arguments)}, and did not within the time for it",
+            hint=_MEETING,
+        ) from None
+    except (RendezvousError, DistError) as error:
+        raise ProcessError(
+            f"the launcher at {_place(arguments)}, where the machines of this run meet, cannot be reached, or has "
+            "ended",
+            hint=_MEETING,
+        ) from error
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
+
+
+@contextlib.contextmanager
+def _not_stuck() -> Iterator[None]:
+    """Let the launcher end after its processes even where it waits for the answer of a machine that is gone.
+
+    It asks the store several times a second, and the system may hope for an answer for a quarter of an hour.
+    """
+    over = threading.Event()
+
+    def look() -> None:
+        since = None
+        while not over.wait(LOOK.total_seconds()):
+            code = peers.children_ended()
+            since = None if code is None else since or time.monotonic()
+            if code is not None and since is not None and time.monotonic() - since > STUCK.total_seconds():
+                os._exit(code)
+
+    threading.Thread(target=look, name="not stuck", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _is_alone(arguments: Any) -> bool:
+    return str(arguments.nnodes) in ("1", "1:1")
+
+
+def _place(arguments: Any) -> str:
+    """Where the machines meet, in torchrun's two ways of saying it."""
+    return str(arguments.rdzv_endpoint or f"{arguments.master_addr}:{arguments.master_port}")
+
+
+@contextlib.contextmanager
+def _mute() -> Iterator[None]:
+    """Import torch so that its C++ side keeps its traces to itself; only here: the processes may say what they like."""
+    name = "TORCH_CPP_LOG_LEVEL"
+    if name in os.environ or "torch" in sys.modules:
+        yield
+        return
+    os.environ[name] = "FATAL"  # whatever fails is raised as an error too
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _by_time(failures: dict[int, Any]) -> list[Any]:

@@ -1,0 +1,145 @@
+"""Two launchers, as on two machines: one that was told something else, folders that are not shared, nobody there."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runs.conftest import short
+from vlsi_cli.engine import processes
+from vlsi_cli.engine.runs import agreement
+from vlsi_cli.errors import ConfigError, DataError, OutputError, ProcessError, VlsiError
+
+ROOT = Path(__file__).parents[2]
+
+
+def launchers(*words: list[str]) -> list[subprocess.CompletedProcess[str]]:
+    """``vlsi distill`` on each of so many "machines", which meet on the loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meet = [f"--nnodes={len(words)}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    started = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "vlsi_cli",
+                "distill",
+                *each,
+                "--processes=1",
+                "--",
+                *meet,
+                f"--node-rank={number}",
+            ],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, each in enumerate(words)
+    ]
+    ended = []
+    for process in started:
+        out, err = process.communicate(timeout=300)
+        ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    return ended
+
+
+def test_a_machine_with_another_command_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """By both launchers, told by the first; nothing is left behind. Met, they have a common store and a common word."""
+    same = [f"--set=teacher.id={pair[0]}", f"--set=student.id={pair[1]}", "--set=student.targets.stride=1"]
+    same += ["--set=teacher.targets.stride=1", "--output", str(tmp_path / "run")]
+    first, second = launchers(same, [*same, "--set=seed=5"])
+    assert (first.returncode, second.returncode) == (2, 2), first.stderr + second.stderr
+    assert "process 1 was started with another configuration than the first" in first.stderr
+    assert "seed is 0 in the first, 5 in process 1" in first.stderr
+    assert "Traceback" not in first.stderr + second.stderr
+    assert "error:" not in second.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_nobody_keeps_the_place_where_machines_meet(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """One sentence, not the launcher's traceback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "vlsi_cli",
+            "distill",
+            f"--set=student.id={pair[1]}",
+            f"--set=teacher.id={pair[0]}",
+            "--output",
+            str(tmp_path / "run"),
+            "--processes=1",
+            "--",
+            "--nnodes=2",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={place}",
+            "--rdzv-conf=join_timeout=1",
+        ],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == ProcessError.exit_code
+    assert f"error: 2 machines were to meet at {place}, and did not within the time for it" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """This process as the first of two; the second's part of an exchange is what ``then`` makes of ours."""
+    held: dict[str, Any] = {"then": lambda own: own}
+    monkeypatch.setattr(processes, "size", lambda: 2)
+    monkeypatch.setattr(processes, "gather", lambda own: [own, held["then"](own)])
+    monkeypatch.setattr(processes, "on_first", lambda work: work())
+    return held
+
+
+def test_what_all_machines_must_have(pair: tuple[Path, Path], two: dict[str, Any]) -> None:
+    resolved = short(pair)
+    agreement.require_alike(resolved)
+    cases: list[tuple[Any, type[VlsiError], str]] = [
+        (
+            lambda c, v, f: (c.model_copy(update={"seed": 9}), v, f),
+            ConfigError,
+            "seed is 0 in the first, 9 in process 1",
+        ),
+        (
+            lambda c, v, f: (c, v | {"torch": "1.0"}, f),
+            ConfigError,
+            "process 1 has torch 1.0, and the first has",
+        ),
+        (lambda c, v, f: (c, v, f | {str(pair[1]): []}), DataError, "process 1 has other files in"),
+    ]
+    for change, kind, message in cases:
+        two["then"] = lambda own, change=change: change(*own)
+        with pytest.raises(kind, match=message) as caught:
+            agreement.require_alike(resolved)
+        assert caught.value.shared
+
+
+def test_a_run_folder_on_a_disk_of_its_own(
+    two: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement.require_shared(tmp_path)
+    monkeypatch.setattr(agreement, "SHOWING", timedelta(0))
+    two["then"] = lambda own: False
+    with pytest.raises(OutputError, match="process 1 does not see the run folder") as caught:
+        agreement.require_shared(tmp_path)
+    assert caught.value.shared
+    assert not list(tmp_path.iterdir())
