@@ -48,6 +48,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "manifest.json is damaged",
         "manifest.json is damaged",
     ),
+    "manifest of something else": (
+        lambda p: (p / "manifest.json").write_text('{"name": "an app", "icons": []}'),
+        "is not that of a teacher cache",
+        "is not that of a teacher cache",
+    ),
     "no manifest": (
         lambda p: (p / "manifest.json").unlink(),
         "manifest.json is missing",

@@ -138,7 +138,7 @@ def _group(
         )
         if store is not None:  # the others may be waiting for this one
             _tell(store, str(problem))
-            problem.process = rank()  # which may be none that would speak
+            problem.process = rank()  # another one may not know why
         over.set()
         raise problem from error
     except BaseException:

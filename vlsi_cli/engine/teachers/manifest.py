@@ -211,9 +211,15 @@ def read_cache_manifest(folder: Path) -> CacheManifest:
         )
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict) or not {"format_version", "identity"} <= raw.keys():
+            raise CheckpointError(
+                f"{file} is not that of a teacher cache",
+                hint="give the folder that `vlsi cache build` wrote",
+            )
         if raw["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
-                f"{file} has format version {raw['format_version']}; this vlsi reads {FORMAT_VERSION}"
+                f"{file} has format version {raw['format_version']}; this vlsi reads {FORMAT_VERSION}",
+                hint="build it again with this version: vlsi cache build --overwrite",
             )
         identity = dict(raw["identity"])
         identity |= {name: tuple(identity[name]) for name in ("targets", "sources")}
