@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 import onnxruntime  # noqa: F401  # before memory is measured: its own size is not the model's
 import torch
-import transformers  # noqa: F401
 from PIL import Image
+from transformers import DynamicCache
 
+from vlsi_cli.engine.backbones.arguments import cache_argument
 from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.backbones.processors import load_processor
 from vlsi_cli.engine.data.collate import collate_prompts
@@ -62,13 +63,20 @@ def with_torch(model: str) -> Work:
     def work(tokens: int) -> tuple[float, float]:
         began = time.process_time()
         first, place = places
-        out = backbone.model(**inputs, position_ids=first, use_cache=True, logits_to_keep=1)
+        cache = DynamicCache()
+        out = backbone.model(
+            **inputs,
+            **cache_argument(backbone.model, cache),
+            position_ids=first,
+            use_cache=True,
+            logits_to_keep=1,
+        )
         read = time.process_time()
         mask = inputs["attention_mask"]
         for _ in range(tokens):
             token = out.logits[:, -1].argmax(dim=-1, keepdim=True)
             mask = torch.cat([mask, torch.ones_like(token)], dim=1)
-            past = {"past_key_values": out.past_key_values, "use_cache": True, "position_ids": place}
+            past = {"use_cache": True, "position_ids": place, **cache_argument(backbone.model, cache)}
             out = backbone.model(input_ids=token, attention_mask=mask, **past)
             place = None if place is None else place + 1
         return read - began, time.process_time() - read

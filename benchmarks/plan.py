@@ -23,8 +23,7 @@ from rich.table import Table
 from vlsi_cli.config import loading, planning
 from vlsi_cli.config.stage_plans import Records
 from vlsi_cli.engine.runs import distill, models
-from vlsi_cli.engine.runs.data import training_stream
-from vlsi_cli.engine.runs.measure import encoder_for
+from vlsi_cli.engine.runs.data import encoder_for, training_stream
 from vlsi_cli.events import StageEnded, StageStarted
 
 
@@ -88,9 +87,8 @@ def measure(sets: list[str]) -> list[tuple[str, str, int, int]]:
 def typical(resolved: loading.Resolved) -> Records:
     """What the records of a run are like: the padded length and the shares of its first 64 records."""
     config = resolved.config
-    dtype, device = torch.float32, torch.device("cpu")
-    backbone = models.load_model(config.student, config, dtype, device, trained=False)
-    stream = training_stream(config.data, encoder_for(backbone.processor, config.data), seed=config.seed)
+    processor = models.describe_model(config.student, config).processor
+    stream = training_stream(config.data, encoder_for(processor, config.data), seed=config.seed)
     batch = stream.next_batch(64)
     tokens = batch.inputs["input_ids"].numel()
     images = int(batch.inputs["mm_token_type_ids"].bool().sum())

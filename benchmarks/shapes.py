@@ -57,9 +57,13 @@ def shape_of(word: str) -> Shape:
     return shape if not layers else replace(shape, layers=int(layers), stride=max(1, int(layers) // 20))
 
 
-def build(word: str, dtype: torch.dtype, device: str) -> Backbone:
-    """A frozen model with weights drawn where it is to be."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
+def config_of(word: str, **ids: int) -> Any:
+    """The transformers config of a shape.
+
+    Args:
+        ids: of tokens that differ from the last ones of the vocabulary, such as ``image_token_id``.
+    """
+    from transformers import AutoConfig
 
     shape = shape_of(word)
     depth, width, heads, patch = shape.vision
@@ -89,21 +93,28 @@ def build(word: str, dtype: torch.dtype, device: str) -> Backbone:
         "mlp_ratio": 4,
         "patch_size": patch,
     }
-    config = AutoConfig.for_model(
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    last = {name: shape.vocabulary - 1 - place for place, name in enumerate(names)}
+    return AutoConfig.for_model(
         "qwen2_vl",
         text_config=text,
         vision_config=vision,
-        image_token_id=shape.vocabulary - 1,
-        video_token_id=shape.vocabulary - 2,
-        vision_start_token_id=shape.vocabulary - 3,
-        vision_end_token_id=shape.vocabulary - 4,
         tie_word_embeddings=shape.tied,
+        **(last | ids),
     )
+
+
+def build(word: str, dtype: torch.dtype, device: str) -> Backbone:
+    """A frozen model with weights drawn where it is to be."""
+    from transformers import AutoModelForImageTextToText
+
     with quiet_transformers(), torch.device(device):
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForImageTextToText.from_config(
+            config_of(word), dtype=dtype, attn_implementation="sdpa"
+        )
     family = FAMILIES["qwen2_vl"]
     backbone = Backbone(model=model, family=family, processor=None, id=word, revision=None, folder=Path())
-    backbone.tokenizer_length = shape.vocabulary  # there is no tokenizer to ask
+    backbone.tokenizer_length = shape_of(word).vocabulary  # there is no tokenizer to ask
     backbone.freeze()
     return backbone
 

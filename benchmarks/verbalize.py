@@ -25,6 +25,7 @@ import torch
 from transformers import DynamicCache
 
 from tests.tiny import tiny_folder
+from vlsi_cli.engine.backbones.arguments import cache_argument
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.data.collate import collate_prompts
@@ -52,7 +53,7 @@ def separate(backbone: Backbone, inputs: dict[str, Any], layers: Sequence[int], 
         while len(ids) < longest:
             with backbone.tap([layer]) as tapped:
                 if ids:
-                    backbone.base(**given, past_key_values=cache, use_cache=True)
+                    backbone.base(**given, **cache_argument(backbone.base, cache), use_cache=True)
                 else:
                     backbone.forward_base(given, cache=cache)
                 state = tapped[layer][:, -1]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
-FAMILIES = (*QWEN, "llava_onevision", "internvl", "smolvlm", "idefics3")
+FAMILIES = (*QWEN, "llava_onevision", "internvl", "gemma3", "smolvlm", "idefics3")
 
 #: What the tokenizer's merges are learned from. Any text works: bytes cover the rest.
 TOKENIZER_TEXT = (
@@ -72,6 +72,25 @@ INTERN = {
 }
 
 
+#: Likewise Gemma's.
+GEMMA = {
+    "boi_token": "<start_of_image>",
+    "eoi_token": "<end_of_image>",
+    "image_token": "<image_soft_token>",
+}
+#: The system's words go in front of the first question; white space around a message is dropped.
+GEMMA_TEMPLATE = (
+    "{{ bos_token }}{% set first = namespace(words='') %}"
+    "{% for m in messages %}{% if m['role'] == 'system' %}"
+    "{% set first.words = m['content'][0]['text'] + '\n\n' %}{% else %}"
+    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + first.words }}"
+    "{% set first.words = '' %}{% for part in m['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<start_of_image>' }}{% else %}{{ part['text'] | trim }}{% endif %}"
+    "{% endfor %}{{ '<end_of_turn>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+
+
 def special_tokens(family: str) -> list[str]:
     """The added tokens of a family, in id order. The first three are pad, turn start and turn end."""
     base = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -81,6 +100,8 @@ def special_tokens(family: str) -> list[str]:
         return [*base, "<image>", "<video>"]
     if family == "internvl":
         return [*base, *INTERN.values()]
+    if family == "gemma3":
+        return ["<pad>", "<start_of_turn>", "<end_of_turn>", "<bos>", *GEMMA.values()]
     grid = [f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)]
     return [*base, "<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *grid]
 
@@ -99,12 +120,18 @@ def tiny_tokenizer(family: str, text: str = TOKENIZER_TEXT) -> Any:
     )
     tokenizer.train_from_iterator([text], trainer)
     tokenizer.add_special_tokens(specials)
-    end = "<end_of_utterance>" if family in ("smolvlm", "idefics3") else "<|im_end|>"
+    end = "<end_of_utterance>" if family in ("smolvlm", "idefics3") else specials[2]
+    named = {"internvl": INTERN, "gemma3": GEMMA}
     made = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=specials[0],
         eos_token=end,
-        extra_special_tokens=INTERN if family == "internvl" else specials[1:],
+        extra_special_tokens=named.get(family, specials[1:]),
+        **(
+            {"bos_token": "<bos>", "model_input_names": ["input_ids", "attention_mask"]}
+            if family == "gemma3"
+            else {}
+        ),
         clean_up_tokenization_spaces=False,
         padding_side="right",
         model_max_length=4096,
@@ -191,6 +218,22 @@ def tiny_config(
             image_seq_length=(_TILE // _PATCH // 2) ** 2,
             **common,
         )
+    if family == "gemma3":
+        text |= {
+            "head_dim": 16,
+            "sliding_window": 12,
+            "sliding_window_pattern": 2,
+            "query_pre_attn_scalar": 16,
+        }
+        return tf.Gemma3Config(
+            text_config={**text, "bos_token_id": tokenizer.bos_token_id},
+            vision_config={"model_type": "siglip_vision_model", "vision_use_head": False, **tower},
+            mm_tokens_per_image=4,
+            boi_token_index=ids["<start_of_image>"],
+            eoi_token_index=ids["<end_of_image>"],
+            image_token_index=ids["<image_soft_token>"],
+            **common,
+        )
     cls = {"smolvlm": tf.SmolVLMConfig, "idefics3": tf.Idefics3Config}[family]
     return cls(
         text_config={"model_type": "llama", **text},
@@ -231,6 +274,9 @@ def _processor_files(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
             "processor_class": "InternVLProcessor",
             "image_seq_length": (_TILE // _PATCH // 2) ** 2,
         }
+    if family == "gemma3":
+        image |= {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": _TILE, "width": _TILE}}
+        return image, {"processor_class": "Gemma3Processor", "image_seq_length": 4}
     stem = "SmolVLM" if family == "smolvlm" else "Idefics3"
     image |= {"image_processor_type": f"{stem}ImageProcessor", "size": {"longest_edge": 2 * _TILE}}
     image |= {"max_image_size": {"longest_edge": _TILE}, "do_image_splitting": True}
@@ -284,6 +330,6 @@ def tiny_folder(
     placeholder = "<|vision_start|><|image_pad|><|vision_end|>" if family in QWEN else "<image>\n"
     placeholder = "<IMG_CONTEXT>\n" if family == "internvl" else placeholder
     template = SMOL if family in ("smolvlm", "idefics3") else CHATML.replace("@IMAGE@", placeholder)
-    template = THINKING if family == "qwen3_5" else template
+    template = {"qwen3_5": THINKING, "gemma3": GEMMA_TEMPLATE}.get(family, template)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return folder

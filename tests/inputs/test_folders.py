@@ -169,6 +169,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], bool]] = {
     "index: a list": (index([]), False),
     "index: pieces that are numbers": (index({"weight_map": {"a": 3}}), False),
     "index: no map": (index({}), False),
+    "config: another image token": (edited("config.json", image_token_id=5), False),
     "no tokenizer": (removed("tokenizer.json"), False),
     "tokenizer: empty": (written("tokenizer.json", ""), False),
     "tokenizer: a list": (written("tokenizer.json", "[]"), False),

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from vlsi_cli.config.facts import ATTENTION_BIASED, QK_NORMED, LinearAttention, ModelFacts, facts_from_folder
+from vlsi_cli.config.facts import (
+    ATTENTION_BIASED,
+    NORMS,
+    QK_NORMED,
+    LinearAttention,
+    ModelFacts,
+    facts_from_folder,
+)
 from vlsi_cli.config.presence import cached_snapshot
 from vlsi_cli.errors import ConfigError, did_you_mean
 
@@ -67,6 +74,7 @@ def _entry(
         attention_bias=(decoder or model_type) in ATTENTION_BIASED,
         qk_norm=(decoder or model_type) in QK_NORMED,
         gated=model_type == "qwen3_5",
+        norms=NORMS.get(model_type, 2),
         linear=linear,
     )
     return Entry(group, size, tuple(ids.split()), facts)
@@ -112,6 +120,11 @@ def _intern35(size: str, shape: _Shape, vision: int) -> Entry:
     return _entry("InternVL3.5", "internvl", size, ids, shape, False, vision, head_dim=128, decoder="qwen3")
 
 
+def _gemma3(size: str, shape: _Shape, head_dim: int, vision: int) -> Entry:
+    ids = f"google/gemma-3-{size}-it"
+    return _entry("Gemma-3", "gemma3", size, ids, shape, True, vision, head_dim=head_dim)
+
+
 def _smol(size: str, hub_id: str, shape: tuple[int, int, int, int, int, int], vision: int) -> Entry:
     return _entry("SmolVLM", "idefics3", size, f"HuggingFaceTB/{hub_id}", shape, False, vision)
 
@@ -149,6 +162,9 @@ ENTRIES: tuple[Entry, ...] = (
     _intern35("8b", (36, 4096, 12288, 32, 8, 151936), 337_583_104),
     _intern35("14b", (40, 5120, 17408, 40, 8, 151936), 351_216_640),
     _intern35("38b", (64, 5120, 25600, 64, 8, 151936), 5_628_282_240),
+    _gemma3("4b", (34, 2560, 10240, 8, 4, 262208), 256, 419_816_304),
+    _gemma3("12b", (48, 3840, 15360, 16, 8, 262208), 256, 421_290_864),
+    _gemma3("27b", (62, 5376, 21504, 32, 16, 262208), 128, 423_060_336),
     _smol("256m", "SmolVLM-256M-Instruct", (30, 576, 1536, 9, 3, 49280), 93_510_912),
     _smol("500m", "SmolVLM-500M-Instruct", (32, 960, 2560, 15, 5, 49280), 98_229_504),
     _smol("2.2b", "SmolVLM-Instruct", (24, 2048, 8192, 32, 32, 49155), 434_220_912),

@@ -18,7 +18,16 @@ from vlsi_cli.config.models import Architecture
 #: Families, and decoders of families that have several, with a bias on queries, keys and values.
 ATTENTION_BIASED = frozenset({"qwen2_vl", "qwen2_5_vl", "llava_onevision", "qwen2"})
 #: Those that normalise queries and keys per head.
-QK_NORMED = frozenset({"qwen3_vl", "qwen3_5", "qwen3"})
+QK_NORMED = frozenset({"qwen3_vl", "qwen3_5", "qwen3", "gemma3"})
+#: Norms of a decoder layer where there are not two of them.
+NORMS = {"gemma3": 4}
+# What Gemma 3's public configs leave to the defaults of its class.
+_UNSAID: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+        "tie_word_embeddings": True,
+    }
+}  # fmt: skip
 _NOT_LANGUAGE = ("visual.", "vision", "connector", "multi_modal_projector", "image_newline")
 
 
@@ -81,6 +90,7 @@ class ModelFacts:
         qk_norm: whether queries and keys are normalised per head.
         vision: parameters of vision tower and projector together; None when not known before loading.
         gated: whether queries come with a gate of their width for what attention gives.
+        norms: norms of the hidden width in a decoder layer.
         linear: the layers of linear attention, in a model that has them beside those of attention.
     """
 
@@ -98,6 +108,7 @@ class ModelFacts:
     qk_norm: bool
     vision: int | None
     gated: bool = False
+    norms: int = 2
     linear: LinearAttention | None = None
 
     @property
@@ -112,7 +123,7 @@ class ModelFacts:
 
     @property
     def layer_parameters(self) -> int:
-        """One decoder layer: attention, gated feed-forward and two norms; of two kinds of layers the larger."""
+        """One decoder layer: attention, gated feed-forward and norms; of two kinds of layers the larger."""
         return max(self._attention(), self._linear()) + self._beside_attention()
 
     @property
@@ -132,7 +143,7 @@ class ModelFacts:
         return self.linear.parameters(self.hidden) if self.linear else 0
 
     def _beside_attention(self) -> int:
-        return 3 * self.hidden * self.ffn + 2 * self.hidden
+        return 3 * self.hidden * self.ffn + self.norms * self.hidden
 
     @property
     def language_parameters(self) -> int:
@@ -172,7 +183,7 @@ def facts_from_folder(folder: Path, name: str | None = None) -> ModelFacts | Non
         return None
     if not isinstance(config, dict):
         return None
-    text = {**config, **(config.get("text_config") or {})}
+    text = {**_UNSAID.get(str(config.get("model_type")), {}), **config, **(config.get("text_config") or {})}
     try:
         model_type = str(config["model_type"])
         hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
@@ -191,6 +202,7 @@ def facts_from_folder(folder: Path, name: str | None = None) -> ModelFacts | Non
             qk_norm=model_type in QK_NORMED or _decoder_of(text) in QK_NORMED,
             vision=_vision_parameters(folder),
             gated=model_type == "qwen3_5",
+            norms=NORMS.get(model_type, 2),
             linear=_linear_attention(text),
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError):

@@ -19,6 +19,7 @@ _PATCHES_PER_TOKEN = {
     "qwen3_5": 4,
     "llava_onevision": 1,
     "internvl": 4,
+    "gemma3": 16,
     "idefics3": 16,
     "smolvlm": 16,
 }

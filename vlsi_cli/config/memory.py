@@ -36,9 +36,10 @@ SUMS, SUMS_CPU = 4096 * 2**20, 512 * 2**20
 _KEPT = {"fp32": (32, 16, 8), "mixed": (30, 8, 4), "bf16": (20, 8, 4)}
 _REPEATED = {"fp32": (8, -8), "mixed": (4, -4), "bf16": (4, -4)}
 # Where queries and keys are normalised, the queries' width need not be the hidden one: (hidden, ffn, query width,
-# key/value width). Gated attention keeps more.
+# key/value width). Gated attention keeps more, and so do four norms.
 _NORMED = {"fp32": (24, 16, 24, 8), "mixed": (26, 8, 14, 6), "bf16": (16, 8, 14, 6)}
 _GATED = {"fp32": (24, 16, 40, 8), "mixed": (26, 8, 22, 8), "bf16": (20, 8, 22, 8)}
+_FOUR_NORMS = {"fp32": (40, 16, 24, 8), "mixed": (42, 8, 16, 8), "bf16": (36, 8, 16, 8)}
 # Linear attention by transformers' own code: (hidden, ffn, key width, key width repeated for every value head, value
 # width, value heads, state of a head). The kernels of flash-linear-attention keep less.
 _LINEAR = {
@@ -149,7 +150,8 @@ def backward_bytes(
 def kept_per_token(facts: ModelFacts, kind: str) -> int:
     """Bytes that one decoder layer with attention keeps per token for its backward, the attention mask apart."""
     if facts.qk_norm:
-        hidden, ffn, query, keyvalue = (_GATED if facts.gated else _NORMED)[kind]
+        table = _GATED if facts.gated else _FOUR_NORMS if facts.norms == 4 else _NORMED
+        hidden, ffn, query, keyvalue = table[kind]
         kept = hidden * facts.hidden + ffn * facts.ffn + 8 * facts.heads + 4 * facts.kv_heads
         return kept + (query * facts.heads + keyvalue * facts.kv_heads) * facts.head_dim
     hidden, ffn, keyvalue = _KEPT[kind]

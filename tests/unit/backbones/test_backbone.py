@@ -37,7 +37,7 @@ def test_padding_does_not_change_a_row(family, load, batch_of):
     inputs = batch_of(backbone)
     length = int(inputs["attention_mask"][0].sum())
     padded = dict(inputs)
-    for key in ("input_ids", "attention_mask", "mm_token_type_ids"):
+    for key in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"):
         if key in padded:
             fill = backbone.tokenizer.pad_token_id if key == "input_ids" else 0
             padded[key] = torch.nn.functional.pad(padded[key], (0, 5), value=fill)

@@ -31,6 +31,10 @@ TOTALS = {
     "InternVL3.5-1B": 1_060_897_792,
     "InternVL3.5-4B": 4_732_489_216,
     "InternVL3.5-38B": 38_390_405_504,
+    # 4.3, 12.2 and 27.4 billion in its report
+    "Gemma-3-4B": 4_300_079_472,
+    "Gemma-3-12B": 12_187_325_040,
+    "Gemma-3-27B": 27_432_406_640,
 }
 
 
@@ -98,16 +102,21 @@ def test_language_model_counts_match_transformers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "size"), [("qwen3_5", "Qwen/Qwen3.5-2B"), ("internvl", "OpenGVLab/InternVL3_5-2B-HF")]
+    ("family", "size", "id"),
+    [
+        ("qwen3_5", "2b", "Qwen/Qwen3.5-2B"),
+        ("internvl", "2b", "OpenGVLab/InternVL3_5-2B-HF"),
+        ("gemma3", "4b", "google/gemma-3-4b-it"),
+    ],
 )
-def test_a_folder_is_counted_whole(family: str, size: str, tmp_path: Path) -> None:
+def test_a_folder_is_counted_whole(family: str, size: str, id: str, tmp_path: Path) -> None:
     """Decoder, LoRA and vision side, against the model that the folder holds; and which family its sizes are of."""
     pytest.importorskip("torch")
     from vlsi_cli.engine.backbones.load import load_backbone
     from vlsi_cli.engine.backbones.lora import add_lora
 
     backbone = load_backbone(str(tiny_folder(family, tmp_path, layers=5)))
-    assert resolve_alias("2b", str(tmp_path)) == size
+    assert resolve_alias(size, str(tmp_path)) == id
     known, counts = facts_from_folder(tmp_path), backbone.parameter_counts()
     assert known is not None
     assert known.parameters == sum(counts.values())
@@ -129,6 +138,7 @@ def test_a_folder_is_counted_whole(family: str, size: str, tmp_path: Path) -> No
         ("2b", "Qwen/Qwen3.5-27B", "Qwen/Qwen3.5-2B"),
         ("8b", "OpenGVLab/InternVL3-78B-hf", "OpenGVLab/InternVL3-8B-hf"),
         ("2b", "OpenGVLab/InternVL3_5-38B-HF", "OpenGVLab/InternVL3_5-2B-HF"),
+        ("4b", "google/gemma-3-27b-it", "google/gemma-3-4b-it"),
         ("256m", "HuggingFaceTB/SmolVLM-Instruct", "HuggingFaceTB/SmolVLM-256M-Instruct"),
         ("small", "demo/large", "demo/small"),
         ("Qwen2-VL-2B", None, "Qwen/Qwen2-VL-2B-Instruct"),

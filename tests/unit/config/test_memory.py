@@ -27,7 +27,8 @@ def facts(family: str, shape: tuple[int, int, int, int, int], layers: int) -> Mo
     hidden, ffn, heads, kv_heads, head_dim = shape
     return ModelFacts(
         name=family, model_type=family, layers=layers, hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads,
-        head_dim=head_dim, vocab=1000, tied=False, attention_bias=False, qk_norm=family.startswith("qwen3"), vision=0,
+        head_dim=head_dim, vocab=1000, tied=False, attention_bias=False, vision=0,
+        qk_norm=family.startswith("qwen3") or family == "gemma3", norms=4 if family == "gemma3" else 2,
         gated=family.startswith("qwen3_5"),
         linear=LinearAttention(layers, kv_heads, heads, 32, 48, 4) if family == LINEAR else None,
     )  # fmt: skip
@@ -48,7 +49,7 @@ def decoder(family: str, shape: tuple[int, int, int, int, int], layers: int, dty
             text |= {"linear_num_key_heads": kv_heads, "linear_num_value_heads": heads}
             text |= {"linear_key_head_dim": 32, "linear_value_head_dim": 48}
             text["rope_parameters"] |= {"partial_rotary_factor": 1.0}
-    else:
+    elif family != "gemma3":
         text["model_type"] = {"llava_onevision": "qwen2"}.get(family, "llama")
     config = AutoConfig.for_model(family.split()[0], text_config=text).get_text_config()
     return AutoModel.from_config(config, dtype=dtype).train()
@@ -78,11 +79,12 @@ def kept(family: str, shape: tuple[int, int, int, int, int], layers: int, kind: 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", LINEAR, "llava_onevision", "smolvlm"]
+    "family",
+    ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", LINEAR, "gemma3", "llava_onevision", "smolvlm"],
 )
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_a_layer_keeps(family: str, shape: tuple[int, int, int, int, int], kind: str) -> None:
-    if family in ("qwen3_vl", "qwen3_5"):  # heads that are not as wide together as the states
+    if family in ("qwen3_vl", "qwen3_5", "gemma3"):  # heads that are not as wide together as the states
         shape = (*shape[:4], 96)
     measured = kept(family, shape, 2, kind)[0] - kept(family, shape, 1, kind)[0]
     known = facts(family, shape, 1)
@@ -94,7 +96,7 @@ def test_what_a_layer_keeps(family: str, shape: tuple[int, int, int, int, int], 
     assert planned == pytest.approx(measured, rel=0.06)
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_5", LINEAR, "llava_onevision"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_5", LINEAR, "gemma3", "llava_onevision"])
 def test_operations_of_a_decoder(family: str) -> None:
     shape = SHAPES[0]
     measured = kept(family, shape, 2, "fp32")[1]

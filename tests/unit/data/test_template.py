@@ -93,7 +93,7 @@ def test_prompt_equals_stock_processing(family: str, sizes: list[tuple[int, int]
     )
     assert torch.equal(ours.input_ids, stock.pop("input_ids")[0])
     stock.pop("attention_mask")
-    types = stock.pop("mm_token_type_ids", None)
+    types = stock.pop("token_type_ids" if family == "gemma3" else "mm_token_type_ids", None)
     assert (types is None) == (ours.token_types is None)
     if types is not None:
         assert torch.equal(types[0], ours.token_types)
@@ -136,6 +136,13 @@ def test_control_tokens_in_text(text: str, place: int) -> None:
     texts[place] = text
     with pytest.raises(BadRecord) as caught:
         encoder().encode(conversation(*texts))
+    assert caught.value.reason == "control-token"
+
+
+def test_an_image_token_in_text_that_the_template_does_not_write() -> None:
+    """Gemma 3 writes one token for a picture, and its processor others in its place."""
+    with pytest.raises(BadRecord) as caught:
+        encoder("gemma3").encode(conversation("see <image_soft_token>", "Red."))
     assert caught.value.reason == "control-token"
 
 

@@ -120,3 +120,17 @@ def test_the_log_holds_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ):
         assert kept in text
     assert text.endswith("the end: [redacted]")
+
+
+@needs_harness
+def test_a_token_that_cannot_be_read_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where `HF_HOME` lies in somebody else's folder; benchmarks that need no hub need no token."""
+    import huggingface_hub
+
+    from vlsi_cli.engine.evaluation import tasks
+
+    def unreadable() -> str:
+        raise PermissionError(13, "Permission denied", "token")
+
+    monkeypatch.setattr(huggingface_hub, "get_token", unreadable)
+    assert tasks._stored_token() is None

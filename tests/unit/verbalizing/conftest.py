@@ -44,7 +44,7 @@ def tiny() -> Tiny:
     caught: dict[str, Any] = {}
 
     def hook(module: Any, args: Any, kwargs: dict[str, Any], output: torch.Tensor) -> None:
-        caught.update({k: v for k, v in kwargs.items() if k not in ("past_key_values", "use_cache")})
+        caught.update({k: v for k, v in kwargs.items() if k not in ("cache", "past_key_values", "use_cache")})
 
     handle = model.model.layers[1].register_forward_hook(hook, with_kwargs=True)
     mask = torch.ones(2, 9, dtype=torch.long)

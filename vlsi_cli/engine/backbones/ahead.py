@@ -13,14 +13,13 @@ left is told in docs/performance.md.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 
+from vlsi_cli.engine.backbones.arguments import parameters
 from vlsi_cli.engine.batch import Batch, sent
 
 #: Sizes and numbers of pictures, which only the host reads.
@@ -69,15 +68,10 @@ def answered(base: Any, said: Any) -> Iterator[None]:
 
 def picture_features(base: Any, inputs: dict[str, Any]) -> Any:
     """What the tower and its projector say about the pictures: the outputs of ``base.get_image_features``."""
-    known = _parameters(type(base).get_image_features)
+    known = parameters(type(base).get_image_features)
     given = {name: value for name, value in inputs.items() if name in known}
     extras = _tower_arguments(base, inputs) if sizes_are_here(inputs) else {}
     return base.get_image_features(**given, **extras, return_dict=True)
-
-
-@lru_cache  # to look is as slow as a layer
-def _parameters(function: Any) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters)
 
 
 def sizes_are_here(inputs: dict[str, Any]) -> bool:

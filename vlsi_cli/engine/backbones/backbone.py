@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlsi_cli.engine.backbones.ahead import answered, host_known, picture_features, sizes_are_here
+from vlsi_cli.engine.backbones.arguments import cache_argument
 from vlsi_cli.engine.backbones.families import Family
 from vlsi_cli.engine.backbones.tap import Tapped, tap
 from vlsi_cli.engine.backbones.vision import VisionMemory, require_features
@@ -166,7 +167,7 @@ class Backbone:
         base: Any = self.base
         if hasattr(base, "rope_deltas"):
             base.rope_deltas = None  # Qwen keeps the last call's image offsets; they are not this call's
-        state = base(**inputs, past_key_values=cache, use_cache=cache is not None).last_hidden_state
+        state = base(**inputs, **cache_argument(base, cache), use_cache=cache is not None).last_hidden_state
         assert isinstance(state, Tensor)
         return state
 

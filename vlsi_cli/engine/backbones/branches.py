@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlsi_cli.engine.backbones.arguments import cache_argument
 from vlsi_cli.engine.backbones.backbone import Backbone
 
 
@@ -93,8 +94,8 @@ class Branches:
                     hidden,
                     attention_mask=mask,
                     position_embeddings=rotary,
-                    past_key_values=self._cache,
                     use_cache=True,
+                    **cache_argument(layer, self._cache),
                 )
                 hidden = output if isinstance(output, Tensor) else output[0]
             found[depth] = hidden[0]

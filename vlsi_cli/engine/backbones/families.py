@@ -204,6 +204,20 @@ FAMILIES: dict[str, Family] = {
             keeps_features=True,
             decoders=("qwen2", "qwen3"),
         ),
+        # Its text-only class caps logits, the one with pictures does not, whatever the config says.
+        Family(
+            "gemma3",
+            "Gemma 3",
+            "language_model",
+            ("vision_tower",),
+            ("multi_modal_projector",),
+            "image_token_id",
+            None,
+            (_PIL.format("gemma3"), "Gemma3ImageProcessorPil"),
+            "Gemma3Processor",
+            False,
+            keeps_features=True,
+        ),
         _idefics("smolvlm", "SmolVLM", "SmolVLM"),
         _idefics("idefics3", "Idefics3", "Idefics3"),
     )

@@ -74,6 +74,7 @@ def describe(
         folder, min_pixels=min_pixels, max_pixels=max_pixels, chat_template=chat_template, shown=id
     )
     _require_same_patches(processor, config, id)
+    _require_same_image_token(processor, family, config, id)
     return Description(id, revision, folder, family, config, processor)
 
 
@@ -150,6 +151,7 @@ def load_backbone(
         folder, min_pixels=min_pixels, max_pixels=max_pixels, chat_template=chat_template, shown=id
     )
     _require_same_patches(processor, config, id)
+    _require_same_image_token(processor, family, config, id)
     too_large = ModelError(
         f"'{id}' does not fit into the memory of {device}",
         hint="`vlsi plan` says what fits; a large model can be cached, quantized or placed elsewhere",
@@ -244,6 +246,16 @@ def _require_same_patches(processor: Any, config: Any, id: str) -> None:
                 f"the image settings of '{id}' say {ours} {cut!r}, and its vision tower was made for {made!r}",
                 hint="preprocessor_config.json and config.json do not belong together",
             )
+
+
+def _require_same_image_token(processor: Any, family: Family, config: Any, id: str) -> None:
+    """Refuse a tokenizer that writes pictures with another token than the model replaces by features."""
+    written, replaced = getattr(processor, "image_token_id", None), family.image_token_id(config)
+    if written is not None and written != replaced:
+        raise ModelError(
+            f"the tokenizer of '{id}' writes a picture with token {written}, and its config.json says {replaced}",
+            hint="tokenizer.json and config.json do not belong together",
+        )
 
 
 def _require_safetensors(folder: Path, id: str) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 #: Arguments of a decoder layer that belong to generation, not to the layer's reading of its input.
-_NOT_REPLAYED = ("past_key_values", "past_key_value", "use_cache", "cache_position")
+_NOT_REPLAYED = ("cache", "past_key_values", "past_key_value", "use_cache", "cache_position")
 
 
 class Tapped(Mapping[int, Tensor]):

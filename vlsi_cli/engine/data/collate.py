@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vlsi_cli.engine.batch import Batch, PromptBatch
 from vlsi_cli.engine.data.digests import record_digest
-from vlsi_cli.engine.data.template import Encoded, EncodedPrompt
+from vlsi_cli.engine.data.template import TOKEN_TYPES, Encoded, EncodedPrompt
 from vlsi_cli.errors import ModelError
 
 Item = TypeVar("Item")
@@ -71,7 +71,7 @@ def merge(batches: Sequence[Batch]) -> Batch:
     length = max(batch.inputs["input_ids"].shape[1] for batch in batches)
     filler = int(batches[0].inputs["input_ids"][0, 0])
     inputs = {}
-    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+    for name in ("input_ids", "attention_mask", *TOKEN_TYPES):
         if name in batches[0].inputs:
             value = filler if name == "input_ids" else 0
             rows = [batch.inputs[name] for batch in batches]
@@ -115,7 +115,7 @@ def _inputs(
     }
     types = [record.token_types for record in records if record.token_types is not None]
     if types:
-        inputs["mm_token_type_ids"] = torch.stack([pad(row, 0) for row in types])
+        inputs[records[0].types_name] = torch.stack([pad(row, 0) for row in types])
     return inputs | _image_tensors([record.tensors for record in records])
 
 

@@ -30,10 +30,19 @@ def record_length(encoder: ChatEncoder, record: Record) -> int:
     texts = [segment.replace(encoder.image_token, "") for segment in segments]
     length = sum(len(encoder.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
     if sizes:
-        length += _image_tokens(count, sizes)
+        length += _image_tokens(count, sizes) + len(sizes) * _around(encoder)
     if encoder.max_length is not None and length > encoder.max_length:
         return len(encoder.encode(record).input_ids)
     return length
+
+
+def _around(encoder: ChatEncoder) -> int:
+    """Tokens that Gemma 3's processor writes around the image tokens of a picture, and does not count."""
+    written = getattr(encoder.processor, "full_image_sequence", None)
+    if written is None:
+        return 0
+    ids = encoder.tokenizer(written, add_special_tokens=False)["input_ids"]
+    return len(ids) - int(encoder.processor.image_seq_length)
 
 
 def _image_tokens(count: Any, sizes: list[tuple[int, int]]) -> int:

@@ -22,6 +22,9 @@ from vlsi_cli.engine.data.images import Fetch, ImageLimits, load_image
 from vlsi_cli.engine.data.records import BadRecord, Message, Record
 from vlsi_cli.errors import ModelError
 
+#: Names of the inputs that tell image tokens (1) from text (0): of most models, and of Gemma 3.
+TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -32,6 +35,7 @@ class Encoded:
         input_ids: [S], image placeholders expanded.
         trained: [S] bool, the response tokens.
         token_types: [S], 0 text and 1 image, or None for a model that does not take them.
+        types_name: the name under which the model takes them.
         tensors: what the processor made of the images; layouts differ between families, see ``collate``.
         digest: of the record (see ``digests``), where it has been taken already.
     """
@@ -42,6 +46,7 @@ class Encoded:
     token_types: Tensor | None
     tensors: dict[str, Tensor]
     digest: bytes = b""
+    types_name: str = TOKEN_TYPES[0]
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class EncodedPrompt:
     reference: str
     kind: str = ""
     question: str = ""
+    types_name: str = TOKEN_TYPES[0]
 
 
 class ChatEncoder:
@@ -95,7 +101,7 @@ class ChatEncoder:
                 f"{type(processor).__name__} has no chat template, so records cannot be rendered"
             )
         self._can_think = thinking.can_think(processor.chat_template)
-        self._takes_token_types = "mm_token_type_ids" in processor.model_input_names
+        self._types_name = _token_types_name(processor)
         self._image_ids = torch.tensor(_image_token_ids(processor), dtype=torch.long)
         try:
             self._control = self._control_tokens()
@@ -135,7 +141,8 @@ class ChatEncoder:
             self._check_length(ids)
         except BadRecord as bad:
             raise bad.at(record=record.id, where=record.where) from bad
-        return Encoded(record.id, ids, trained, self._token_types(ids), tensors)
+        types, name = self._token_types(ids)
+        return Encoded(record.id, ids, trained, types, tensors, types_name=name)
 
     def encode_prompt(self, record: Record, turn: int = -1) -> EncodedPrompt:
         """The prompt of one response (the last by default) as ``generate`` takes it, and the reference
@@ -154,8 +161,9 @@ class ChatEncoder:
         except BadRecord as bad:
             raise bad.at(record=record.id, where=record.where) from bad
         reference, question = (record.messages[place].text.strip() for place in (last, last - 1))
+        types, name = self._token_types(ids)
         return EncodedPrompt(
-            record.id, ids, self._token_types(ids), tensors, reference, kind=record.kind, question=question
+            record.id, ids, types, tensors, reference, kind=record.kind, question=question, types_name=name
         )
 
     def turns(self, record: Record, upto: int | None = None) -> list[tuple[str, str]]:
@@ -231,7 +239,7 @@ class ChatEncoder:
             outputs = self._process("".join(segments), images)
             expansions = [e["replacement"] for e in outputs.pop("text_replacement_offsets")[0]]
             segments = _expand(segments, self.image_token, expansions)
-            text_names = {"input_ids", "attention_mask", "mm_token_type_ids"}
+            text_names = {"input_ids", "attention_mask", *TOKEN_TYPES}
             tensors = {
                 name: torch.as_tensor(value) for name, value in outputs.items() if name not in text_names
             }
@@ -289,10 +297,13 @@ class ChatEncoder:
         control = {token for token in special if token and token in rendered}
         named = (self.tokenizer.eos_token, self.image_token, getattr(self.processor, "video_token", None))
         control |= {str(token) for token in named if token}
+        control |= {str(self.tokenizer.convert_ids_to_tokens(i)) for i in self.image_token_ids}
         return frozenset(control - {thinking.OPEN, thinking.CLOSE})
 
-    def _token_types(self, ids: Tensor) -> Tensor | None:
-        return torch.isin(ids, self._image_ids).long() if self._takes_token_types else None
+    def _token_types(self, ids: Tensor) -> tuple[Tensor | None, str]:
+        if self._types_name is None:
+            return None, TOKEN_TYPES[0]
+        return torch.isin(ids, self._image_ids).long(), self._types_name
 
     def _check_length(self, ids: Tensor) -> None:
         if self.max_length is not None and len(ids) > self.max_length:
@@ -307,6 +318,13 @@ def _expand(segments: list[str], token: str, expansions: list[str]) -> list[str]
     """Each ``token`` in the segments replaced by the next expansion."""
     rest = iter(expansions)
     return [re.sub(re.escape(token), lambda _: next(rest), segment) for segment in segments]
+
+
+def _token_types_name(processor: Any) -> str | None:
+    """The name under which a model takes the types of tokens, or None for one that does not."""
+    names, own = processor.model_input_names, processor.tokenizer.model_input_names
+    # a tokenizer's own token_type_ids tell first and second sentences apart, and no model here takes those
+    return next((name for name in reversed(TOKEN_TYPES) if name in names and name not in own), None)
 
 
 def _image_token_ids(processor: Any) -> list[int]:

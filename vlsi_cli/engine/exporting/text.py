@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlsi_cli.engine.backbones.arguments import cache_argument
+
 
 class Embeddings(nn.Module):
     """``input_ids`` [B, S] -> ``inputs_embeds`` [B, S, H]. The caller puts picture features in their places."""
@@ -77,7 +79,7 @@ class Decoder(nn.Module):
             inputs_embeds=inputs_embeds.to(dtype),
             attention_mask={"full_attention": allowed},
             position_ids=position_ids,
-            past_key_values=cache,
+            **cache_argument(self.decoder, cache),
             use_cache=True,
         ).last_hidden_state
         if num_logits_to_keep is not None:

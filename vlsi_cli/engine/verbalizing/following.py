@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.branches import Branches
+from vlsi_cli.engine.data.template import TOKEN_TYPES
 from vlsi_cli.engine.verbalizing.verbalizer import Verbalizers
 
 #: Layer -> what enters the head behind it, [H].
@@ -150,7 +151,8 @@ class Recomputed:
 
     def _read(self, added: Sequence[int], layers: Sequence[int]) -> Heads:
         inputs = dict(self._inputs)
-        for name, fill in (("input_ids", None), ("attention_mask", 1), ("mm_token_type_ids", 0)):
+        fills = {"input_ids": None, "attention_mask": 1, **dict.fromkeys(TOKEN_TYPES, 0)}
+        for name, fill in fills.items():
             if name in inputs:
                 new = added if fill is None else [fill] * len(added)
                 inputs[name] = torch.cat([inputs[name], inputs[name].new_tensor([new])], dim=1)
