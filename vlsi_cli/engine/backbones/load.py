@@ -16,6 +16,7 @@ from vlsi_cli.engine.backbones.placement import Placement, device_map
 from vlsi_cli.engine.backbones.processors import load_processor
 from vlsi_cli.engine.backbones.quantization import Quantization, check_quantization, quantizer
 from vlsi_cli.engine.backbones.quiet import quiet_transformers
+from vlsi_cli.engine.data.template import image_token_ids
 from vlsi_cli.engine.devices import seeded
 from vlsi_cli.errors import ModelError, fitting, is_out_of_memory
 
@@ -250,10 +251,10 @@ def _require_same_patches(processor: Any, config: Any, id: str) -> None:
 
 def _require_same_image_token(processor: Any, family: Family, config: Any, id: str) -> None:
     """Refuse a tokenizer that writes pictures with another token than the model replaces by features."""
-    written, replaced = getattr(processor, "image_token_id", None), family.image_token_id(config)
-    if written is not None and written != replaced:
+    written, replaced = image_token_ids(processor), family.image_token_id(config)
+    if replaced not in written:
         raise ModelError(
-            f"the tokenizer of '{id}' writes a picture with token {written}, and its config.json says {replaced}",
+            f"the tokenizer of '{id}' writes a picture with token {written[0]}, and its config.json says {replaced}",
             hint="tokenizer.json and config.json do not belong together",
         )
 

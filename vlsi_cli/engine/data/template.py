@@ -102,7 +102,7 @@ class ChatEncoder:
             )
         self._can_think = thinking.can_think(processor.chat_template)
         self._types_name = _token_types_name(processor)
-        self._image_ids = torch.tensor(_image_token_ids(processor), dtype=torch.long)
+        self._image_ids = torch.tensor(image_token_ids(processor), dtype=torch.long)
         try:
             self._control = self._control_tokens()
         except BadRecord as bad:
@@ -327,7 +327,12 @@ def _token_types_name(processor: Any) -> str | None:
     return next((name for name in reversed(TOKEN_TYPES) if name in names and name not in own), None)
 
 
-def _image_token_ids(processor: Any) -> list[int]:
+def image_token_ids(processor: Any) -> list[int]:
+    """Tokens that a processor writes for the features of pictures.
+
+    Raises:
+        ModelError: it does not say.
+    """
     ids = getattr(processor, "image_token_ids", None) or [getattr(processor, "image_token_id", None)]
     known = [int(i) for i in ids if i is not None]
     if not known:
