@@ -104,6 +104,17 @@ def test_a_machine_that_is_not_heard_of(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_process_that_was_stopped_listens_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler stops all processes of a job and lets them go on: by the clock none was heard of for hours."""
+    monkeypatch.setattr(peers, "SILENCE", timedelta(seconds=0.3))
+    monkeypatch.setattr(peers, "STOPPED", timedelta(0))  # every round comes late
+    ended = End()
+    over = peers.watch(met(ELSEWHERE), 0, 2, ended)
+    assert not ended.wait(1)
+    over.set()
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its machine may be gone, and whoever asks it waits."""
     monkeypatch.setattr(peers, "SILENCE", timedelta(seconds=0.3))

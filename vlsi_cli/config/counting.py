@@ -114,10 +114,8 @@ def _estimated(path: Path, size: int, key: bytes | None) -> Count | None:
     """Lines that are not blank, or places of a key where one is given; from the beginning where time runs out."""
     found = done = 0
     until = time.monotonic() + PATIENCE
-    begun, end = (
-        False,
-        b"",
-    )  # whether the line has something in it; the end of the piece before, of a key cut in two
+    begun = False  # whether the line has something in it
+    end = b""  # of the piece before: a key can be cut in two
     with path.open("rb") as file:
         while piece := file.read(_PIECE) if key else file.readline(_PIECE):
             done += len(piece)

@@ -32,6 +32,8 @@ GRACE = timedelta(seconds=60)
 LOOK = timedelta(seconds=2)
 #: How long nothing may be heard of another machine, or of the store: a switch may start anew meanwhile.
 SILENCE = timedelta(minutes=5)
+#: A thread that looks every few seconds and did not for so long was stopped with its process, as schedulers stop jobs.
+STOPPED = timedelta(seconds=30)
 #: How long processes wait for the last one to be started, as torchrun's own rendezvous does.
 COMING = timedelta(minutes=10)
 #: Key in the store: some process has ended with a message of its own; the value is its number.
@@ -102,11 +104,16 @@ class _Shared:
     """
 
     def __init__(self, store: Any, rank: int | None, others: list[int]) -> None:
-        now = time.monotonic()
         self._store, self._rank = store, rank
-        self._heard = dict.fromkeys(others, (b"0", now))
-        self._answered, self._beats = now, 0
+        self._heard = dict.fromkeys(others, (b"0", 0.0))
+        self._beats = 0
         self.ended: int | None = None
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Take all to have been heard of just now: this process could not listen meanwhile."""
+        now = self._answered = time.monotonic()
+        self._heard = {other: (value, now) for other, (value, _) in self._heard.items()}
 
     def ask(self) -> bool:
         """One round; whether there is any use in another one."""
@@ -120,9 +127,8 @@ class _Shared:
                 for other, value in zip(self._heard, found, strict=True):
                     if self._heard[other][0] != value:
                         self._heard[other] = (value, time.monotonic())
-        except (
-            RuntimeError
-        ):  # whoever keeps the store has ended, or cannot be reached; torch does not connect again
+        except RuntimeError:
+            # whoever keeps the store has ended, or cannot be reached; torch does not connect again
             return False
         self._answered = time.monotonic()
         return True
@@ -169,8 +175,12 @@ def watch(store: Any, rank: int, size: int, end: Callable[[ProcessError | None],
             pass
 
     def look() -> None:
-        lost = None
+        lost, before = None, time.monotonic()
         while not over.wait(LOOK.total_seconds()):
+            now = time.monotonic()
+            if now - before > STOPPED.total_seconds():
+                shared.begin_anew()
+            before = now
             if lost is None and (
                 shared.ended is not None or any(_is_gone(*other) for other in near.values())
             ):

@@ -87,9 +87,8 @@ def require_shared(run: Path) -> None:
         return
 
     def leave() -> Path:
-        mark = (
-            run / f".shared.partial.{secrets.token_hex(8)}"
-        )  # what a kill leaves of it, the next run sweeps away
+        # what a kill leaves of it, the next run sweeps away
+        mark = run / f".shared.partial.{secrets.token_hex(8)}"
         with writing(run):
             mark.touch()
         return mark
