@@ -33,6 +33,17 @@ def test_all_devices_side_by_side() -> None:
     assert "no" in rows["t4"]
 
 
+def test_a_pair_without_a_recipe_and_without_data() -> None:
+    """Whether it fits is asked before there are data; what depends on them is not known."""
+    done = vlsi("--teacher", "google/gemma-3-27b-it", "--student", "4b", "--device", "h200", "--json")
+    assert done.exit_code == 0, done.output
+    plan = json.loads(done.stdout)
+    assert [stage["steps"] for stage in plan["stages"]] == [None] * len(plan["stages"])
+    assert any("no data are given" in note for note in plan["notes"])
+    given = json.loads(vlsi(*PAIR, "--device", "h200", "--json").stdout)
+    assert not any("no data are given" in note for note in given["notes"])
+
+
 def test_one_device_and_what_to_change() -> None:
     done = vlsi(*PAIR, "--device", "25GiB", "--tokens", "2048")
     assert done.exit_code == 0, done.output

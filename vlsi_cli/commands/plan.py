@@ -89,7 +89,7 @@ def plan(
     chosen = recipes.choose(recipe, teacher, student)
 
     def again(more: Sequence[str]) -> Resolved:
-        return loading.resolve(chosen, [*(sets or ()), *more], flags)
+        return loading.resolve(chosen, [*(sets or ()), *more], flags, without_data=True)
 
     records = Records(tokens, response_share, image_share)
     made = planning.plan(again(()), records)

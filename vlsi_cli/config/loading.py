@@ -82,8 +82,16 @@ class Resolved:
             raise OutputError(f"the run folder {folder} cannot be written: {cause}") from error
 
 
+#: Stands for the data of a run of which only the sizes are asked, and the origin that its values have.
+NO_DATA, STAND_IN = {"kind": "messages", "path": "data.jsonl"}, "nothing: no data are given"
+
+
 def resolve(
-    recipe: str | Path | None = None, sets: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+    recipe: str | Path | None = None,
+    sets: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+    *,
+    without_data: bool = False,
 ) -> Resolved:
     """Merge and check.
 
@@ -91,6 +99,7 @@ def resolve(
         recipe: name or file; None: defaults only.
         sets: ``key=value`` with a dotted key and a YAML value.
         flags: dotted key -> value, for the keys of :data:`FLAGS`; a value of None is a flag not given.
+        without_data: let :data:`NO_DATA` stand for data that are not given, for what reads none.
 
     Raises:
         ConfigError: no such recipe, an unknown key or alias, or a value that does not fit; names file and
@@ -99,6 +108,8 @@ def resolve(
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
     label = None
+    if without_data:
+        _merge(tree, origins, ("data", "sources"), [NO_DATA], STAND_IN)
     if recipe is not None:
         read = recipes.read(recipe)
         label = read.name

@@ -9,7 +9,7 @@ from __future__ import annotations
 from vlsi_cli.config import counting
 from vlsi_cli.config.caches import cache_note
 from vlsi_cli.config.catalog import facts_of
-from vlsi_cli.config.loading import Resolved
+from vlsi_cli.config.loading import STAND_IN, Resolved
 from vlsi_cli.config.missing import model_need, verbalizers_need
 from vlsi_cli.config.plans import PairPlan, Plan, SidePlan
 from vlsi_cli.config.presence import Need, data_needs
@@ -41,7 +41,9 @@ def plan(resolved: Resolved, records: Records | None = None) -> Plan:
     if config.teacher and config.teacher.cache is not None:
         notes.append(cache_note(config.teacher.cache))
     notes.extend(counting.notes(config.data))
-    if any(stage.steps is None for stage in stages):
+    if STAND_IN in resolved.origins.values():
+        notes.append("no data are given: steps depend on them, and memory on how long their records are")
+    elif any(stage.steps is None for stage in stages):
         notes.append(
             "steps are counted when the data are there: not every source says how many records it holds"
         )
