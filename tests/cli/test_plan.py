@@ -40,6 +40,9 @@ def test_a_pair_without_a_recipe_and_without_data() -> None:
     plan = json.loads(done.stdout)
     assert [stage["steps"] for stage in plan["stages"]] == [None] * len(plan["stages"])
     assert any("no data are given" in note for note in plan["notes"])
+    assert not any("two families" in note for note in plan["notes"])
+    mixed = json.loads(vlsi(*PAIR[:3], "Qwen/Qwen3.5-2B", "--device", "h200", "--json").stdout)
+    assert any("two families" in note for note in mixed["notes"])
     given = json.loads(vlsi(*PAIR, "--device", "h200", "--json").stdout)
     assert not any("no data are given" in note for note in given["notes"])
 

@@ -49,6 +49,11 @@ def plan(resolved: Resolved, records: Records | None = None) -> Plan:
         )
     if (odd := smaller_teacher(config)) is not None:
         notes.append(odd)
+    if teacher and teacher.facts and student.facts and teacher.facts.model_type != student.facts.model_type:
+        notes.append(
+            f"{teacher.id} and {student.id} are of two families: a run refuses them unless they read texts and "
+            "pictures as the same tokens, which their shapes do not tell"
+        )
     for side in (teacher, student):
         if side and side.facts is None:
             notes.append(
