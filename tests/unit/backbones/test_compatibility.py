@@ -97,10 +97,11 @@ def test_the_same_tokens_cut_by_other_rules(pair, tmp_path, rule):
     assert "but cut" in refused(large, edited(small, tmp_path, "tokenizer.json", lambda c: c.update(rule)))
 
 
-def test_another_image_token(pair, tmp_path):
+def test_another_video_token(pair, tmp_path):
+    """A folder whose image token is another than its tokenizer's is refused by itself (tests/inputs)."""
     large, small = pair()
-    other = edited(small, tmp_path, "config.json", lambda c: c.update(image_token_id=300))
-    assert "image_token_id of" in refused(large, other)
+    other = edited(small, tmp_path, "config.json", lambda c: c.update(video_token_id=300))
+    assert "video_token_id of" in refused(large, other)
 
 
 def test_a_base_teacher_of_an_instruct_student(pair, tmp_path):
