@@ -43,6 +43,9 @@ def test_a_pair_without_a_recipe_and_without_data() -> None:
     assert not any("two families" in note for note in plan["notes"])
     mixed = json.loads(vlsi(*PAIR[:3], "Qwen/Qwen3.5-2B", "--device", "h200", "--json").stdout)
     assert any("two families" in note for note in mixed["notes"])
+    pair = ("--teacher", "google/gemma-3-27b-it", "--student", "4b", "--device", "h200", "--json")
+    named = json.loads(vlsi(*pair, "--set", "data.sources.0.path=mine.jsonl").stdout)
+    assert not any("no data are given" in note for note in named["notes"])
     given = json.loads(vlsi(*PAIR, "--device", "h200", "--json").stdout)
     assert not any("no data are given" in note for note in given["notes"])
 

@@ -124,8 +124,11 @@ def test_what_all_machines_must_have(pair: tuple[Path, Path], two: dict[str, Any
             ConfigError,
             "process 1 has torch 1.0, and the first has",
         ),
-        (lambda c, v, f: (c, v, f | {str(pair[1]): []}), DataError, "process 1 has other files in"),
+        (lambda c, v, f: (c, v, f | {str(pair[1]): [("a", 1)]}), DataError, "process 1 has other files in"),
     ]
+    # a model that one has yet to fetch, and a package that only one has, are told of where they are needed
+    two["then"] = lambda own: (own[0], own[1] | {"peft": None}, own[2] | {str(pair[1]): []})
+    agreement.require_alike(resolved)
     for change, kind, message in cases:
         two["then"] = lambda own, change=change: change(*own)
         with pytest.raises(kind, match=message) as caught:

@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from torch.distributed import HashStore
+from torch.distributed import DistStoreError, HashStore, TCPStore
 
 from vlsi_cli.engine import peers
 from vlsi_cli.errors import ProcessError
@@ -111,6 +111,30 @@ def test_a_process_that_was_stopped_listens_anew(monkeypatch: pytest.MonkeyPatch
     ended = End()
     over = peers.watch(met(ELSEWHERE), 0, 2, ended)
     assert not ended.wait(1)
+    over.set()
+
+
+@pytest.mark.usefixtures("quick")
+def test_one_that_waits_in_the_store_is_still_heard_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits over a connection keeps others from it: signs of life go over one of their own (`processes`)."""
+    monkeypatch.setattr(peers, "SILENCE", timedelta(seconds=1))
+    store = TCPStore("127.0.0.1", 0, 1, True, timeout=timedelta(seconds=20), wait_for_workers=False)
+    for number, who in enumerate((peers._self(), ELSEWHERE)):
+        store.set(peers._beat(number), "0")
+        store.set(peers._key(number), json.dumps(who))
+    far, ended, own = store.clone(), End(), store.clone()
+    over = peers.watch(own.clone(), 0, 2, ended)
+    beating = threading.Event()
+
+    def beat() -> None:
+        while not beating.wait(0.1):
+            far.set(peers._beat(1), str(time.monotonic()))
+
+    threading.Thread(target=beat, daemon=True).start()
+    with pytest.raises(DistStoreError):
+        own.wait(["what never comes"], timedelta(seconds=2.5))
+    assert not ended.is_set()
+    beating.set()
     over.set()
 
 

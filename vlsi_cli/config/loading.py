@@ -83,7 +83,7 @@ class Resolved:
 
 
 #: Stands for the data of a run of which only the sizes are asked, and the origin that its values have.
-NO_DATA, STAND_IN = {"kind": "messages", "path": "data.jsonl"}, "nothing: no data are given"
+NO_DATA, STAND_IN = {"kind": "messages", "path": "<no data>"}, "nothing: no data are given"
 
 
 def resolve(

@@ -41,7 +41,7 @@ def plan(resolved: Resolved, records: Records | None = None) -> Plan:
     if config.teacher and config.teacher.cache is not None:
         notes.append(cache_note(config.teacher.cache))
     notes.extend(counting.notes(config.data))
-    if STAND_IN in resolved.origins.values():
+    if resolved.origins.get("data.sources.0.path") == STAND_IN:
         notes.append("no data are given: steps depend on them, and memory on how long their records are")
     elif any(stage.steps is None for stage in stages):
         notes.append(

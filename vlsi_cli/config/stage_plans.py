@@ -15,6 +15,7 @@ from vlsi_cli.config.plans import SidePlan, StagePlan
 from vlsi_cli.config.run import (
     DataConfig,
     DistillConfig,
+    HubSource,
     InteractionConfig,
     ModelConfig,
     PatternsSource,
@@ -271,6 +272,11 @@ def _steps(name: str, stage: StageConfig, data: DataConfig) -> Count | None:
             raise ConfigError(
                 f"{name} runs for {stage.epochs:g} epochs, but data.sources.{number} (patterns) is endless",
                 hint=f"set {name}.steps, or data.sources.{number}.size",
+            )
+        if isinstance(source, HubSource) and source.streaming:
+            raise ConfigError(
+                f"{name} runs for {stage.epochs:g} epochs, but data.sources.{number} is streamed without end",
+                hint=f"set {name}.steps",
             )
     draws = counting.epoch(data)
     if draws is None or stage.epochs is None:

@@ -191,7 +191,7 @@ def watch(store: Any, rank: int, size: int, end: Callable[[ProcessError | None],
                 end(_lost(f"{who} has not been heard of for {_minutes(SILENCE)}"))
                 return
             if lost is not None and time.monotonic() - lost > GRACE.total_seconds():
-                far = shared.ended is not None and machines[shared.ended] != machines[rank]
+                far = speaks and shared.ended is not None and machines[shared.ended] != machines[rank]
                 end(_lost(f"process {shared.ended}, on another machine, has ended") if far else None)
                 return
 

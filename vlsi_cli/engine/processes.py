@@ -124,7 +124,8 @@ def _group(
         store, number, count = next(rendezvous("env://", timeout=peers.COMING))
         peers.meet(store, number, count)
         store.set_timeout(patience)
-        over = peers.watch(store, number, count, partial(_end, events=events))
+        # over a connection of its own: whoever waits in the store keeps others from using the same one
+        over = peers.watch(store.clone(), number, count, partial(_end, events=events))
         distributed.init_process_group(
             backend, timeout=patience, store=store, rank=number, world_size=count, device_id=own
         )

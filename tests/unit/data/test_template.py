@@ -67,6 +67,8 @@ def test_prompts_are_those_of_generation(family: str) -> None:
     starts = [i for i in range(1, len(encoded.trained)) if encoded.trained[i] and not encoded.trained[i - 1]]
     assert len(starts) == record.turns == 2
     for turn, start in enumerate(starts):
+        if turn and family == "qwen3_5":
+            continue  # at generation the earlier answer has lost its block: see the tests of thoughts
         prompt = coder.encode_prompt(record, turn)
         assert torch.equal(prompt.input_ids, encoded.input_ids[:start])
         assert prompt.reference == ("A red circle.", "Three.")[turn]
@@ -100,6 +102,30 @@ def test_prompt_equals_stock_processing(family: str, sizes: list[tuple[int, int]
     assert set(stock) == set(ours.tensors)
     for name, value in stock.items():
         assert torch.equal(torch.as_tensor(value), ours.tensors[name]), name
+
+
+@pytest.mark.parametrize("answer", ["Red.", "<think>It is warm.</think>Red."])
+def test_a_later_prompt_of_a_model_that_can_think_is_the_stock_one(answer: str) -> None:
+    """In training the blocks of earlier answers stay; at generation the template drops them, and so does the prompt."""
+    record = conversation("What is it?", "A circle.", "What colour?", answer)
+    ours = encoder("qwen3_5").encode_prompt(record)
+    chat = [
+        {"role": role, "content": [{"type": "text", "text": text}]}
+        for role, text in (("user", "What is it?"), ("assistant", "A circle."), ("user", "What colour?"))
+    ]
+    stock = processor("qwen3_5").apply_chat_template(
+        chat, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt",
+        enable_thinking=answer != "Red.",
+    )  # fmt: skip
+    assert torch.equal(ours.input_ids, stock["input_ids"][0])
+    assert ours.reference == "Red."  # what is compared with an answer's words
+
+
+def test_a_response_that_speaks_of_the_end_of_thoughts_has_none() -> None:
+    with pytest.raises(
+        BadRecord, match="the text is changed"
+    ):  # the template would take half of it for thoughts
+        encoder("qwen3_5").encode(conversation("What closes a block?", "Write </think> behind it."))
 
 
 words = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12)

@@ -154,13 +154,20 @@ class ChatEncoder:
         answers = [i for i, message in enumerate(record.messages) if message.role == "assistant"]
         last = answers[turn]
         try:
-            segments = [piece for pair in self.turns(record, upto=last) for piece in pair][:-1]
+            if self._can_think:  # what is sent at generation, where earlier blocks are dropped
+                self._refuse_control_tokens(record)
+                think = thinking.has_thoughts(record.messages[last].text)
+                segments = [self._render(record.messages[:last], prompt=True, think=think)]
+            else:
+                segments = [piece for pair in self.turns(record, upto=last) for piece in pair][:-1]
             pieces, tensors = self._tokenize(record, segments, upto=last)
             ids = torch.tensor([token for piece in pieces for token in piece], dtype=torch.long)
             self._check_length(ids)
         except BadRecord as bad:
             raise bad.at(record=record.id, where=record.where) from bad
         reference, question = (record.messages[place].text.strip() for place in (last, last - 1))
+        if self._can_think and thinking.has_thoughts(reference):
+            _, reference = thinking.parts(reference)
         types, name = self._token_types(ids)
         return EncodedPrompt(
             record.id, ids, types, tensors, reference, kind=record.kind, question=question, types_name=name
@@ -176,9 +183,7 @@ class ChatEncoder:
         sequence cannot hold each turn behind the history that the template would write for it.
         """
         messages = record.messages
-        for message in messages:
-            if found := self._any_control.search(message.text):
-                raise BadRecord("control-token", repr(found.group()))
+        self._refuse_control_tokens(record)
         turns: list[tuple[str, str]] = []
         history = dropped = carry = ""
         for index, message in enumerate(messages[: None if upto is None else upto + 1]):
@@ -196,6 +201,11 @@ class ChatEncoder:
             turns.append((carry + before[len(history) :] + header, response))
             history, dropped, carry = whole, before + thinking.without_block(added), rest
         return turns
+
+    def _refuse_control_tokens(self, record: Record) -> None:
+        for message in record.messages:
+            if found := self._any_control.search(message.text):
+                raise BadRecord("control-token", repr(found.group()))
 
     def _response(self, added: str, header: str, text: str) -> tuple[str, str]:
         """What a response adds to the conversation, cut after its end of turn: (trained text, remainder)."""

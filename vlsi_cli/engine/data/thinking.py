@@ -15,7 +15,7 @@ import re
 OPEN, CLOSE = "<think>", "</think>"
 #: The variable by which templates are told.
 SWITCH = "enable_thinking"
-_BLOCK = re.compile(f"{OPEN}.*?{CLOSE}\\s*", re.DOTALL)
+_BLOCK = re.compile(f"{OPEN}.*?{CLOSE}\\n*", re.DOTALL)
 
 
 def can_think(template: object) -> bool:
@@ -24,8 +24,8 @@ def can_think(template: object) -> bool:
 
 
 def has_thoughts(text: str) -> bool:
-    """Whether a response is given with thoughts."""
-    return CLOSE in text
+    """Whether a response begins with a block of thoughts."""
+    return text.lstrip().startswith(OPEN) and CLOSE in text
 
 
 def without_block(rendered: str) -> str:

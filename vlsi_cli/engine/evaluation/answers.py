@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.data import thinking
 from vlsi_cli.engine.data.collate import collate_prompts, in_groups
 from vlsi_cli.engine.data.patterns import exact_match
 from vlsi_cli.engine.data.template import EncodedPrompt
@@ -71,7 +72,8 @@ def answer_prompts(
         for group in in_groups(prompts, batch_size):
             texts = _generate(backbone, group, greedy, pad_id)
             for prompt, text in zip(group, texts, strict=True):
-                correct = exact_match(text, prompt.reference)
+                _, words = thinking.parts(text)
+                correct = exact_match(words, prompt.reference)
                 answers.append(Answer(prompt.record, prompt.kind, text, prompt.reference, correct))
             after_batch(len(answers))
     finally:

@@ -35,18 +35,18 @@ def require_alike(resolved: Resolved) -> None:
     everyone = processes.gather((resolved.config, own, _held(resolved.config)))
     first, known, held = everyone[0]
     problem: VlsiError | None = None
-    for number, (config, theirs, files) in enumerate(everyone):
+    for number, (config, theirs, here) in enumerate(everyone):
         if differs := difference(first, config):
             problem = ConfigError(
                 f"process {number} was started with another configuration than the first: {_named(differs, number)}",
                 hint="give every machine the same command, and the same recipe where it is a file",
             )
-        elif odd := [name for name in own if theirs[name] != known[name]]:
+        elif odd := [name for name in own if theirs[name] and known[name] and theirs[name] != known[name]]:
             problem = ConfigError(
                 f"process {number} has {odd[0]} {theirs[odd[0]]}, and the first has {known[odd[0]]}",
                 hint="install the same versions on every machine",
             )
-        elif other := [path for path in held if files[path] != held[path]]:
+        elif other := [path for path in held if held[path] and here[path] and here[path] != held[path]]:
             problem = DataError(
                 f"process {number} has other files in {other[0]} than the first: their sizes differ",
                 hint="copy models and data anew, or keep them on a file system that all machines of the run share",
@@ -57,12 +57,15 @@ def require_alike(resolved: Resolved) -> None:
 
 
 def _held(config: DistillConfig) -> dict[str, list[tuple[str, int]]]:
-    """Names and sizes of the files of models and data here: cheap to compare, and most stale copies differ."""
+    """Names and sizes of the files of models and data here: cheap to compare, and most stale copies differ.
+
+    Nothing of a model that is not here: it will be fetched.
+    """
     found = {}
     for model in filter(None, (config.teacher, config.student)):
         folder = local_folder(model.id, model.revision)
         weights = sorted(folder.glob("*.safetensors")) if folder is not None else []
-        found[model.id] = [(file.name, file.stat().st_size) for file in weights]
+        found[model.id] = [(file.name, file.stat().st_size) for file in weights if file.is_file()]
     for source in config.data.located_sources():
         if isinstance(source, LlavaSource | MessagesSource):
             path = Path(source.path)
