@@ -54,8 +54,8 @@ class Bench:
         stride = shapes.shape_of(self.word(layers)).stride
         return [
             f"student.id={self.folder / self.small}",
-            f"teacher.id={self.folder / self.word(layers).replace(':', '-')}",
-            f"teacher.verbalizers={self.folder / ('words-' + str(layers))}",
+            f"teacher.id={self.model(layers)}",
+            f"teacher.verbalizers={self.verbalizers(layers)}",
             f"teacher.targets={{start: 2, stride: {stride}}}",
             f"student.targets={{start: 2, stride: {shapes.SHAPES[self.small].stride}}}",
             "data.sources=[{kind: patterns, turns: 8}]",
@@ -78,9 +78,17 @@ class Bench:
         """The large shape, cut."""
         return f"{self.large}:{layers}"
 
+    def model(self, layers: int) -> Path:
+        """The folder of the large model of so many layers."""
+        return self.folder / f"{self.large}-{layers}"
+
+    def verbalizers(self, layers: int) -> Path:
+        """The folder of its verbalizers."""
+        return self.folder / f"words-{layers}"
+
     def describe(self, layers: int) -> None:
         """A large model without weights, once."""
-        path = self.folder / self.word(layers).replace(":", "-")
+        path = self.model(layers)
         if not path.exists():
             hollow.write_model(path, self.word(layers), image_tokens=self.length // 2)
 
@@ -107,9 +115,7 @@ class Bench:
 
     def run(self, layers: int, placement: str, limit: int) -> dict[str, Any]:
         """`vlsi distill` from so many layers: how it ended, and its peak."""
-        word = self.word(layers)
-        model = self.folder / word.replace(":", "-")
-        words = self.folder / f"words-{layers}"
+        word, model, words = self.word(layers), self.model(layers), self.verbalizers(layers)
         if not words.exists():
             hollow.write_weights(model, word)
             hollow.write_verbalizers(words, model, word)
