@@ -13,6 +13,7 @@ no connection: whoever waits for it would wait for hours.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -36,6 +37,8 @@ SILENCE = timedelta(minutes=5)
 STOPPED = timedelta(seconds=30)
 #: How long processes wait for the last one to be started, as torchrun's own rendezvous does.
 COMING = timedelta(minutes=10)
+#: How long one waits for a thread that is in the middle of a question: it may never get an answer.
+ANSWER = timedelta(seconds=5)
 #: Key in the store: some process has ended with a message of its own; the value is its number.
 ENDED = "vlsi/ended"
 
@@ -144,7 +147,7 @@ class _Shared:
         return f"the machine of process {min(lost)}" if lost else None
 
 
-def watch(store: Any, rank: int, size: int, end: Callable[[ProcessError | None], None]) -> threading.Event:
+def watch(store: Any, rank: int, size: int, end: Callable[[ProcessError | None], None]) -> Callable[[], None]:
     """From here on, end this process when another one has ended and this one has not within :data:`GRACE`.
 
     Likewise when nothing was heard of another machine for :data:`SILENCE`; a process of each speaks for all of it.
@@ -156,7 +159,7 @@ def watch(store: Any, rank: int, size: int, end: Callable[[ProcessError | None],
         end: ends this process; given what is to be said, or None where others say it.
 
     Returns:
-        What is to be set when processes may end as they like.
+        What is to be called when processes may end as they like; the interpreter calls it when it ends.
     """
     known = [json.loads(found) for found in store.multi_get([_key(number) for number in range(size)])]
     machines = [each[0] if each is not None else number for number, each in enumerate(known)]
@@ -195,9 +198,21 @@ def watch(store: Any, rank: int, size: int, end: Callable[[ProcessError | None],
                 end(_lost(f"process {shared.ended}, on another machine, has ended") if far else None)
                 return
 
-    for work in (ask, look):
-        threading.Thread(target=work, name=f"peers that {work.__name__}", daemon=True).start()
-    return over
+    threads = [
+        threading.Thread(target=work, name=f"peers that {work.__name__}", daemon=True) for work in (ask, look)
+    ]
+
+    def stop() -> None:
+        # A thread that comes back from torch's C++ when the interpreter is gone takes the process with it (SIGABRT).
+        over.set()
+        for thread in threads:
+            thread.join(ANSWER.total_seconds())
+        atexit.unregister(stop)
+
+    atexit.register(stop)
+    for thread in threads:
+        thread.start()
+    return stop
 
 
 def _lost(what: str) -> ProcessError:

@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -119,13 +119,13 @@ def _group(
     """:func:`joined`, of several processes."""
     backend, own = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
     store: Any = None
-    over = threading.Event()
+    watched = ExitStack()
     try:
         store, number, count = next(rendezvous("env://", timeout=peers.COMING))
         peers.meet(store, number, count)
         store.set_timeout(patience)
         # over a connection of its own: whoever waits in the store keeps others from using the same one
-        over = peers.watch(store.clone(), number, count, partial(_end, events=events))
+        watched.callback(peers.watch(store.clone(), number, count, partial(_end, events=events)))
         distributed.init_process_group(
             backend, timeout=patience, store=store, rank=number, world_size=count, device_id=own
         )
@@ -140,10 +140,10 @@ def _group(
         if store is not None:  # the others may be waiting for this one
             _tell(store, str(problem))
             problem.process = rank()  # another one may not know why
-        over.set()
+        watched.close()
         raise problem from error
     except BaseException:
-        over.set()
+        watched.close()
         raise
     orderly = False
     try:
@@ -174,7 +174,7 @@ def _group(
         raise lost from error
     finally:
         if orderly:  # else the others wait somewhere, and this process must end for the launcher to end them
-            over.set()
+            watched.close()
             distributed.destroy_process_group()
 
 
