@@ -203,7 +203,8 @@ def test_a_small_loss_costs_a_half_gradient_no_digits(kind, scales, trained_head
 
 def product_of_halves(x, rows, dtype, out=None):
     """Operands in halves and sums in fp32, as a GPU has them."""
-    assert x.dtype == rows.dtype and x.dtype.itemsize == 2
+    assert x.dtype == rows.dtype
+    assert x.dtype.itemsize == 2
     return torch.mm(x.to(dtype), rows.to(dtype), out=out)
 
 
