@@ -192,7 +192,7 @@ class Readout:
         _add_product(into, grad, self.rows(words), wide=wide)
 
     def pull_weight(self, grad: Tensor, tokens: slice, into: Tensor, *, wide: bool = False) -> None:
-        """``into [w, H] += grad^T [w, t] @ x[tokens]``, all but the constant :attr:`gain`; ``wide``: see :meth:`pull`."""
+        """``into [w, H] += grad^T [w, t] @ x[tokens]``, all but the constant :attr:`gain`; ``wide``: as there."""
         _add_product(into, grad.t(), self.x[tokens].to(self._operands).to(self._product), wide=wide)
 
 
