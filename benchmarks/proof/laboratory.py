@@ -46,7 +46,7 @@ from vlsi_cli.engine.verbalizing import Verbalizers
 VERBALIZER_SEED = 10_000
 #: Teachers kept, with all that they said: some 100 MB each. The oldest goes first.
 KEPT_TEACHERS = 12
-CPU, FP32 = torch.device("cpu"), torch.float32
+CPU = torch.device("cpu")
 #: Is shown a number of steps, the large model, and the small one's verbalizers.
 Watch = Callable[[int, KeptTeacher | None, Verbalizers | None], None]
 
@@ -67,6 +67,9 @@ class Laboratory:
         settings: the fixed half of the comparison.
     """
 
+    #: What the models compute in.
+    dtype = torch.float32
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         torch.set_num_threads(1)
@@ -79,12 +82,12 @@ class Laboratory:
             teacher=self._models["large"],
             student=self._models["small"],
             data=self._data("train"),
-            precision="fp32",
+            precision="bf16" if self.dtype is torch.bfloat16 else "fp32",
         )
-        self.small = models.load_model(config.student, config, FP32, CPU, trained=True)
+        self.small = models.load_model(config.student, config, self.dtype, CPU, trained=True)
         template = self.small.processor.chat_template
         self.large = models.load_model(
-            self._models["large"], config, FP32, CPU, trained=False, chat_template=template
+            self._models["large"], config, self.dtype, CPU, trained=False, chat_template=template
         )
         self._start = {name: value.clone() for name, value in self.small.model.state_dict().items()}
         self._encoder = ChatEncoder(self.small.processor, max_length=settings.max_length)
@@ -187,7 +190,7 @@ class Laboratory:
         tell: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         fixed = self.settings
-        accelerator = models.new_accelerator(CPU, FP32)
+        accelerator = models.new_accelerator(CPU, self.dtype)
         optimizer = OptimizerConfig(
             learning_rate=rate,
             final_learning_rate=rate * fixed.final_fraction,
