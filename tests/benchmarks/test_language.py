@@ -128,3 +128,7 @@ def test_a_run_lowers_the_loss(folder: Path) -> None:
     after = laboratory.run(replace(arms(settings)["VLsI"], rate=1e-2))
     assert after["loss"] < before["loss"]
     assert set(after["seconds"]) == {"interaction", "large", "reinforcement", "measurement"}
+    rows = after["draws"]["0"]
+    assert len(rows) == len(after["draws"]["6"]) == 1
+    assert 0 <= rows[0]["nearest"] <= rows[0]["farthest"]
+    assert 0 < rows[0]["evenness"] <= 1.0001
