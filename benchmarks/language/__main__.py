@@ -55,7 +55,7 @@ def arms(settings: Settings) -> dict[str, Run]:
 
 @dataclass(frozen=True)
 class LanguageGrid(Grid):
-    """The runs of this comparison, one seed after another."""
+    """The runs of this comparison, one seed after another; last those without reinforcement."""
 
     def rate(self) -> float | None:
         """The learning rate with the lower loss; None while one has not been tried."""
@@ -69,10 +69,12 @@ class LanguageGrid(Grid):
         if rate is None:
             return self._trials()
         rows = [untrained("small"), untrained("large")]
+        ways = list(arms(self.store.settings).values())
         rows += [
             replace(run, rate=rate, seed=seed)
+            for runs in (ways[:3], ways[3:])
             for seed in SEEDS[: self.seeds]
-            for run in arms(self.store.settings).values()
+            for run in runs
         ]
         return self._trials() + rows
 

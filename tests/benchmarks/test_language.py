@@ -114,7 +114,7 @@ def test_rates_come_first_and_the_better_one_is_everybodys(tmp_path: Path) -> No
         store.add(run, {"loss": loss})
     rows = grid.runs()[len(trials) + 2 :]
     assert {run.rate for run in rows} == {RATES[1]}
-    assert [run.seed for run in rows] == [0] * 5 + [1] * 5
+    assert [run.seed for run in rows] == [0] * 3 + [1] * 3 + [0] * 2 + [1] * 2
     steps = {run.interaction_steps + run.reinforcement_steps for run in rows}
     assert steps == {150}
 
