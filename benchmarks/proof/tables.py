@@ -60,7 +60,7 @@ def table_text(table: Table, done: Done, rates: Mapping[str, float] | None) -> l
         difference = None if row.label == table.against else paired(scores, against)
         seeds = "any" if row.run.untrained else str(len(scores))
         mean = t_interval(list(scores.values())).mean
-        cells = [f"{mean:.1f}", _signed(difference), seeds, f"{_seconds(results):.0f}"]
+        cells = [f"{mean:.1f}", _signed(difference), seeds, f"{seconds_of(results):.0f}"]
         lines.append([row.label, *cells, f"{printed[row.label]:.1f}"])
         if difference is not None:
             apart[row.label] = difference
@@ -100,7 +100,7 @@ def _signed(difference: Interval | None) -> str:
     return mean if difference.half is None else f"{mean} ± {difference.half:.1f}"
 
 
-def _seconds(results: Mapping[int, Mapping[str, Any]]) -> float:
+def seconds_of(results: Mapping[int, Mapping[str, Any]]) -> float:
     """Mean processor seconds that the student's training took, the large model's part included."""
     counted = ("interaction", "large", "reinforcement")
     each = [sum(result["seconds"].get(name, 0.0) for name in counted) for result in results.values()]
