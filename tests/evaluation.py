@@ -212,7 +212,7 @@ class LocalJudge:
     """An OpenAI-compatible server on this machine.
 
     Attributes:
-        mode: `works`, `refuses`, `stalls`, `prose`, `out-of-range` or `busy-once`.
+        mode: `works`, `refuses`, `stalls`, `prose`, `out-of-range`, `busy-once` or `cut-off-once`.
         verdict: what it says when it works.
         asked: the bodies of the questions it got.
     """
@@ -233,7 +233,7 @@ class LocalJudge:
         if self.mode == "busy-once" and len(self.asked) == 2:
             return 503, ""
         if self.mode == "stalls":
-            self.released.wait(20)
+            self.released.wait(300)
             return 200, self.verdict
         if self.mode == "prose":
             return 200, "I cannot say, since I see\nneither of the pictures."
@@ -254,7 +254,8 @@ def local_judge(verdict: str) -> Iterator[LocalJudge]:
             raw = json.dumps(reply).encode()
             try:
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(raw)))
+                cut_off = judge.mode == "cut-off-once" and len(judge.asked) == 2
+                self.send_header("Content-Length", str(len(raw) + 9 * cut_off))
                 self.end_headers()
                 self.wfile.write(raw)
             except BrokenPipeError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from datetime import timedelta
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.ports import free_port
 from tests.runs.conftest import short
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.runs import agreement
@@ -22,10 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 def launchers(*words: list[str]) -> list[subprocess.CompletedProcess[str]]:
     """``vlsi distill`` on each of so many "machines", which meet on the loopback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    meet = [f"--nnodes={len(words)}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    meet = [f"--nnodes={len(words)}", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     started = [
         subprocess.Popen(
             [
@@ -48,9 +45,13 @@ def launchers(*words: list[str]) -> list[subprocess.CompletedProcess[str]]:
         for number, each in enumerate(words)
     ]
     ended = []
-    for process in started:
-        out, err = process.communicate(timeout=300)
-        ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    try:
+        for process in started:
+            out, err = process.communicate(timeout=600)
+            ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    finally:
+        for process in started:
+            process.kill()
     return ended
 
 
@@ -69,9 +70,7 @@ def test_a_machine_with_another_command_is_refused(pair: tuple[Path, Path], tmp_
 
 def test_nobody_keeps_the_place_where_machines_meet(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """One sentence, not the launcher's traceback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = f"127.0.0.1:{free.getsockname()[1]}"
+    place = f"127.0.0.1:{free_port()}"
     done = subprocess.run(
         [
             sys.executable,

@@ -39,8 +39,8 @@ class Terminated(BaseException):
 
 #: How long a process waits for the others: the first may be writing the checkpoint of a large model meanwhile.
 PATIENCE = timedelta(hours=2)
-#: How long one waits for another's last words.
-MOMENT = timedelta(seconds=2)
+#: How long one waits for another's last words: on a busy machine that one may be far behind.
+MOMENT = timedelta(seconds=15)
 #: How often a process looks whether its launcher is still there.
 LOOK = timedelta(seconds=1)
 _ORPHANED = "the launcher of this run was killed"
@@ -91,7 +91,7 @@ def own_device(device: torch.device, *, chosen: bool) -> torch.device:
 
 @contextmanager
 def joined(device: torch.device, patience: timedelta = PATIENCE, events: Events = ignore) -> Iterator[None]:
-    """Be one of the run's processes inside the block; afterwards the group is dissolved.
+    """Be one of the run's processes inside the block, which ends for all of them together; then the group is dissolved.
 
     Errors of the block that belong to this process alone are marked with its number, so that it, which is otherwise
     silent, tells them; one that the first process has too is left to that. A lost connection to another process, which
@@ -148,10 +148,14 @@ def _group(
     orderly = False
     try:
         yield
+        peers.part(store, number, count)
         orderly = True
     except VlsiError as error:
         orderly = error.shared
-        if not error.shared:
+        if error.shared:
+            with suppress(Terminated):  # its own word is the better one
+                peers.part(store, number, count)
+        else:
             _tell(store, str(error))
             if rank() > 0 and _told(store, 0) == str(error):
                 error.shared = True
@@ -313,9 +317,16 @@ def _shared(error: VlsiError) -> VlsiError:
 def _end(problem: ProcessError | None, events: Events) -> None:
     """End this process at once; what is to be said of it is said first."""
     if problem is not None:
-        problem.process = rank()
-        with suppress(Exception):  # a terminal that is gone must not keep it
-            events(Lost(problem))
+        problem.process, lost = rank(), Lost(problem)
+
+        def say() -> None:
+            with suppress(Exception):  # a terminal that is gone must not keep it
+                events(lost)
+
+        # nor one that takes nothing more, where the main thread may be waiting with its hand on it
+        telling = threading.Thread(target=say, daemon=True)
+        telling.start()
+        telling.join(peers.ANSWER.total_seconds())
     peers.end(problem)
 
 
