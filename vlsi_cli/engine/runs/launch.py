@@ -128,10 +128,10 @@ def _not_stuck() -> Iterator[None]:
     def look() -> None:
         since = None
         while not over.wait(LOOK.total_seconds()):
-            code = peers.children_ended()
-            since = None if code is None else since or time.monotonic()
-            if code is not None and since is not None and time.monotonic() - since > STUCK.total_seconds():
-                os._exit(code)
+            codes = peers.children_ended()
+            since = None if codes is None else since or time.monotonic()
+            if codes is not None and since is not None and time.monotonic() - since > STUCK.total_seconds():
+                os._exit(_cause(codes))
 
     threading.Thread(target=look, name="not stuck", daemon=True).start()
     try:
@@ -170,5 +170,5 @@ def _by_time(failures: dict[int, Any]) -> list[Any]:
 def _cause(codes: list[int]) -> int:
     """The code that says why: not that of a process that was ended, or lost another; signals are negative here."""
     own = [code for code in codes if code > 0 and code != ProcessError.exit_code]
-    code = [*own, *codes][0]
-    return code if code > 0 else 128 - code
+    code = [*own, *filter(None, codes), 0][0]
+    return code if code >= 0 else 128 - code
