@@ -28,8 +28,11 @@ def plan(resolved: Resolved, records: Records | None = None) -> Plan:
     Raises:
         CompatibilityError: more small than large target layers, or targets beyond a model's depth.
         ConfigError: epochs over endless data.
+        DataError: a source is on this machine and empty.
     """
     config = resolved.config
+    for data in filter(None, (config.data, config.evaluation.data)):
+        counting.require_some(data)
     student = _side("small", config.student, config)
     teacher = _side("large", config.teacher, config) if config.teacher else None
     pairs = _pairs(config, teacher, student) if teacher else ()
