@@ -268,22 +268,22 @@ def _beat(rank: int) -> str:
     return f"vlsi/beat/{rank}"
 
 
-def children_ended() -> int | None:
-    """The exit code of a child, where this process has some and all have ended without its having asked; Linux only.
+def children_ended() -> list[int] | None:
+    """The exit codes of all children that nobody has asked how they ended, oldest first; Linux only.
 
-    128 and the number of the signal where one ended it.
+    None where there are none, or one is still there. A signal that ended one is its number, negative.
     """
     try:
         files = Path("/proc/self/task").glob("*/children")
-        states = [_state(int(child)) for file in files for child in file.read_text("ascii").split()]
+        children = sorted(int(child) for file in files for child in file.read_text("ascii").split())
+        states = [_state(child) for child in children]
         if not states or any(state is None or state[0] != "Z" for state in states):
             return None
-        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except OSError:
+        found = [os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) for child in children]
+    except OSError:  # one has been asked for meanwhile
         return None
-    if found is None:
-        return None
-    return found.si_status if found.si_code == os.CLD_EXITED else 128 + found.si_status
+    ended = [each for each in found if each is not None]
+    return [each.si_status if each.si_code == os.CLD_EXITED else -each.si_status for each in ended] or None
 
 
 def _self() -> tuple[str, int, str] | None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.data import thinking
 from vlsi_cli.engine.data.collate import collate, collate_prompts
 from vlsi_cli.engine.data.records import BadRecord, Record
 from vlsi_cli.engine.data.template import ChatEncoder
@@ -156,6 +157,8 @@ class Answerer:
         pad = self.encoder.pad_id
         own = backbone.model.generation_config
         given = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+        # in thoughts a stop is no end of the answer
+        until = () if self.encoder.always_thinks else settings.until
         ends = sorted({self._end_of_turn(group[0]), *(end for end in given if end is not None)})
         config = GenerationConfig(
             max_new_tokens=settings.max_new_tokens,
@@ -163,12 +166,12 @@ class Answerer:
             eos_token_id=ends,
             bos_token_id=own.bos_token_id,
             pad_token_id=pad,
-            stop_strings=list(settings.until) or None,
+            stop_strings=list(until) or None,
         )
         inputs = collate_prompts(prompts, pad).to(backbone.device).inputs
         if hasattr(backbone.base, "rope_deltas"):
             backbone.base.rope_deltas = None  # type: ignore[assignment]  # Qwen keeps the last call's offsets
-        stops = {"tokenizer": backbone.tokenizer} if settings.until else {}
+        stops = {"tokenizer": backbone.tokenizer} if until else {}
         tokens = backbone.model.generate(**inputs, generation_config=config, **stops)
         return [
             self._reply(row, ends, settings) for row in tokens[:, inputs["input_ids"].shape[1] :].tolist()
@@ -178,6 +181,9 @@ class Answerer:
         length = next((n for n, token in enumerate(row) if token in ends), None)
         kept = row if length is None else row[:length]
         text = str(self.backbone.tokenizer.decode(kept, skip_special_tokens=True))
+        if self.encoder.always_thinks:  # nothing is said before the thoughts have ended
+            _, _, text = text.partition(thinking.CLOSE)
+            text = text.lstrip()
         found = [place for stop in settings.until if (place := text.find(stop)) >= 0]
         cut = length is None and not found and len(row) >= settings.max_new_tokens
         return Reply(text[: min(found)] if found else text, tokens=len(kept), cut=cut)
@@ -209,7 +215,7 @@ def _encoded(encode: Callable[[Record], _In], question: Question) -> _In:
         return encode(question.record)
     except BadRecord as bad:
         raise DataError(
-            str(bad), hint="the benchmark's own data hold what this model cannot be asked"
+            str(bad), hint=bad.hint or "the benchmark's own data hold what this model cannot be asked"
         ) from bad
 
 

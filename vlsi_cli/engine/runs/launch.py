@@ -127,10 +127,10 @@ def _not_stuck() -> Iterator[None]:
     def look() -> None:
         times = 0  # not by the clock: the launcher may have been stopped with its job meanwhile
         while not over.wait(LOOK.total_seconds()):
-            code = peers.children_ended()
-            times = 0 if code is None else times + 1
-            if code is not None and times > STUCK / LOOK:
-                os._exit(code)
+            codes = peers.children_ended()
+            times = 0 if codes is None else times + 1
+            if codes is not None and times > STUCK / LOOK:
+                os._exit(_cause(codes))
 
     threading.Thread(target=look, name="not stuck", daemon=True).start()
     try:
@@ -169,5 +169,5 @@ def _by_time(failures: dict[int, Any]) -> list[Any]:
 def _cause(codes: list[int]) -> int:
     """The code that says why: not that of a process that was ended, or lost another; signals are negative here."""
     own = [code for code in codes if code > 0 and code != ProcessError.exit_code]
-    code = [*own, *codes][0]
-    return code if code > 0 else 128 - code
+    code = [*own, *filter(None, codes), 0][0]
+    return code if code >= 0 else 128 - code
