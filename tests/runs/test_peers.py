@@ -258,3 +258,14 @@ def test_who_is_gone() -> None:
     assert peers._is_gone(child.pid, state[1])
     child.wait()
     assert peers._is_gone(child.pid, state[1])
+
+
+def test_a_terminal_that_takes_nothing_more_does_not_keep_a_process() -> None:
+    """As under a pager: the main thread may be waiting for it, with its hand on all that can be said."""
+    program = (
+        "import threading; from datetime import timedelta; from vlsi_cli.engine import peers;"
+        "from vlsi_cli.errors import ProcessError; peers.ANSWER = timedelta(seconds=0.2);"
+        "peers.end(ProcessError('it is lost'), threading.Event().wait)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, timeout=WAIT)
+    assert ended.returncode == ProcessError.exit_code

@@ -20,7 +20,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -125,9 +125,17 @@ def _minutes(time: timedelta) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds >= 60 else f"{seconds:g} seconds"
 
 
-def end(problem: ProcessError | None) -> None:
-    """By SIGKILL, as the launcher would, which then tells which process ended first, and why; or with what was told."""
+def end(problem: ProcessError | None, say: Callable[[], object]) -> None:
+    """By SIGKILL, as the launcher would, which then tells which process ended first, and why; or with what is told."""
     if problem is not None:
+        # a terminal that is gone must not keep it, nor one that takes nothing more, which the main thread may wait for
+        def try_to_say() -> None:
+            with suppress(Exception):
+                say()
+
+        telling = threading.Thread(target=try_to_say, daemon=True)
+        telling.start()
+        telling.join(ANSWER.total_seconds())
         os._exit(problem.exit_code)
     os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 

@@ -317,17 +317,8 @@ def _shared(error: VlsiError) -> VlsiError:
 def _end(problem: ProcessError | None, events: Events) -> None:
     """End this process at once; what is to be said of it is said first."""
     if problem is not None:
-        problem.process, lost = rank(), Lost(problem)
-
-        def say() -> None:
-            with suppress(Exception):  # a terminal that is gone must not keep it
-                events(lost)
-
-        # nor one that takes nothing more, where the main thread may be waiting with its hand on it
-        telling = threading.Thread(target=say, daemon=True)
-        telling.start()
-        telling.join(peers.ANSWER.total_seconds())
-    peers.end(problem)
+        problem.process = rank()
+    peers.end(problem, lambda: None if problem is None else events(Lost(problem)))
 
 
 def _tell(store: Any, text: str) -> None:
