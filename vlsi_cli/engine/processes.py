@@ -148,14 +148,10 @@ def _group(
     orderly = False
     try:
         yield
-        peers.part(store, number, count)
         orderly = True
     except VlsiError as error:
         orderly = error.shared
-        if error.shared:
-            with suppress(Terminated):  # its own word is the better one
-                peers.part(store, number, count)
-        else:
+        if not error.shared:
             _tell(store, str(error))
             if rank() > 0 and _told(store, 0) == str(error):
                 error.shared = True
@@ -178,6 +174,8 @@ def _group(
         raise lost from error
     finally:
         if orderly:  # else the others wait somewhere, and this process must end for the launcher to end them
+            with suppress(Terminated):  # what was to be done is done
+                peers.part(store, number, count)
             watched.close()
             distributed.destroy_process_group()
 
