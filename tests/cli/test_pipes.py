@@ -77,6 +77,18 @@ def test_an_error_keeps_its_code_though_nobody_reads_it() -> None:
     assert command.wait(300) == 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_under_what_is_printed_costs_no_work() -> None:
+    """A log that cannot be written is left out; data that cannot are an error, told in one sentence."""
+    for words, code in ((["recipes", "show", "nothing-of-the-kind"], 2), (["recipes", "ls"], 0)):
+        with open("/dev/full", "w") as full:
+            assert subprocess.run([*PROGRAM, *words], stderr=full, check=False).returncode == code
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*PROGRAM, "recipes", "ls"], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 6
+    assert done.stderr == b"error: standard output cannot be written: no space is left on the disk\n"
+
+
 def test_a_training_whose_log_nobody_reads_any_more_goes_on(tmp_path: Path) -> None:
     """As under ``2>&1 | head -1``: it trains to its end, and only the table at the end is lost."""
     _, small = tiny_pair(tmp_path)
