@@ -1,8 +1,8 @@
 """What enters the language head behind every layer while each layer's own answer grows.
 
 Two ways to the same numbers: :class:`SharedPrompt` reads the prompt once and computes nothing twice;
-:class:`Recomputed` runs the whole model on the whole text for every token of every layer, which serves the models and
-verbalizers that the first cannot (sliding windows; verbalizers that are decoder layers and read whole sequences).
+:class:`Recomputed` runs the whole model on the whole text for every token of every layer, which serves the
+verbalizers that the first cannot: decoder layers, which read whole sequences.
 
 Shapes: H hidden width, S positions.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.backbones.branches import Branches
+from vlsi_cli.engine.backbones.branches import Branches, can_branch
 from vlsi_cli.engine.data.template import TOKEN_TYPES
 from vlsi_cli.engine.verbalizing.verbalizer import Verbalizers
 
@@ -73,7 +73,7 @@ def follow(
         layers: distinct decoder layers from 1, the last among them.
         along: whether every layer is to be read along the final answer too.
     """
-    shared = backbone.attends_fully and not (verbalizers is not None and verbalizers.needs_sequence)
+    shared = can_branch(backbone) and not (verbalizers is not None and verbalizers.needs_sequence)
     way = SharedPrompt if shared else Recomputed
     return way(backbone, verbalizers, layers, along=along)
 
