@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from datetime import timedelta
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.ports import free_port
 from tests.runs.conftest import short
 from vlsi_cli.config.loading import resolve
 from vlsi_cli.engine import processes
@@ -25,10 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 def launchers(*words: list[str]) -> list[subprocess.CompletedProcess[str]]:
     """``vlsi distill`` on each of so many "machines", which meet on the loopback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    meet = [f"--nnodes={len(words)}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    meet = [f"--nnodes={len(words)}", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     started = [
         subprocess.Popen(
             [
@@ -51,9 +48,13 @@ def launchers(*words: list[str]) -> list[subprocess.CompletedProcess[str]]:
         for number, each in enumerate(words)
     ]
     ended = []
-    for process in started:
-        out, err = process.communicate(timeout=300)
-        ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    try:
+        for process in started:
+            out, err = process.communicate(timeout=600)
+            ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    finally:
+        for process in started:
+            process.kill()
     return ended
 
 
@@ -72,9 +73,7 @@ def test_a_machine_with_another_command_is_refused(pair: tuple[Path, Path], tmp_
 
 def test_nobody_keeps_the_place_where_machines_meet(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """One sentence, not the launcher's traceback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = f"127.0.0.1:{free.getsockname()[1]}"
+    place = f"127.0.0.1:{free_port()}"
     done = subprocess.run(
         [
             sys.executable,

@@ -37,7 +37,7 @@ def server() -> Iterator[ImageServer]:
 
 def fetcher(server: ImageServer, folder: Path, *, rules: HostRules | None = None, give_up_after: int = 20,
             max_bytes: int = 100_000, tries: int = 1) -> ImageFetcher:  # fmt: skip
-    limits = FetchLimits(timeout=10, tries=tries, max_bytes=max_bytes)
+    limits = FetchLimits(timeout=120, tries=tries, max_bytes=max_bytes)
     return ImageFetcher(
         folder, rules or HostRules(), limits, give_up_after=give_up_after, network=server.network()
     )

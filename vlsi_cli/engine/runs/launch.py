@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -126,11 +125,11 @@ def _not_stuck() -> Iterator[None]:
     over = threading.Event()
 
     def look() -> None:
-        since = None
+        times = 0  # not by the clock: the launcher may have been stopped with its job meanwhile
         while not over.wait(LOOK.total_seconds()):
             codes = peers.children_ended()
-            since = None if codes is None else since or time.monotonic()
-            if codes is not None and since is not None and time.monotonic() - since > STUCK.total_seconds():
+            times = 0 if codes is None else times + 1
+            if codes is not None and times > STUCK / LOOK:
                 os._exit(_cause(codes))
 
     threading.Thread(target=look, name="not stuck", daemon=True).start()
