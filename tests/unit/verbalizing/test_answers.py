@@ -213,6 +213,20 @@ def test_an_answer_that_ends_leaves_the_others_as_they_are(
         torch.testing.assert_close(rows, states[together][depth], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_layer_may_say_the_token_of_a_picture(name: str, backbones: Callable[[str], Backbone]) -> None:
+    """To the model it would mean one picture more; here, as in generation, it is a token like any other."""
+    backbone = backbones(name)
+    picture = backbone.family.image_token_id(backbone.config)
+    ways = [way(backbone, None, [LAYERS]) for way in (SharedPrompt, Recomputed)]
+    with torch.no_grad():
+        for way in ways:
+            way.begin(prompt(backbone))
+            way.advance({LAYERS: picture})
+        one, other = (way.advance({LAYERS: 30})[0][LAYERS] for way in ways)
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 def test_other_layers_do_not_change_an_answer(backbones: Callable[[str], Backbone]) -> None:
     backbone = backbones("demo/large")
     inputs = prompt(backbone)
