@@ -13,7 +13,7 @@ from vlsi_cli.commands._progress import duration
 from vlsi_cli.commands._tables import new_table
 
 if TYPE_CHECKING:
-    from vlsi_cli.engine.runs.answer import AnswerPlan, AnswerReport
+    from vlsi_cli.engine.runs.answer_reports import AnswerPlan, AnswerReport
 
 
 def report_parts(report: AnswerReport) -> Iterator[RenderableType]:

@@ -100,7 +100,7 @@ def answer(
     )
     answering.check(asked, config)
     needs = [model_need("teacher", config.teacher)] if config.teacher and not dry_run else []
-    reach.require([*needs, *data_needs("data", config.data)])
+    reach.require([*needs, *data_needs("data", config.data)], dry_run=False)
     if not dry_run:
         _launch.start(processes, None)
 

@@ -105,13 +105,15 @@ class HuggingFaceSource:
 
     def _check_columns(self, names: list[str]) -> None:
         if self._columns is not None:
-            needed = (
-                ("question",)
-                if self._unanswered and "answer" not in self._columns
-                else ("question", "answer")
-            )
-            wanted = [self._columns.get(key) for key in needed]
-            wanted += [self._columns[key] for key in ("image",) if key in self._columns]
+            needed = ("question",) if self._unanswered else ("question", "answer")
+            if unnamed := [key for key in needed if key not in self._columns]:
+                raise DataError(
+                    f"`columns` of {self.name} names no column of the {unnamed[0]}s",
+                    hint="`vlsi data answer` has a large model answer them"
+                    if unnamed[0] == "answer"
+                    else None,
+                )
+            wanted = list(self._columns.values())
             missing = [str(column) for column in wanted if column not in names]
             if missing and names:
                 raise DataError(f"{self.name} has no column {', '.join(missing)}; it has {', '.join(names)}")

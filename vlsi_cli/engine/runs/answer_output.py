@@ -37,7 +37,7 @@ _MADE_BY = {
     "think": "think {}",
 }
 #: What else the file depends on.
-_MADE_FROM = {"replace": "replace {}", "data": "other data: {}"}
+_MADE_FROM = {"replace": "replace {}", "data": "the data {}"}
 
 
 def settings_of(
@@ -98,15 +98,14 @@ def held(output: Path, settings: dict[str, Any], *, overwrite: bool) -> Iterator
     """
     require_writable(output)
     work = work_folder(output)
+    if not overwrite:
+        _require_ours(output, settings)  # before anything is made
     with writing(work):
         work.mkdir(parents=True, exist_ok=True)
     with only_process(work, str(output)):
+        if not overwrite:
+            _require_ours(output, settings)  # another command may just have ended
         known = _known(work)
-        problem = _difference(output, known, settings) if known else _stranger(output, work)
-        if problem is not None and not overwrite:
-            raise OutputError(
-                f"{output} {problem}", hint="give another --output, or replace it with --overwrite"
-            )
         with writing(work):
             if known is None or known["identity"] != settings["identity"]:
                 for left in work.glob("answers*.jsonl"):
@@ -119,6 +118,14 @@ def held(output: Path, settings: dict[str, Any], *, overwrite: bool) -> Iterator
         yield
 
 
+def _require_ours(output: Path, settings: dict[str, Any]) -> None:
+    """Refuse an output that was made otherwise."""
+    known = _known(work_folder(output))
+    problem = _difference(output, known, settings) if known else _stranger(output)
+    if problem is not None:
+        raise OutputError(f"{output} {problem}", hint="give another --output, or replace it with --overwrite")
+
+
 def _known(work: Path) -> dict[str, Any] | None:
     try:
         known = json.loads((work / SETTINGS).read_text(encoding="utf-8"))
@@ -127,8 +134,9 @@ def _known(work: Path) -> dict[str, Any] | None:
         return None
 
 
-def _stranger(output: Path, work: Path) -> str | None:
+def _stranger(output: Path) -> str | None:
     """Why a file or folder without settings is not ours to write, or None where there is none."""
+    work = work_folder(output)
     if output.exists():
         return f"exists, and there is no {work.name}/{SETTINGS} that says how it was made"
     if any(work.glob("answers*.jsonl")):
