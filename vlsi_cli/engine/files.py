@@ -108,8 +108,13 @@ def writing(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def new_file(target: Path) -> Iterator[Path]:
+def new_file(target: Path, *, flush: bool = True) -> Iterator[Path]:
     """Write a file that appears under its name only when the block ends well.
+
+    Args:
+        target: the file to make; one that exists is replaced.
+        flush: have the disk hold it when the block has ended. Of thousands of small files, which would wait for the disk
+            one by one, :func:`flush_all` sees to all at once.
 
     Yields:
         A path beside ``target``, with its ending, to be written.
@@ -126,13 +131,21 @@ def new_file(target: Path) -> Iterator[Path]:
         part = Path(name)
         try:
             yield part
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
+            if flush:
+                with part.open("rb") as file:
+                    os.fsync(file.fileno())
             part.chmod(0o666 & ~_UMASK)
             part.replace(target)
-            _flush(target.parent)
+            if flush:
+                _flush(target.parent)
         finally:
             part.unlink(missing_ok=True)
+
+
+def flush_all() -> None:
+    """Have the disks hold everything that was written, where the system has a call for it (Windows has none)."""
+    if hasattr(os, "sync"):
+        os.sync()
 
 
 def write_json(target: Path, value: Any) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from vlsi_cli.engine.data.images import image_kind, is_address, locate
 from vlsi_cli.engine.data.records import BadRecord, ImageRef, Message, Record
-from vlsi_cli.engine.files import new_file
+from vlsi_cli.engine.files import flush_all, new_file
 from vlsi_cli.errors import DataError
 
 
@@ -42,7 +42,13 @@ class RecordWriter:
         self.folder = file.absolute().parent.resolve()
         self.images = self.folder / f"{file.stem}.images"
         self.root = _common(file, self.folder, [root.resolve() for root in roots], keeps)
-        self.named = False
+        self.named = self._unflushed = False
+
+    def flush(self) -> None:
+        """Have the disk hold the pictures that were kept; to be called before the file gets its name."""
+        if self._unflushed:
+            flush_all()
+            self._unflushed = False
 
     def row(self, record: Record, more: Mapping[str, Any]) -> dict[str, Any]:
         """A record as an object that the format ``messages`` reads back as the same record.
@@ -84,9 +90,12 @@ class RecordWriter:
     def _kept(self, data: bytes) -> str:
         name = f"{hashlib.sha256(data).hexdigest()[:32]}.{image_kind(data)}"
         path = self.images / name[:2] / name
-        if not path.is_file():
-            with new_file(path) as part:
+        if not path.is_file() or path.stat().st_size != len(
+            data
+        ):  # a power cut may leave a name without bytes
+            with new_file(path, flush=False) as part:
                 part.write_bytes(data)
+            self._unflushed = True
         return path.relative_to(self.root).as_posix()
 
 

@@ -261,6 +261,7 @@ class _Job:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             if not answered:
                 raise self._nothing(whole)
+            writer.flush()
         return answered, kept
 
     def _nothing(self, whole: _Share) -> DataError:
