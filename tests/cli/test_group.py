@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -79,3 +82,16 @@ def test_words_that_cannot_be_read_are_told_as_json_too(words: str, message: str
 def test_json_after_the_arguments_of_a_launcher_is_the_launchers() -> None:
     done = vlsi("distill", "--colour", "--", "--json")
     assert (done.exit_code, done.stdout) == (2, "")
+
+
+def test_a_quiet_command_has_no_bars_of_downloads() -> None:
+    """Told to the hub's client before it is imported, which no test of this process could see."""
+    program = (
+        "from vlsi_cli.commands import _output; _output.begin(); _output.also(quiet={});"
+        "from huggingface_hub.utils import are_progress_bars_disabled as bars; print(bars())"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    for quiet in (False, True):
+        command = [sys.executable, "-c", program.format(quiet)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.stdout.strip() == str(quiet), done.stderr

@@ -213,7 +213,9 @@ def _cut(content: bytes, place: float, junk: bytes) -> bytes:
     return content[:at] + junk + content[at + len(junk) :]
 
 
-@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(content=_RECORDS.map(lambda record: json.dumps(record).encode()) | _BROKEN)
 def test_generated_records(folder: Path, content: bytes) -> None:
     code, said = preview(folder, content + b"\n")

@@ -6,6 +6,7 @@ Of several processes the first speaks; another one tells nothing but an error th
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from dataclasses import asdict, dataclass, is_dataclass
@@ -37,11 +38,19 @@ def begin(*, verbose: bool = False, quiet: bool = False) -> None:
     """Start a command with these manners."""
     _state.verbose, _state.quiet, _state.json = verbose, quiet, False
     _state.silent = launching.rank() > 0
+    _hush()
 
 
 def also(*, verbose: bool = False, quiet: bool = False) -> None:
     """Add to these manners."""
     _state.verbose, _state.quiet = _state.verbose or verbose, _state.quiet or quiet
+    _hush()
+
+
+def _hush() -> None:
+    """Keep the bars of downloads back where little is said; the hub's client reads this when it is imported."""
+    if _state.quiet or _state.silent:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def use_json(asked: bool) -> None:

@@ -83,7 +83,7 @@ def preview_parts(report: PreviewReport, *, colours: bool) -> Iterator[Renderabl
     if open_mark:
         text.append("⟧")
     yield text
-    yield f"{report.tokens} tokens: {report.image_tokens} of images, {report.trained_tokens} trained"
+    yield f"{counted(report.tokens, 'token')}: {report.image_tokens} of images, {report.trained_tokens} trained"
     for name, shape in report.tensors.items():
         yield f"{name}: {' x '.join(map(str, shape))}"
 
@@ -100,7 +100,8 @@ def fetch_parts(report: FetchReport) -> Iterator[RenderableType]:
         for each in some:
             yield f"{reason}: {each}"
     unusable = f", {report.unusable:,} of them unusable" if report.unusable else ""
-    yield f"{report.records:,} records read{unusable}; images are kept in {', '.join(map(str, report.folders))}"
+    folders = ", ".join(map(str, report.folders))
+    yield f"{counted(report.records, 'record')} read{unusable}; images are kept in {folders}"
 
 
 def _settings(plan: Plan) -> Table:
@@ -208,6 +209,11 @@ def count(parameters: int) -> str:
             amount = parameters / factor
             return f"{amount:.3g}{unit}" if amount < 999.5 else f"{amount:.0f}{unit}"
     return str(parameters)
+
+
+def counted(number: int, what: str) -> str:
+    """So many of something that has a plain plural: ``1 shard``, ``1,024 shards``."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def size(count_of_bytes: int) -> str:

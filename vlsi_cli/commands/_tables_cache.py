@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from vlsi_cli.commands._progress import duration
-from vlsi_cli.commands._tables import new_table, size
+from vlsi_cli.commands._tables import counted, new_table, size
 
 if TYPE_CHECKING:
     from vlsi_cli.engine.runs.cache_reports import CacheReport, VerifyReport
@@ -31,7 +31,7 @@ def verify_parts(report: VerifyReport) -> Iterator[RenderableType]:
     """Every problem of a cache, or that there is none."""
     yield from report.problems
     if not report.problems:
-        yield f"{report.path}: {report.shards} shards, {size(report.bytes)}, every byte as it was written"
+        yield f"{report.path}: {counted(report.shards, 'shard')}, {size(report.bytes)}, every byte as it was written"
 
 
 def _facts(report: CacheReport) -> Table:
@@ -55,12 +55,16 @@ def _facts(report: CacheReport) -> Table:
         "complete": "yes" if report.complete else f"no: {report.records:,} records of {report.draws:,}",
         "records": f"{report.records:,}",
         "response tokens": f"{report.tokens:,}",
-        "on the disk": f"{size(report.bytes)} in {report.shards} shards",
+        "on the disk": f"{size(report.bytes)} in {counted(report.shards, 'shard')}",
     }
     if report.shards or expected is None:  # a dry run has built nothing
         rows |= built
     if expected is not None:
-        how = "" if expected.sampled == expected.draws else f", estimated from {expected.sampled} records"
+        how = (
+            ""
+            if expected.sampled == expected.draws
+            else f", estimated from {counted(expected.sampled, 'record')}"
+        )
         rows["size when complete"] = (
             f"{size(expected.bytes)} ({expected.tokens:,} response tokens x {expected.token_bytes:,} bytes{how})"
         )

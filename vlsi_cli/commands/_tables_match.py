@@ -9,6 +9,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vlsi_cli.commands._tables import counted
+
 if TYPE_CHECKING:
     from vlsi_cli.engine.runs.match_history import History
     from vlsi_cli.engine.runs.match_reports import MatchReport, SideReport, Survey
@@ -40,8 +42,8 @@ def _survey_parts(
         yield f"       read through {side.reading}"
     skipped = f"; {survey.skipped} could not be used" if survey.skipped else ""
     yield (
-        f"sample: {survey.records} records, {survey.tokens} response tokens, of {', '.join(survey.data)}; "
-        f"batches of {survey.batch_size}{skipped}"
+        f"sample: {counted(survey.records, 'record')}, {counted(survey.tokens, 'response token')}, "
+        f"of {', '.join(survey.data)}; batches of {survey.batch_size}{skipped}"
     )
     yield f"matching: {survey.matching}"
     rows, columns = small.layers, large.layers

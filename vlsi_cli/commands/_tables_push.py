@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.table import Table
 
-from vlsi_cli.commands._tables import size
+from vlsi_cli.commands._tables import counted, size
 
 if TYPE_CHECKING:
     from vlsi_cli.engine.runs.push import PushReport
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def push_parts(report: PushReport) -> Iterator[RenderableType]:
     """What was sent and where it is; in a dry run every file and the card."""
-    total = f"{len(report.files)} files, {size(report.size)}"
+    total = f"{counted(len(report.files), 'file')}, {size(report.size)}"
     if report.dry_run:
         table = Table(
             title=f"Files for {report.repo}",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.tiny import tiny_folder
+from tests.tiny import ALWAYS_THINKING, tiny_folder
 from vlsi_cli.engine.backbones.processors import load_processor
 from vlsi_cli.engine.data.records import BadRecord, ImageRef, Message, Record, make_record
 from vlsi_cli.engine.data.template import ChatEncoder
@@ -36,6 +36,16 @@ class Model:
 def thinker(tmp_path_factory: pytest.TempPathFactory) -> ChatEncoder:
     folder = tiny_folder("qwen3_5", tmp_path_factory.mktemp("thinker"), layers=2, hidden=32)
     return ChatEncoder(load_processor(folder))
+
+
+@pytest.fixture(scope="module")
+def brooder(tmp_path_factory: pytest.TempPathFactory) -> ChatEncoder:
+    """Of a model that always thinks."""
+    processor = load_processor(
+        tiny_folder("qwen3_5", tmp_path_factory.mktemp("brooder"), layers=2, hidden=32)
+    )
+    processor.chat_template = ALWAYS_THINKING
+    return ChatEncoder(processor)
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +200,21 @@ def test_thoughts_are_kept_where_they_are_asked_for(
         encoded = thinker.encode(with_answers(record("a"), [1], [taken]))
         begun = thinker.tokenizer.decode(encoded.input_ids[~encoded.trained])
         assert begun.startswith(shown)
+
+
+@pytest.mark.parametrize(
+    ("think", "said", "taken"),
+    [
+        (False, "hm\n</think>\n\nwords", "words"),
+        (True, "hm\n</think>\n\nwords", "<think>\nhm\n</think>\n\nwords"),
+        (False, "hm and no end", ""),
+    ],
+)
+def test_a_model_that_always_thinks_may_keep_its_thoughts_to_itself(
+    brooder: ChatEncoder, think: bool, said: str, taken: str
+) -> None:
+    model = Model(said)
+    outcomes, _, texts = label(brooder, model, [record("a")], think=think)
+    assert texts == [taken]
+    assert prompt(brooder, model.asked[0]).endswith("<think>\n")
+    assert [each.left_out for each in outcomes if each] == [None if taken else "answer-empty"]

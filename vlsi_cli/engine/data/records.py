@@ -51,6 +51,7 @@ REASONS: dict[str, str] = {
     "template-refused": "the chat template refused the conversation",
     "template-history": "the chat template rewrites earlier turns when one is added",
     "template-response": "the response cannot be found, or its end told, in the rendered conversation",
+    "template-thoughts": "the chat template asks for thoughts before every answer and writes none into responses",
     "not-everywhere": "one of several processes could not use it, this one could",
 }
 
@@ -61,6 +62,8 @@ _HINTS = {
     "--set data.sources.0.image_root=FOLDER",
     "image-address": "a host inside a private network has to be named in data.image_urls.private_hosts, "
     "another port in data.image_urls.hosts",
+    "template-thoughts": "take the model's variant that answers at once (Instruct), or change chat_template.jinja in a "
+    "local copy of it: the prompt should not end in <think>, or responses begin with a block of thoughts",
     "image-url": "images are fetched from http and https addresses with --set data.image_urls.fetch=true",
 }
 

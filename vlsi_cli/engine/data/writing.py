@@ -17,7 +17,7 @@ from typing import Any
 
 from vlsi_cli.engine.data.images import image_kind, is_address, locate
 from vlsi_cli.engine.data.records import BadRecord, ImageRef, Message, Record
-from vlsi_cli.engine.files import flush_all, new_file
+from vlsi_cli.engine.files import new_file
 from vlsi_cli.errors import DataError
 
 
@@ -45,10 +45,13 @@ class RecordWriter:
         self.named = self._unflushed = False
 
     def flush(self) -> None:
-        """Have the disk hold the pictures that were kept; to be called before the file gets its name."""
-        if self._unflushed:
-            flush_all()
-            self._unflushed = False
+        """Have the disk hold the pictures that were kept, all at once: thousands would wait for it one by one.
+
+        To be called before the file gets its name. (Windows has no call for it.)
+        """
+        if self._unflushed and hasattr(os, "sync"):
+            os.sync()
+        self._unflushed = False
 
     def row(self, record: Record, more: Mapping[str, Any]) -> dict[str, Any]:
         """A record as an object that the format ``messages`` reads back as the same record.

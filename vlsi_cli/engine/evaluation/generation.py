@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.data import thinking
 from vlsi_cli.engine.data.collate import collate, collate_prompts
 from vlsi_cli.engine.data.records import BadRecord, Record
 from vlsi_cli.engine.data.template import ChatEncoder, EncodedPrompt
@@ -80,6 +81,7 @@ class Answerer:
         backbone: the model; its weights stay as they are.
         batch_size: questions together; None begins with ``AUTO_BATCH`` and halves when memory runs out.
         told: hears when the batch was made smaller.
+        thoughts: leave the thoughts of a model that always thinks in its answers.
         sampling: how answers are drawn; None: greedy, the most probable token each time.
         advice: what to do where one question alone does not fit.
     """
@@ -90,6 +92,7 @@ class Answerer:
         batch_size: int | None = None,
         told: Callable[[str], None] = lambda text: None,
         *,
+        thoughts: bool = False,
         sampling: Sampling | None = None,
         advice: str = "use --max-pixels, a lower --precision or a larger device",
     ) -> None:
@@ -98,7 +101,7 @@ class Answerer:
         self.batch_size = batch_size or AUTO_BATCH
         self._fixed = batch_size is not None
         self._told = told
-        self._sampling, self._advice = sampling, advice
+        self._thoughts, self._sampling, self._advice = thoughts, sampling, advice
 
     def answer(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Reply]]:
         """Answers, in the order of the questions. Questions with unlike settings never share a batch."""
@@ -167,6 +170,8 @@ class Answerer:
         pad = self.encoder.pad_id
         own = backbone.model.generation_config
         given = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+        # in thoughts a stop is no end of the answer
+        until = () if self.encoder.always_thinks else settings.until
         ends = sorted({self._end_of_turn(group[0]), *(end for end in given if end is not None)})
         config = GenerationConfig(
             max_new_tokens=settings.max_new_tokens,
@@ -174,12 +179,12 @@ class Answerer:
             eos_token_id=ends,
             bos_token_id=own.bos_token_id,
             pad_token_id=pad,
-            stop_strings=list(settings.until) or None,
+            stop_strings=list(until) or None,
         )
         inputs = collate_prompts(prompts, pad).to(backbone.device).inputs
         if hasattr(backbone.base, "rope_deltas"):
             backbone.base.rope_deltas = None  # type: ignore[assignment]  # Qwen keeps the last call's offsets
-        more: dict[str, Any] = {"tokenizer": backbone.tokenizer} if settings.until else {}
+        more: dict[str, Any] = {"tokenizer": backbone.tokenizer} if until else {}
         if self._sampling is not None:
             keys = [question.key for question in group]
             more["logits_processor"] = self._sampling.processors(
@@ -194,6 +199,11 @@ class Answerer:
         length = next((n for n, token in enumerate(row) if token in ends), None)
         kept = row if length is None else row[:length]
         text = str(self.backbone.tokenizer.decode(kept, skip_special_tokens=True))
+        if (
+            self.encoder.always_thinks and not self._thoughts
+        ):  # nothing is said before the thoughts have ended
+            _, _, text = text.partition(thinking.CLOSE)
+            text = text.lstrip()
         found = [place for stop in settings.until if (place := text.find(stop)) >= 0]
         cut = length is None and not found and len(row) >= settings.max_new_tokens
         return Reply(text[: min(found)] if found else text, tokens=len(kept), cut=cut)
@@ -225,7 +235,7 @@ def _encoded(encode: Callable[[Record], _In], question: Question) -> _In:
         return encode(question.record)
     except BadRecord as bad:
         raise DataError(
-            str(bad), hint="the benchmark's own data hold what this model cannot be asked"
+            str(bad), hint=bad.hint or "the benchmark's own data hold what this model cannot be asked"
         ) from bad
 
 

@@ -80,10 +80,15 @@ class Journal:
             self._file.flush()
 
     def close(self) -> None:
-        """Let go of the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Let go of the file.
+
+        Raises:
+            OutputError: what is left of it cannot be written.
+        """
+        file, self._file = self._file, None
+        if file is not None:
+            with writing(self.path):
+                file.close()
 
 
 def answers_in(path: Path) -> dict[str, dict[str, Any]]:

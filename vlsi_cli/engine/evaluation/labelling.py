@@ -65,6 +65,11 @@ class Outcome:
     left_out: str | None = None
 
 
+def can_think(encoder: ChatEncoder) -> bool:
+    """Whether a model can be had to think before it answers, or always does."""
+    return encoder.always_thinks or thinking.can_be_told(encoder.processor.chat_template)
+
+
 def open_turns(record: Record, *, anew: bool) -> list[int]:
     """Places among the messages at which an answer is wanted: a missing last one, or every one."""
     count = len(record.messages)
@@ -136,7 +141,7 @@ class Labeller:
     ) -> None:
         self._answerer, self._encoder, self._journal, self._manner = answerer, encoder, journal, manner
         self._earlier, self._skip, self._told = earlier, skip, told
-        self._can_think = thinking.can_think(encoder.processor.chat_template)
+        self._can_think = can_think(encoder)
         self._window = (batch_size or AUTO_BATCH) * _BATCHES
         self.generated = self.tokens = self._done = 0
 
@@ -223,9 +228,9 @@ class Labeller:
         if not self._can_think:
             return text.strip()
         thoughts, words = thinking.parts(text)
-        if not self._manner.think:
-            return words
-        return _thought(thoughts, words) if thinking.CLOSE in text and words else ""
+        if thinking.CLOSE not in text and (self._manner.think or self._encoder.always_thinks):
+            return ""  # thoughts that came to no answer
+        return _thought(thoughts, words) if self._manner.think and words else words
 
     def _unreadable(self, talk: _Talk) -> str | None:
         """Why a reader would refuse the answered record; None where it would not."""

@@ -91,8 +91,11 @@ class Comparison:
 
     @property
     def _wide(self) -> bool:
-        """Whether terms of the gradient are more than probabilities: p_s log(p_s / p_t) has no bound."""
-        return self.kind == "reverse_kl"
+        """Whether terms of the gradient are of another size than probabilities.
+
+        ``p_s log(p_s / p_t)`` has no bound, and ``p_s (p_s - p_t)`` is the smaller the more words are likely.
+        """
+        return self.kind in ("reverse_kl", "l2")
 
     def choose_plan(self) -> Plan:
         """The plan for this loss under a head that does not train; see the module."""

@@ -21,7 +21,6 @@ from vlsi_cli.config.run import DistillConfig, ModelConfig
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.folders import resolve_folder
 from vlsi_cli.engine.backbones.load import describe
-from vlsi_cli.engine.data import thinking
 from vlsi_cli.engine.data.records import BadRecord
 from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.engine.data.writing import RecordWriter
@@ -33,6 +32,7 @@ from vlsi_cli.engine.evaluation.labelling import (
     Manner,
     Outcome,
     Place,
+    can_think,
     known_answer,
     left_out,
     open_turns,
@@ -103,16 +103,15 @@ def run(config: DistillConfig, asked: AnsweringConfig, events: Events) -> Answer
             min_pixels=config.data.min_pixels,
             max_pixels=config.data.max_pixels,
         )
-        if asked.think and not thinking.can_think(about.processor.chat_template):
+        encoder = encoder_for(about.processor, config.data)
+        if asked.think and not can_think(encoder):
             raise ConfigError(f"--think: the chat template of {model.id} knows no thoughts")
         folder = resolve_folder(model.id, model.revision)
         settings = place.settings_of(config, model, asked, folder, about.processor)
         writer = RecordWriter(asked.output, reading.roots, keeps=reading.others)
         own = place.held(asked.output, settings, overwrite=asked.overwrite)
         with own if processes.is_first() else nullcontext():
-            job = _Job(
-                config, model, asked, settings, reading, encoder_for(about.processor, config.data), events
-            )
+            job = _Job(config, model, asked, settings, reading, encoder, events)
             return job.run(writer, device, dtype)
 
 
@@ -208,6 +207,7 @@ class _Job:
             backbone,
             None if asked.batch_size == "auto" else asked.batch_size,
             told=lambda text: self.events(Warn(text)),
+            thoughts=True,
             sampling=Sampling(asked.temperature, self.config.seed) if asked.temperature else None,
             advice="make pictures smaller with --set data.max_pixels=..., leave long records out with data.max_length, "
             "or place or quantize the model with teacher.placement or teacher.quantization",

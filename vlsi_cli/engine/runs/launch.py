@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -126,12 +125,12 @@ def _not_stuck() -> Iterator[None]:
     over = threading.Event()
 
     def look() -> None:
-        since = None
+        times = 0  # not by the clock: the launcher may have been stopped with its job meanwhile
         while not over.wait(LOOK.total_seconds()):
-            code = peers.children_ended()
-            since = None if code is None else since or time.monotonic()
-            if code is not None and since is not None and time.monotonic() - since > STUCK.total_seconds():
-                os._exit(code)
+            codes = peers.children_ended()
+            times = 0 if codes is None else times + 1
+            if codes is not None and times > STUCK / LOOK:
+                os._exit(_cause(codes))
 
     threading.Thread(target=look, name="not stuck", daemon=True).start()
     try:
@@ -170,5 +169,5 @@ def _by_time(failures: dict[int, Any]) -> list[Any]:
 def _cause(codes: list[int]) -> int:
     """The code that says why: not that of a process that was ended, or lost another; signals are negative here."""
     own = [code for code in codes if code > 0 and code != ProcessError.exit_code]
-    code = [*own, *codes][0]
-    return code if code > 0 else 128 - code
+    code = [*own, *filter(None, codes), 0][0]
+    return code if code >= 0 else 128 - code
