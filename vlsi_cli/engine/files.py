@@ -108,8 +108,8 @@ def writing(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def new_file(target: Path) -> Iterator[Path]:
-    """Write a file that appears under its name only when the block ends well.
+def new_file(target: Path, *, flush: bool = True) -> Iterator[Path]:
+    """Write a file that appears under its name only when the block ends well; ``flush``: the disk holds it then.
 
     Yields:
         A path beside ``target``, with its ending, to be written.
@@ -126,11 +126,12 @@ def new_file(target: Path) -> Iterator[Path]:
         part = Path(name)
         try:
             yield part
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
+            if flush:
+                _flush(part)
             part.chmod(0o666 & ~_UMASK)
             part.replace(target)
-            _flush(target.parent)
+            if flush:
+                _flush(target.parent)
         finally:
             part.unlink(missing_ok=True)
 

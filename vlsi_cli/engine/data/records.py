@@ -1,7 +1,8 @@
 """One record of training data, whatever it was read from, and the reasons why one cannot be used.
 
 A record is a conversation: an optional system message, then user and assistant in turn, ending with the
-assistant. Images stand in user messages, in the order in which the text mentions them.
+assistant, but for records that are still to be answered. Images stand in user messages, in the order in which the
+text mentions them.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ REASONS: dict[str, str] = {
 
 
 _HINTS = {
+    "no-response": "`vlsi data answer` has a large model answer such records",
     "image-missing": "image paths start from the folder of the data file, or from its image_root: "
     "--set data.sources.0.image_root=FOLDER",
     "image-address": "a host inside a private network has to be named in data.image_urls.private_hosts, "
@@ -155,8 +157,12 @@ def make_record(
     *,
     where: str = "",
     kind: str = "",
+    unanswered: bool = False,
 ) -> Record:
     """A checked record.
+
+    Args:
+        unanswered: let it end with the user's message, as a question that is still to be answered.
 
     Raises:
         BadRecord: roles out of order, no or empty response, text that is none, images that do not fit their
@@ -173,13 +179,13 @@ def make_record(
     talk = [m for m in messages if m.role != "system"]
     if any(m.role == "system" for m in messages[1:]):
         raise bad("role-order", "a system message after the first")
-    if not talk or all(m.role != "assistant" for m in talk):
+    if not talk or (not unanswered and all(m.role != "assistant" for m in talk)):
         raise bad("no-response")
     for position, message in enumerate(talk):
         expected = ("user", "assistant")[position % 2]
         if message.role != expected:
             raise bad("role-order", f"message {position + 1} is of the {message.role}, not of the {expected}")
-    if len(talk) % 2:
+    if len(talk) % 2 and not unanswered:
         raise bad("no-response", "the last message is of the user")
     for message in messages:
         if message.role != "user" and any(isinstance(part, int) for part in message.parts):

@@ -27,7 +27,7 @@ _PIECE = 2**20
 
 class _Parse(Protocol):
     def __call__(
-        self, row: Mapping[str, Any], *, default_id: str, where: str, root: Path | None
+        self, row: Mapping[str, Any], *, default_id: str, where: str, root: Path | None, unanswered: bool
     ) -> Record: ...
 
 
@@ -86,6 +86,7 @@ class JsonSource:
         path: the file; one that starts with ``[`` is an array, anything else JSON Lines.
         style: how conversations are written down, see ``formats``.
         image_root: folder that image paths start from and must not leave; None for the file's own folder.
+        unanswered: let conversations end with the user's message.
 
     Raises:
         DataError: no such file, unreadable, or an array that is not valid JSON.
@@ -94,10 +95,17 @@ class JsonSource:
     shuffles_itself = False
     streamed = False
 
-    def __init__(self, path: Path | str, style: Style, *, image_root: Path | str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        style: Style,
+        *,
+        image_root: Path | str | None = None,
+        unanswered: bool = False,
+    ) -> None:
         self.path = Path(path)
         self.name = str(self.path)
-        self._parse = _PARSERS[style]
+        self._parse, self._unanswered = _PARSERS[style], unanswered
         self._root = Path(image_root) if image_root is not None else self.path.parent
         if not self.path.is_file():
             raise DataError(
@@ -133,7 +141,11 @@ class JsonSource:
         if not isinstance(row, dict):
             raise BadRecord("bad-format", f"a {type(row).__name__} instead of an object", where=where)
         return self._parse(
-            row, default_id=where.removeprefix(f"{self.path.parent}/"), where=where, root=self._root
+            row,
+            default_id=where.removeprefix(f"{self.path.parent}/"),
+            where=where,
+            root=self._root,
+            unanswered=self._unanswered,
         )
 
     def _line(self, index: int, where: str) -> Any:

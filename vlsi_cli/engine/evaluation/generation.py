@@ -1,7 +1,7 @@
-"""Greedy answers, and losses of given answers, in batches that shrink when memory runs out.
+"""Answers, and losses of given answers, in batches that shrink when memory runs out.
 
 A batch is left padded for answers and right padded for losses; neither changes a result beyond the rounding of the
-arithmetic it is computed in.
+arithmetic it is computed in. Answers are greedy unless they are drawn (see ``sampling``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.data import thinking
 from vlsi_cli.engine.data.collate import collate, collate_prompts
 from vlsi_cli.engine.data.records import BadRecord, Record
-from vlsi_cli.engine.data.template import ChatEncoder
+from vlsi_cli.engine.data.template import ChatEncoder, EncodedPrompt
+from vlsi_cli.engine.evaluation.sampling import Sampling
 from vlsi_cli.errors import DataError, EvaluationError, is_out_of_memory
 
 AUTO_BATCH = 16
@@ -25,7 +26,7 @@ AUTO_BATCH = 16
 
 @dataclass(frozen=True)
 class Settings:
-    """How an answer is generated. Always greedy: the most probable token each time.
+    """How an answer is generated.
 
     Attributes:
         max_new_tokens: longest answer.
@@ -38,11 +39,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Question:
-    """Something to answer: a conversation whose last message, the answer, is a stand-in or, for a loss, given."""
+    """Something to answer: a conversation whose last message, the answer, is a stand-in or, for a loss, given.
+
+    Attributes:
+        key: equal for equal questions.
+        prompt: what is generated from, where it has been encoded already.
+    """
 
     key: str
     record: Record
     settings: Settings
+    prompt: EncodedPrompt | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,9 @@ class Answerer:
         backbone: the model; its weights stay as they are.
         batch_size: questions together; None begins with ``AUTO_BATCH`` and halves when memory runs out.
         told: hears when the batch was made smaller.
+        thoughts: leave the thoughts of a model that always thinks in its answers.
+        sampling: how answers are drawn; None: greedy, the most probable token each time.
+        advice: what to do where one question alone does not fit.
     """
 
     def __init__(
@@ -81,12 +91,17 @@ class Answerer:
         backbone: Backbone,
         batch_size: int | None = None,
         told: Callable[[str], None] = lambda text: None,
+        *,
+        thoughts: bool = False,
+        sampling: Sampling | None = None,
+        advice: str = "use --max-pixels, a lower --precision or a larger device",
     ) -> None:
         self.backbone = backbone
         self.encoder = ChatEncoder(backbone.processor)
         self.batch_size = batch_size or AUTO_BATCH
         self._fixed = batch_size is not None
         self._told = told
+        self._thoughts, self._sampling, self._advice = thoughts, sampling, advice
 
     def answer(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Reply]]:
         """Answers, in the order of the questions. Questions with unlike settings never share a batch."""
@@ -135,9 +150,7 @@ class Answerer:
         if self._fixed or tried == 1:
             raise EvaluationError(
                 f"{tried} question{'s' * (tried > 1)} at once do not fit into the memory of {self.backbone.device}",
-                hint="use --batch-size auto or a smaller one"
-                if tried > 1
-                else "use --max-pixels, a lower --precision or a larger device",
+                hint="use --batch-size auto or a smaller one" if tried > 1 else self._advice,
             ) from error
 
     def _shrink(self, tried: int) -> None:
@@ -153,7 +166,7 @@ class Answerer:
         from transformers import GenerationConfig
 
         backbone, settings = self.backbone, group[0].settings
-        prompts = [_encoded(self.encoder.encode_prompt, question) for question in group]
+        prompts = [q.prompt or _encoded(self.encoder.encode_prompt, q) for q in group]
         pad = self.encoder.pad_id
         own = backbone.model.generation_config
         given = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
@@ -171,8 +184,13 @@ class Answerer:
         inputs = collate_prompts(prompts, pad).to(backbone.device).inputs
         if hasattr(backbone.base, "rope_deltas"):
             backbone.base.rope_deltas = None  # type: ignore[assignment]  # Qwen keeps the last call's offsets
-        stops = {"tokenizer": backbone.tokenizer} if until else {}
-        tokens = backbone.model.generate(**inputs, generation_config=config, **stops)
+        more: dict[str, Any] = {"tokenizer": backbone.tokenizer} if until else {}
+        if self._sampling is not None:
+            keys = [question.key for question in group]
+            more["logits_processor"] = self._sampling.processors(
+                keys, backbone.device, backbone.tokenizer_length
+            )
+        tokens = backbone.model.generate(**inputs, generation_config=config, **more)
         return [
             self._reply(row, ends, settings) for row in tokens[:, inputs["input_ids"].shape[1] :].tolist()
         ]
@@ -181,7 +199,9 @@ class Answerer:
         length = next((n for n, token in enumerate(row) if token in ends), None)
         kept = row if length is None else row[:length]
         text = str(self.backbone.tokenizer.decode(kept, skip_special_tokens=True))
-        if self.encoder.always_thinks:  # nothing is said before the thoughts have ended
+        if (
+            self.encoder.always_thinks and not self._thoughts
+        ):  # nothing is said before the thoughts have ended
             _, _, text = text.partition(thinking.CLOSE)
             text = text.lstrip()
         found = [place for stop in settings.until if (place := text.find(stop)) >= 0]

@@ -1,0 +1,171 @@
+"""`vlsi data answer`: other data than files of questions, bad input, a full disk, and several processes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runs.answering import LARGE, answered, puzzles, questions, refused, rows, said, vlsi
+from tests.tiny import tiny_folder
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Path:
+    return questions(tmp_path, 3)[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ("questions.json -o out.jsonl", 2, "no model is named that answers"),
+        ("--model demo/large -o out.jsonl", 2, "no data are given"),
+        ("questions.json --model demo/large", 2, "Missing option '--output'"),
+        ("questions.json --model demo/large -o out.json", 2, "such as out.jsonl"),
+        ("questions.json --model demo/large -o photos", 2, "records are written as JSON Lines"),
+        ("none.json --model demo/large -o out.jsonl", 3, "none.json"),
+        ("patterns --model demo/large -o out.jsonl", 2, "draws puzzles without end"),
+        ("questions.json --model nowhere/at-all -o out.jsonl", 4, "nowhere/at-all"),
+        (
+            "questions.json --model text -o out.jsonl",
+            4,
+            "'text' is a text-only model ('qwen2'): it cannot see images",
+        ),
+        ("questions.json --model demo/large -o out.jsonl --temperature -1", 2, "--temperature"),
+        ("questions.json --model demo/large -o out.jsonl --batch-size 0", 2, "--batch-size is '0'"),
+        ("questions.json --model demo/large -o out.jsonl --think", 2, "demo/large knows no thoughts"),
+        (
+            "questions.json --model demo/large -o questions.json/out.jsonl",
+            6,
+            "questions.json is not a folder",
+        ),
+        (
+            "questions.json --model demo/large -o out.jsonl --set data.sources.0.image_root=photos",
+            3,
+            "nothing can be answered, 3 records cannot be used (image-missing 3); the first: ",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("asked")
+def test_bad_input_ends_in_one_sentence(
+    words: str, code: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "config.json").write_text('{"model_type": "qwen2"}')
+    (tmp_path / "text" / "model.safetensors").touch()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert told in refused(code, *words.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_the_data_are_not_written_over(asked: Path) -> None:
+    lines = asked.with_suffix(".jsonl")
+    lines.write_text("".join(json.dumps(row) + "\n" for row in json.loads(asked.read_text("utf-8"))))
+    assert "is one of the data" in refused(2, lines, *LARGE, "-o", lines, "--overwrite")
+
+
+def test_bad_pictures_are_counted_and_named(asked: Path, tmp_path: Path) -> None:
+    data = json.loads(asked.read_text("utf-8"))
+    (tmp_path / "photos" / "bad.png").write_bytes(b"no picture")
+    for image in ("photos/bad.png", "photos/none.png", "../out.png", "https://example.org/a.png"):
+        data.append({**data[0], "image": image})
+    asked.write_text(json.dumps(data))
+    output = tmp_path / "out.jsonl"
+    done = vlsi("data", "answer", asked, *LARGE, "-o", output)
+    assert done.exit_code == 0, done.output
+    assert "4 records are not in the file, and the report says why" in done.stderr
+    for reason in ("image-unreadable", "image-missing", "image-escape", "image-url"):
+        assert f"{reason}: {asked}[" in done.stdout
+    assert len(rows(output)) == 3
+    dry = vlsi("data", "answer", asked, *LARGE, "-o", tmp_path / "other.jsonl", "--dry-run", "--json")
+    plan = json.loads(dry.stdout)
+    assert (plan["answerable"], plan["kept"]) == (4, 0)  # pictures are not opened
+    assert sum(plan["unusable"].values()) == 3
+    assert not (tmp_path / "other.work").exists()
+
+
+@pytest.mark.parametrize("place", ["journal", "file"])
+def test_a_full_disk_is_told(
+    place: str, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def full(self: Path, mode: str = "r", *more: Any, **settings: Any) -> Any:
+        if mode == ("a" if place == "journal" else "w") and self.suffix == ".jsonl":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(self, mode, *more, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        told = refused(6, asked, *LARGE, "-o", tmp_path / "out.jsonl")
+    assert "cannot be written: no space is left on the disk" in told
+    assert not list(tmp_path.glob("*out*.jsonl"))
+    report = answered(asked, *LARGE, "-o", tmp_path / "out.jsonl")
+    assert (report["records"], report["reused"]) == (3, 0 if place == "journal" else 3)
+
+
+def test_columns_of_a_table_without_answers(tmp_path: Path) -> None:
+    """Pictures of a table are bytes: they are kept beside the file."""
+    from datasets import Dataset, Features, Image, Value
+
+    drawn = puzzles(tmp_path, 4)
+    pictures = [{"bytes": (tmp_path / "photos" / f"{n}.png").read_bytes(), "path": None} for n in range(4)]
+    columns = {"q": [puzzle.turns[0].text for puzzle in drawn], "pic": pictures}
+    table = Dataset.from_dict(columns, features=Features({"q": Value("string"), "pic": Image()}))
+    table.to_parquet(tmp_path / "table.parquet")
+    shutil.rmtree(tmp_path / "photos")
+    sets = ("--set", "data.sources.0.columns={question: q, image: pic}")
+    output = tmp_path / "out" / "answers.jsonl"
+    answered(tmp_path / "table.parquet", *sets, *LARGE, "-o", output)
+    assert said(output) == [[puzzle.turns[0].answer] for puzzle in drawn]
+    assert vlsi("data", "preview", output).exit_code == 0
+    done = vlsi("data", "preview", tmp_path / "table.parquet", *sets)
+    assert done.exit_code == 3
+    assert "names no column of the answers" in done.stderr
+    assert "vlsi data answer" in done.stderr
+
+
+def test_a_recipe_gives_model_and_data(tmp_path: Path) -> None:
+    report = answered("--recipe", "demo", "--limit", 2, "--replace", "-o", tmp_path / "a.jsonl")
+    assert (report["records"], report["settings"]["model"]) == (2, "demo/large")
+    words = ("--recipe", "demo", "--set", "teacher.revision=main", "--model", "demo/small", "--limit", 1)
+    report = answered(*words, "--replace", "-o", tmp_path / "b.jsonl", "--max-new-tokens", 32)
+    assert (report["settings"]["model"], report["settings"]["revision"]) == ("demo/small", "main")
+
+
+def test_a_model_whose_layers_are_read_from_the_disk_says_the_same(asked: Path, tmp_path: Path) -> None:
+    folder = tiny_folder("qwen2_vl", tmp_path / "model", layers=2, hidden=32)
+    words = (asked, "--model", folder, "--max-new-tokens", 4, "--temperature", 1)
+    lines = []
+    for place in ("device", "disk"):
+        vlsi(
+            "data", "answer", *words, "-o", tmp_path / f"{place}.jsonl", "--set", f"teacher.placement={place}"
+        )
+        lines.append((tmp_path / f"{place}.work" / "answers.jsonl").read_bytes())
+    assert lines[0] == lines[1] != b""
+
+
+def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
+    file, _ = questions(tmp_path, 7)
+    rows_ = json.loads(file.read_text("utf-8"))
+    rows_[3]["image"] = "photos/none.png"
+    file.write_text(json.dumps(rows_))
+    one = answered(file, *LARGE, "-o", tmp_path / "one.jsonl", "--batch-size", 1)
+    answered(file, *LARGE, "-o", tmp_path / "two.jsonl", "--batch-size", 1, "--limit", 2)
+    words = ["data", "answer", file, *LARGE, "-o", tmp_path / "two.jsonl", "--batch-size", 1, "--json"]
+    command = [sys.executable, "-m", "vlsi_cli", *map(str, words), "--processes", "2", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    two = json.loads(done.stdout)  # one document: one process speaks
+    assert (two["generated"], two["reused"]) == (4, 2)
+    for key in ("records", "answered", "unusable", "examples", "left_out"):
+        assert one[key] == two[key]
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "two.work").glob("answers*")) == ["answers.jsonl"]
