@@ -128,6 +128,8 @@ def test_a_longer_bound_asks_again_what_did_not_end(asked: tuple[Path, list[str]
     assert [texts for (texts,) in said(output)] == right
     again = answered(file, *LARGE, "-o", output, "--max-new-tokens", 3)
     assert (again["generated"], again["left_out"]) == (0, {"answer-cut": cut})
+    missing = [number for number in range(12) if f"q{number}" not in kept]
+    assert again["examples"]["answer-cut"] == [f"{file}[{number}]" for number in missing[:5]]
     assert "raise --max-new-tokens" in refused(
         3, file, *LARGE, "-o", tmp_path / "none.jsonl", "--max-new-tokens", 1
     )

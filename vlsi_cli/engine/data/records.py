@@ -62,6 +62,7 @@ _HINTS = {
     "--set data.sources.0.image_root=FOLDER",
     "image-address": "a host inside a private network has to be named in data.image_urls.private_hosts, "
     "another port in data.image_urls.hosts",
+    "too-long": "raise data.max_length, or make pictures smaller with data.max_pixels",
     "template-thoughts": "take the model's variant that answers at once (Instruct), or change chat_template.jinja in a "
     "local copy of it: the prompt should not end in <think>, or responses begin with a block of thoughts",
     "image-url": "images are fetched from http and https addresses with --set data.image_urls.fetch=true",

@@ -236,6 +236,8 @@ class _Job:
             for where, record in self.reading.records(lambda where, bad: None):
                 outcome = whole.outcomes.get(where)
                 if outcome is None or outcome.left_out is not None:
+                    if outcome is not None:
+                        whole.skipped.show(str(outcome.left_out), record.where)
                     continue
                 if outcome.digest != record_digest(record):
                     raise DataError(
@@ -266,9 +268,12 @@ class _Job:
 
     def _nothing(self, whole: _Share) -> DataError:
         found = left_out(whole.outcomes.values()) | whole.skipped.unusable
+        bad = whole.skipped.first
         hint = "raise --max-new-tokens: what did not end within it is asked again" if CUT in found else None
-        first = f"; the first: {whole.skipped.first}" if whole.skipped.first is not None else ""
-        return DataError(f"no record could be answered ({reasons(found)}){first}", hint=hint)
+        return DataError(
+            f"no record could be answered ({reasons(found)})" + (f"; the first: {bad}" if bad else ""),
+            hint=hint or (bad.hint if bad else None),
+        )
 
 
 class _Progress:
