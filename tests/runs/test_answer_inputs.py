@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.runs.answering import LARGE, answered, puzzles, questions, refused, rows, said, vlsi
+from tests.runs.answering import LARGE, answered, labelled, puzzles, questions, refused, rows, said, vlsi
 from tests.tiny import tiny_folder
+from vlsi_cli.engine.evaluation.labelling import Labeller
 
 
 @pytest.fixture
@@ -109,6 +110,33 @@ def test_a_full_disk_is_told(
     assert not list(tmp_path.glob("*out*.jsonl"))
     report = answered(asked, *LARGE, "-o", tmp_path / "out.jsonl")
     assert (report["records"], report["reused"]) == (3, 0 if place == "journal" else 3)
+
+
+@pytest.mark.parametrize("change", ["another question", "no JSON"])
+def test_data_that_change_meanwhile_are_told(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer must not come to stand behind another question."""
+    file, _ = labelled(tmp_path, 3, turns=1)
+    before = file.read_text("utf-8")
+    answer = Labeller.run
+
+    def run(self: Labeller, records: Any) -> Any:
+        found = answer(self, records)
+        old, new = {"another question": ("<image>", "<image>A"), "no JSON": ('"messages"', '"messages?')}[
+            change
+        ]
+        lines = before.splitlines(keepends=True)
+        file.write_text("".join([*lines[:-1], lines[-1].replace(old, new)]), "utf-8")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Labeller, "run", run)
+        told = refused(3, file, *LARGE, "-o", tmp_path / "out.jsonl")
+    assert "the data have changed while they were answered" in told
+    assert not (tmp_path / "out.jsonl").exists()
+    file.write_text(before, "utf-8")
+    assert answered(file, *LARGE, "-o", tmp_path / "out.jsonl")["reused"] == 3
 
 
 def test_columns_of_a_table_without_answers(tmp_path: Path) -> None:

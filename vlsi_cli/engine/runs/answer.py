@@ -193,10 +193,10 @@ class _Job:
             seconds=time.perf_counter() - started,
         )
 
-    def _skip(self, where: Place, bad: BadRecord) -> None:
+    def _skip(self, where: Place, bad: BadRecord, found: Survey | None = None) -> None:
         if self.config.data.on_bad_record == "refuse":
             raise bad
-        self.skipped.skip(where, bad)
+        (found or self.skipped).skip(where, bad)
 
     def _answerer(self, device: torch.device, dtype: torch.dtype) -> Answerer:
         """The model, once there is something to ask it."""
@@ -230,20 +230,19 @@ class _Job:
         self, writer: RecordWriter, whole: _Share, labeller: Labeller, lines: dict[str, dict[str, Any]]
     ) -> tuple[int, int]:
         """Read the records again and write them with their answers; how many were answered, how many kept."""
-        answered = kept = 0
+        answered, kept, unseen = 0, 0, set(whole.outcomes)
         sweep(writer.images)
         with new_file(self.asked.output) as part, part.open("w", encoding="utf-8") as file:
             for where, record in self.reading.records(lambda where, bad: None):
                 outcome = whole.outcomes.get(where)
-                if outcome is None or outcome.left_out is not None:
-                    if outcome is not None:
-                        whole.skipped.show(str(outcome.left_out), record.where)
+                if outcome is None:
                     continue
+                unseen.discard(where)
                 if outcome.digest != record_digest(record):
-                    raise DataError(
-                        f"{record.where}: the data have changed while they were answered",
-                        hint="the answers so far are kept: the same command answers what is new",
-                    )
+                    raise _changed(record.where)
+                if outcome.left_out is not None:
+                    whole.skipped.show(outcome.left_out, record.where)
+                    continue
                 more: dict[str, Any] = {}
                 if outcome.keys:
                     turns = open_turns(record, anew=self.asked.replace)
@@ -257,10 +256,12 @@ class _Job:
                 try:
                     row = writer.row(record, more)
                 except BadRecord as bad:
-                    whole.skipped.skip(where, bad.at(record=record.id, where=record.where))
+                    self._skip(where, bad.at(record=record.id, where=record.where), whole.skipped)
                     continue
                 answered, kept = answered + bool(outcome.keys), kept + (not outcome.keys)
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            if unseen:  # they cannot be read any more
+                raise _changed(self.reading.names[min(unseen)[0]])
             if not answered:
                 raise self._nothing(whole)
             writer.flush()
@@ -274,6 +275,13 @@ class _Job:
             f"no record could be answered ({reasons(found)})" + (f"; the first: {bad}" if bad else ""),
             hint=hint or (bad.hint if bad else None),
         )
+
+
+def _changed(where: str) -> DataError:
+    return DataError(
+        f"{where}: the data have changed while they were answered",
+        hint="the answers so far are kept: the same command asks for what is new",
+    )
 
 
 class _Progress:
