@@ -8,7 +8,7 @@ text mentions them.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -136,7 +136,8 @@ class Message:
 class Record:
     """A conversation with its images. Construct through :func:`make_record`, which checks it.
 
-    ``kind`` is the kind of question, where a source knows one: scores are told apart by it.
+    ``kind`` is the kind of question, where a source knows one: scores are told apart by it. ``more`` are other fields
+    of the object that it was read from, where it is to be written down again.
     """
 
     id: str
@@ -144,6 +145,7 @@ class Record:
     images: tuple[ImageRef, ...] = ()
     where: str = field(default="", compare=False)
     kind: str = ""
+    more: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @property
     def turns(self) -> int:

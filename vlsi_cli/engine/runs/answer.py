@@ -6,7 +6,6 @@ alone writes the file.
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -254,12 +253,12 @@ class _Job:
                         self.settings, [given.index(turn) + 1 for turn in turns]
                     )
                 try:
-                    row = writer.row(record, more)
+                    line = writer.line(record, more)
                 except BadRecord as bad:
                     self._skip(where, bad.at(record=record.id, where=record.where), whole.skipped)
                     continue
                 answered, kept = answered + bool(outcome.keys), kept + (not outcome.keys)
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(line)
             if unseen:  # they cannot be read any more
                 raise _changed(self.reading.names[min(unseen)[0]])
             if not answered:
