@@ -53,6 +53,15 @@ def test_the_first_process_speaks_or_the_launch_does(monkeypatch: pytest.MonkeyP
         assert "what was written is kept" in str(caught.value.hint)
 
 
+def test_runs_on_one_machine_do_not_meet_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a port of their own, whatever the version of torch, unless the user names one."""
+    begun: list[Any] = []
+    monkeypatch.setattr(run, "run", begun.append)
+    given = ([], ["--max-restarts=0"], ["--nnodes=2"], ["--master-port=1"], ["--rdzv_endpoint", "host:1"])
+    assert [launch(2, ["eval"], words) for words in given] == [0] * 5
+    assert [each.standalone for each in begun] == [True, True, False, False, False]
+
+
 def test_what_torchrun_logs_of_an_end_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ended(monkeypatch, (1, 11)) == 11
     logger = logging.getLogger("torch.distributed.elastic.agent.server.api")

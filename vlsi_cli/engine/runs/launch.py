@@ -23,6 +23,8 @@ SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
 PATIENCE = 900
 #: How long all processes may have ended without the launcher's noticing, and how often that is looked for.
 STUCK, LOOK = timedelta(seconds=60), timedelta(seconds=5)
+#: How words of torchrun begin that say where processes meet.
+_MEETS = ("rdzv", "master", "standalone")
 _MEETING = (
     "see what the other machines say; each needs the same command. Where that one does not know itself by this name or "
     "address, give it with --master-addr and --master-port instead, and --node-rank 0, 1, ... on each"
@@ -77,6 +79,8 @@ def launch(processes: Count, words: Sequence[str], launcher: Sequence[str] = ())
             f"'{arguments.training_script}' after -- is not an argument of torchrun",
             hint="`torchrun --help` lists them",
         )
+    if _is_alone(arguments) and not any(word.strip("-").startswith(_MEETS) for word in launcher):
+        arguments.standalone = True  # else some versions meet at one port for all, where another run may be
     # It would tell of every process that ended what that process has told itself. Its loggers have levels of their own.
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
