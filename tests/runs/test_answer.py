@@ -128,6 +128,8 @@ def test_a_longer_bound_asks_again_what_did_not_end(asked: tuple[Path, list[str]
     assert [texts for (texts,) in said(output)] == right
     again = answered(file, *LARGE, "-o", output, "--max-new-tokens", 3)
     assert (again["generated"], again["left_out"]) == (0, {"answer-cut": cut})
+    missing = [number for number in range(12) if f"q{number}" not in kept]
+    assert again["examples"]["answer-cut"] == [f"{file}[{number}]" for number in missing[:5]]
     assert "raise --max-new-tokens" in refused(
         3, file, *LARGE, "-o", tmp_path / "none.jsonl", "--max-new-tokens", 1
     )
@@ -148,7 +150,10 @@ def test_replace_answers_every_turn_behind_the_new_ones(tmp_path: Path) -> None:
 def test_given_answers_are_kept(tmp_path: Path) -> None:
     """Open last turns are answered behind the given ones; records that have all answers stay as they are."""
     file, right = labelled(tmp_path, 4, turns=3)
-    full = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]}
+    full = {
+        "source": {"page": 3},
+        "messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}],
+    }
     blank = {
         "messages": [{"role": "user", "content": "How many circles?"}, {"role": "assistant", "content": " "}]
     }
@@ -161,8 +166,7 @@ def test_given_answers_are_kept(tmp_path: Path) -> None:
     assert report["examples"]["broken-json"][0].startswith(f"{file}:7: ")
     assert said(output)[:4] == right
     kept = rows(output)[4]
-    assert kept["messages"] == full["messages"]
-    assert "answered_by" not in kept
+    assert kept == {"id": "labelled.jsonl:5", **full}
     assert rows(output)[0]["answered_by"]["turns"] == [len(right[0])]
     told = refused(3, file, *LARGE, "-o", output, "--set", "data.on_bad_record=refuse")
     assert f"error: {file}:7: record cannot be used: the line is not valid JSON" in told

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.runs.answering import LARGE, answered, puzzles, questions, refused, rows, said, vlsi
+from tests.runs.answering import LARGE, answered, labelled, puzzles, questions, refused, rows, said, vlsi
 from tests.tiny import tiny_folder
+from vlsi_cli.engine.evaluation.labelling import Labeller
 
 
 @pytest.fixture
@@ -111,6 +112,33 @@ def test_a_full_disk_is_told(
     assert (report["records"], report["reused"]) == (3, 0 if place == "journal" else 3)
 
 
+@pytest.mark.parametrize("change", ["another question", "no JSON"])
+def test_data_that_change_meanwhile_are_told(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer must not come to stand behind another question."""
+    file, _ = labelled(tmp_path, 3, turns=1)
+    before = file.read_text("utf-8")
+    answer = Labeller.run
+
+    def run(self: Labeller, records: Any) -> Any:
+        found = answer(self, records)
+        old, new = {"another question": ("<image>", "<image>A"), "no JSON": ('"messages"', '"messages?')}[
+            change
+        ]
+        lines = before.splitlines(keepends=True)
+        file.write_text("".join([*lines[:-1], lines[-1].replace(old, new)]), "utf-8")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Labeller, "run", run)
+        told = refused(3, file, *LARGE, "-o", tmp_path / "out.jsonl")
+    assert "the data have changed while they were answered" in told
+    assert not (tmp_path / "out.jsonl").exists()
+    file.write_text(before, "utf-8")
+    assert answered(file, *LARGE, "-o", tmp_path / "out.jsonl")["reused"] == 3
+
+
 def test_columns_of_a_table_without_answers(tmp_path: Path) -> None:
     """Pictures of a table are bytes: they are kept beside the file."""
     from datasets import Dataset, Features, Image, Value
@@ -132,6 +160,12 @@ def test_columns_of_a_table_without_answers(tmp_path: Path) -> None:
     assert "vlsi data answer" in done.stderr
 
 
+def test_prompts_that_are_too_long_say_what_to_do(asked: Path, tmp_path: Path) -> None:
+    told = refused(3, asked, *LARGE, "-o", tmp_path / "out.jsonl", "--set", "data.max_length=8")
+    assert "no record could be answered (too-long 3); the first: " in told
+    assert "raise data.max_length" in told
+
+
 def test_a_recipe_gives_model_and_data(tmp_path: Path) -> None:
     report = answered("--recipe", "demo", "--limit", 2, "--replace", "-o", tmp_path / "a.jsonl")
     assert (report["records"], report["settings"]["model"]) == (2, "demo/large")
@@ -150,6 +184,41 @@ def test_a_model_whose_layers_are_read_from_the_disk_says_the_same(asked: Path, 
         )
         lines.append((tmp_path / f"{place}.work" / "answers.jsonl").read_bytes())
     assert lines[0] == lines[1] != b""
+
+
+def test_the_whole_may_move_while_it_is_begun(tmp_path: Path) -> None:
+    file, _ = questions(tmp_path / "here", 3)
+    answered(file, *LARGE, "-o", file.with_name("out.jsonl"), "--limit", 2)
+    moved = (tmp_path / "here").rename(tmp_path / "there")
+    report = answered(moved / file.name, *LARGE, "-o", moved / "out.jsonl")
+    assert (report["generated"], report["reused"]) == (1, 2)
+
+
+def test_two_commands_at_once_are_one_too_many(asked: Path, tmp_path: Path) -> None:
+    from vlsi_cli.engine.files import only_process
+
+    (tmp_path / "out.work").mkdir()
+    with only_process(tmp_path / "out.work", "the test"):
+        assert "another process is working on" in refused(6, asked, *LARGE, "-o", tmp_path / "out.jsonl")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(tmp_path: Path) -> None:
+    """The demo's large model is as right there; draws do not depend on the batch. Rounding may turn near ties."""
+    file, right = questions(tmp_path, 20)
+    answered(file, *LARGE, "--device", "cuda", "-o", tmp_path / "out.jsonl")
+    assert (
+        sum(texts == [answer] for texts, answer in zip(said(tmp_path / "out.jsonl"), right, strict=True))
+        >= 19
+    )
+    words = (file, "--model", "demo/small", "--device", "cuda", "--precision", "fp32", "--temperature", 1)
+    drawn = []
+    for size in (1, 20):
+        output = tmp_path / f"{size}.jsonl"
+        vlsi("data", "answer", *words, "--max-new-tokens", 3, "--batch-size", size, "-o", output)
+        lines = rows(tmp_path / f"{size}.work" / "answers.jsonl")
+        drawn.append([line["text"] for line in lines])
+    assert sum(one == other for one, other in zip(*drawn, strict=True)) >= 19
 
 
 def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:

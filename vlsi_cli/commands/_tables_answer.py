@@ -50,7 +50,7 @@ def missing(report: AnswerReport) -> str:
 
 
 def _table(rows: dict[str, int]) -> Table:
-    table = new_table("Records", "", "records")
+    table = new_table("Answers", "", "records")
     table.columns[1].justify = "right"
     for name, found in rows.items():
         table.add_row(name, f"{found:,}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -59,6 +60,24 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     assert back.images[0].path == "data/a/b.png"
     assert writer.root == writer.folder
     assert writer.named
+
+
+def test_other_fields_come_along_whatever_they_are(tmp_path: Path) -> None:
+    asked, file = tmp_path / "asked.jsonl", tmp_path / "out.jsonl"
+    row = {"messages": [{"role": "user", "content": "a"}], "odd": "\ud800", "nested": {"a": [1, None, "ü"]}}
+    asked.write_text(json.dumps(row) + "\n")
+    record = JsonSource(asked, "messages", unanswered=True).read(0)
+    line = RecordWriter(file, [], keeps=False).line(record, {"answered_by": 1})
+    line.encode()
+    assert json.loads(line) == {"id": "asked.jsonl:1", **row, "answered_by": 1}
+    assert JsonSource(asked, "messages", unanswered=True).read(0) == record
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(BadRecord, match="lists inside lists"):
+        RecordWriter(file, [], keeps=False).line(record, {"deep": deep})
+    while deep:  # one by one: taking it down as a whole recurses too
+        deep = deep[0]
 
 
 def test_equal_pictures_are_kept_once(tmp_path: Path) -> None:

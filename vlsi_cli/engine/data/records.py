@@ -8,7 +8,7 @@ text mentions them.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -62,6 +62,7 @@ _HINTS = {
     "--set data.sources.0.image_root=FOLDER",
     "image-address": "a host inside a private network has to be named in data.image_urls.private_hosts, "
     "another port in data.image_urls.hosts",
+    "too-long": "raise data.max_length, or make pictures smaller with data.max_pixels",
     "template-thoughts": "take the model's variant that answers at once (Instruct), or change chat_template.jinja in a "
     "local copy of it: the prompt should not end in <think>, or responses begin with a block of thoughts",
     "image-url": "images are fetched from http and https addresses with --set data.image_urls.fetch=true",
@@ -135,7 +136,8 @@ class Message:
 class Record:
     """A conversation with its images. Construct through :func:`make_record`, which checks it.
 
-    ``kind`` is the kind of question, where a source knows one: scores are told apart by it.
+    ``kind`` is the kind of question, where a source knows one: scores are told apart by it. ``more`` are other fields
+    of the object that it was read from, where it is to be written down again.
     """
 
     id: str
@@ -143,6 +145,7 @@ class Record:
     images: tuple[ImageRef, ...] = ()
     where: str = field(default="", compare=False)
     kind: str = ""
+    more: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @property
     def turns(self) -> int:

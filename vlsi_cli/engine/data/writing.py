@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -57,7 +58,7 @@ class RecordWriter:
         """A record as an object that the format ``messages`` reads back as the same record.
 
         Args:
-            more: further keys, which the format does not know.
+            more: further keys, which the format does not know, beside those of the record.
 
         Raises:
             BadRecord: a picture that is not there or is none.
@@ -66,7 +67,23 @@ class RecordWriter:
         row: dict[str, Any] = {"id": record.id, "messages": [_message(each) for each in record.messages]}
         if record.images:
             row["images"] = [self._place(ref) for ref in record.images]
-        return row | dict(more)
+        return row | dict(record.more or {}) | dict(more)
+
+    def line(self, record: Record, more: Mapping[str, Any]) -> str:
+        """:meth:`row` as a line of JSON.
+
+        Raises:
+            BadRecord, OutputError: as :meth:`row`; or another field that is too deep.
+        """
+        row = self.row(record, more)
+        try:
+            text = json.dumps(row, ensure_ascii=False)
+            text.encode()
+        except UnicodeEncodeError:  # half a surrogate pair in another field: JSON has a way to write it
+            text = json.dumps(row)
+        except RecursionError as error:
+            raise BadRecord("bad-format", "lists inside lists inside lists") from error
+        return text + "\n"
 
     def _place(self, ref: ImageRef) -> str:
         """What a row calls a picture: its address, or its path from ``root``."""

@@ -6,7 +6,6 @@ alone writes the file.
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -193,10 +192,10 @@ class _Job:
             seconds=time.perf_counter() - started,
         )
 
-    def _skip(self, where: Place, bad: BadRecord) -> None:
+    def _skip(self, where: Place, bad: BadRecord, found: Survey | None = None) -> None:
         if self.config.data.on_bad_record == "refuse":
             raise bad
-        self.skipped.skip(where, bad)
+        (found or self.skipped).skip(where, bad)
 
     def _answerer(self, device: torch.device, dtype: torch.dtype) -> Answerer:
         """The model, once there is something to ask it."""
@@ -230,18 +229,19 @@ class _Job:
         self, writer: RecordWriter, whole: _Share, labeller: Labeller, lines: dict[str, dict[str, Any]]
     ) -> tuple[int, int]:
         """Read the records again and write them with their answers; how many were answered, how many kept."""
-        answered = kept = 0
+        answered, kept, unseen = 0, 0, set(whole.outcomes)
         sweep(writer.images)
         with new_file(self.asked.output) as part, part.open("w", encoding="utf-8") as file:
             for where, record in self.reading.records(lambda where, bad: None):
                 outcome = whole.outcomes.get(where)
-                if outcome is None or outcome.left_out is not None:
+                if outcome is None:
                     continue
+                unseen.discard(where)
                 if outcome.digest != record_digest(record):
-                    raise DataError(
-                        f"{record.where}: the data have changed while they were answered",
-                        hint="the answers so far are kept: the same command answers what is new",
-                    )
+                    raise _changed(record.where)
+                if outcome.left_out is not None:
+                    whole.skipped.show(outcome.left_out, record.where)
+                    continue
                 more: dict[str, Any] = {}
                 if outcome.keys:
                     turns = open_turns(record, anew=self.asked.replace)
@@ -253,12 +253,14 @@ class _Job:
                         self.settings, [given.index(turn) + 1 for turn in turns]
                     )
                 try:
-                    row = writer.row(record, more)
+                    line = writer.line(record, more)
                 except BadRecord as bad:
-                    whole.skipped.skip(where, bad.at(record=record.id, where=record.where))
+                    self._skip(where, bad.at(record=record.id, where=record.where), whole.skipped)
                     continue
                 answered, kept = answered + bool(outcome.keys), kept + (not outcome.keys)
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(line)
+            if unseen:  # they cannot be read any more
+                raise _changed(self.reading.names[min(unseen)[0]])
             if not answered:
                 raise self._nothing(whole)
             writer.flush()
@@ -266,9 +268,19 @@ class _Job:
 
     def _nothing(self, whole: _Share) -> DataError:
         found = left_out(whole.outcomes.values()) | whole.skipped.unusable
+        bad = whole.skipped.first
         hint = "raise --max-new-tokens: what did not end within it is asked again" if CUT in found else None
-        first = f"; the first: {whole.skipped.first}" if whole.skipped.first is not None else ""
-        return DataError(f"no record could be answered ({reasons(found)}){first}", hint=hint)
+        return DataError(
+            f"no record could be answered ({reasons(found)})" + (f"; the first: {bad}" if bad else ""),
+            hint=hint or (bad.hint if bad else None),
+        )
+
+
+def _changed(where: str) -> DataError:
+    return DataError(
+        f"{where}: the data have changed while they were answered",
+        hint="the answers so far are kept: the same command asks for what is new",
+    )
 
 
 class _Progress:

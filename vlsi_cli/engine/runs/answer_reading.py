@@ -118,9 +118,14 @@ class Survey:
         """Count a record that cannot be used."""
         self.first = self.first or bad
         self.unusable[bad.reason] = self.unusable.get(bad.reason, 0) + 1
-        some = self.examples.setdefault(bad.reason, [])
+        name = bad.where or bad.record
+        self.show(bad.reason, f"{name}: {bad.detail}" if bad.detail else name)
+
+    def show(self, reason: str, example: str) -> None:
+        """Name a record as one of those to which something happened, if not enough are named."""
+        some = self.examples.setdefault(reason, [])
         if len(some) < EXAMPLES:
-            some.append(f"{bad.where or bad.record}: {bad.detail}" if bad.detail else bad.where or bad.record)
+            some.append(example)
 
     def add(self, other: Survey) -> None:
         """Take over what another process could not use."""
