@@ -45,7 +45,8 @@ def missing(report: AnswerReport) -> str:
     more = ""
     if cut := report.left_out.get("answer-cut"):
         bound = report.settings["max_new_tokens"]
-        more = f"; {cut:,} answers did not end within {bound} tokens: a larger --max-new-tokens asks for these again"
+        many = f"{cut:,} answers" if cut > 1 else "an answer"
+        more = f"; {many} did not end within {bound} tokens: a larger --max-new-tokens asks for what did not"
     return f"{lacking:,} records are not in the file, and the report says why{more}"
 
 

@@ -43,6 +43,7 @@ from vlsi_cli.engine.evaluation.sharing import open_journal
 from vlsi_cli.engine.files import new_file, sweep
 from vlsi_cli.engine.runs import answer_output as place
 from vlsi_cli.engine.runs import models
+from vlsi_cli.engine.runs.agreement import require_shared
 from vlsi_cli.engine.runs.answer_reading import Reading, Survey, reasons
 from vlsi_cli.engine.runs.answer_reports import AnswerPlan, AnswerReport
 from vlsi_cli.engine.runs.data import encoder_for
@@ -107,11 +108,26 @@ def run(config: DistillConfig, asked: AnsweringConfig, events: Events) -> Answer
             raise ConfigError(f"--think: the chat template of {model.id} knows no thoughts")
         folder = resolve_folder(model.id, model.revision)
         settings = place.settings_of(config, model, asked, folder, about.processor)
+        _require_alike(settings, asked)
         writer = RecordWriter(asked.output, reading.roots, keeps=reading.others)
         own = place.held(asked.output, settings, overwrite=asked.overwrite)
         with own if processes.is_first() else nullcontext():
+            require_shared(place.work_folder(asked.output))
             job = _Job(config, model, asked, settings, reading, encoder, events)
             return job.run(writer, device, dtype)
+
+
+def _require_alike(settings: dict[str, Any], asked: AnsweringConfig) -> None:
+    """All processes must answer the same records in the same way: each machine is told its own command."""
+    everyone = processes.gather((settings, asked.limit))
+    odd = next((number for number, each in enumerate(everyone) if each != everyone[0]), None)
+    if odd is not None:
+        problem = ConfigError(
+            f"process {odd} was started with another model, other settings or other data than the first",
+            hint="give every machine the same command and the same files",
+        )
+        problem.shared = True
+        raise problem
 
 
 def _model(config: DistillConfig) -> ModelConfig:
