@@ -6,7 +6,9 @@ import signal
 
 import pytest
 
+from vlsi_cli.engine.runs.stopping import keeping_answers
 from vlsi_cli.engine.training.signals import HEEDED, heed_signals
+from vlsi_cli.errors import Interrupted
 
 
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
@@ -33,3 +35,16 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
         assert wish.signal is not None
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_work_that_is_told_to_end_twice_ends_in_order() -> None:
+    """As where a scheduler tells all processes of a job, and the launcher among them passes it on."""
+    whole: list[str] = []
+    with pytest.raises(Interrupted) as caught, keeping_answers():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            whole.append("closed")
+    assert (caught.value.exit_code, whole) == (143, ["closed"])
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
