@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -40,11 +42,16 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
 def test_work_that_is_told_to_end_twice_ends_in_order() -> None:
     """As where a scheduler tells all processes of a job, and the launcher among them passes it on."""
     whole: list[str] = []
-    with pytest.raises(Interrupted) as caught, keeping_answers():
+
+    @contextmanager
+    def held() -> Iterator[None]:
         try:
-            signal.raise_signal(signal.SIGTERM)
+            yield
         finally:
             signal.raise_signal(signal.SIGTERM)
             whole.append("closed")
+
+    with pytest.raises(Interrupted) as caught, keeping_answers(), held():
+        signal.raise_signal(signal.SIGTERM)
     assert (caught.value.exit_code, whole) == (143, ["closed"])
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
