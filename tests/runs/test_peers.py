@@ -224,6 +224,18 @@ def test_one_that_told_why_it_ended(far: bool) -> None:
     assert (ended.problem is None) != far
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_one_that_has_not_begun_is_ended_sooner(monkeypatch: pytest.MonkeyPatch, begun: bool) -> None:
+    """Ctrl-C while processes find each other reaches those only that do not wait for another just then."""
+    monkeypatch.setattr(peers, "LOOK", timedelta(seconds=0.02))
+    monkeypatch.setattr(peers, "BEGINNING", timedelta(0))
+    ended, store = End(), met(peers._self())
+    store.set(peers.ENDED, "1")
+    stop = peers.watch(store, 0, 2, ended, lambda: begun)
+    assert ended.wait(0.4 if begun else WAIT) == (not begun)
+    stop()
+
+
 def test_processes_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "COMING", timedelta(seconds=0.1))
     store = HashStore()

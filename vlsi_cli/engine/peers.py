@@ -27,8 +27,9 @@ from typing import Any
 
 from vlsi_cli.errors import ProcessError
 
-#: How long a process that lost another gets to end in order.
-GRACE = timedelta(seconds=60)
+#: How long a process that lost another gets to end in order; and while they still find each other, which no signal
+#: interrupts either, as when Ctrl-C came just then.
+GRACE, BEGINNING = timedelta(seconds=60), timedelta(seconds=15)
 #: How often it is asked whether all are there.
 LOOK = timedelta(seconds=2)
 #: How long nothing may be heard of another machine, or of the store: a switch may start anew meanwhile.
@@ -194,7 +195,13 @@ class _Shared:
         return f"the machine of process {min(lost)}" if lost else None
 
 
-def watch(store: Any, rank: int, size: int, end: Callable[[ProcessError | None], None]) -> Callable[[], None]:
+def watch(
+    store: Any,
+    rank: int,
+    size: int,
+    end: Callable[[ProcessError | None], None],
+    begun: Callable[[], bool] = lambda: True,
+) -> Callable[[], None]:
     """From here on, end this process when another one has ended and this one has not within :data:`GRACE`.
 
     Likewise when nothing was heard of another machine for :data:`SILENCE`; a process of each speaks for all of it.
@@ -204,6 +211,7 @@ def watch(store: Any, rank: int, size: int, end: Callable[[ProcessError | None],
         rank: number of this process.
         size: how many there are.
         end: ends this process; given what is to be said, or None where others say it.
+        begun: whether this process has anything to end in order.
 
     Returns:
         What is to be called when processes may end as they like; the interpreter calls it when it ends.
@@ -234,7 +242,7 @@ def watch(store: Any, rank: int, size: int, end: Callable[[ProcessError | None],
             if (who := shared.silent(now)) is not None:
                 end(_lost(f"{who} has not been heard of for {_minutes(SILENCE)}"))
                 return
-            if lost is not None and now - lost > GRACE.total_seconds():
+            if lost is not None and now - lost > (GRACE if begun() else BEGINNING).total_seconds():
                 far = speaks and shared.ended is not None and machines[shared.ended] != machines[rank]
                 end(_lost(f"process {shared.ended}, on another machine, has ended") if far else None)
                 return

@@ -125,7 +125,8 @@ def _group(
         peers.meet(store, number, count)
         store.set_timeout(patience)
         # over a connection of its own: whoever waits in the store keeps others from using the same one
-        watched.callback(peers.watch(store.clone(), number, count, partial(_end, events=events)))
+        end = partial(_end, events=events)
+        watched.callback(peers.watch(store.clone(), number, count, end, distributed.is_initialized))
         distributed.init_process_group(
             backend, timeout=patience, store=store, rank=number, world_size=count, device_id=own
         )
@@ -345,6 +346,5 @@ def _any_told(store: Any) -> bool:
 
 
 def _is_lost(error: RuntimeError) -> bool:
-    text = str(error)
     signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL")
-    return isinstance(error, distributed.DistError) or any(sign in text for sign in signs)
+    return isinstance(error, distributed.DistError) or any(sign in str(error) for sign in signs)
