@@ -245,7 +245,7 @@ def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
     answered(file, *LARGE, "-o", tmp_path / "two.jsonl", "--batch-size", 1, "--limit", 2)
     words = ["data", "answer", file, *LARGE, "-o", tmp_path / "two.jsonl", "--batch-size", 1, "--json"]
     command = [sys.executable, "-m", "vlsi_cli", *map(str, words), "--processes", "2", "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     two = json.loads(done.stdout)  # one document: one process speaks
     assert (two["generated"], two["reused"]) == (4, 2)

@@ -47,7 +47,7 @@ def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Benchmark]
 
 
 def evaluate(
-    benchmark: Benchmark, judge: LocalJudge | None, output: Path, *, timeout: float = 20
+    benchmark: Benchmark, judge: LocalJudge | None, output: Path, *, timeout: float = 120
 ) -> EvaluationReport:
     setting = None
     if judge is not None:

@@ -48,6 +48,8 @@ def _told_to_end() -> Iterator[None]:
     kind = _Terminated if processes.size() == 1 else processes.Terminated
 
     def end(number: int, frame: Any) -> None:
+        # once: a launcher passes it on to processes that the scheduler has told already, and what ends now ends whole
+        signal.signal(number, lambda *_: None)
         raise kind
 
     before = signal.signal(signal.SIGTERM, end)
