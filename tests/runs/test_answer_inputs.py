@@ -32,6 +32,8 @@ def asked(tmp_path: Path) -> Path:
     ("words", "code", "told"),
     [
         ("questions.json -o out.jsonl", 2, "no model is named that answers"),
+        ("--recipe demo-large -o out.jsonl --limit 2", 2, "no model is named that answers"),
+        ("questions.json -o out.jsonl --set teacher.placement=disk", 2, "teacher.id is not given"),
         ("--model demo/large -o out.jsonl", 2, "no data are given"),
         ("questions.json --model demo/large", 2, "Missing option '--output'"),
         ("questions.json --model demo/large -o out.json", 2, "such as out.jsonl"),
@@ -45,6 +47,7 @@ def asked(tmp_path: Path) -> Path:
             "'text' is a text-only model ('qwen2'): it cannot see images",
         ),
         ("questions.json --model demo/large -o out.jsonl --temperature -1", 2, "--temperature"),
+        ("questions.json --model demo/large -o out.jsonl --temperature inf", 2, "temperature"),
         ("questions.json --model demo/large -o out.jsonl --batch-size 0", 2, "--batch-size is '0'"),
         ("questions.json --model demo/large -o out.jsonl --think", 2, "demo/large knows no thoughts"),
         (

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from vlsi_cli.config.answering import AnsweringConfig
+from vlsi_cli.config.answering import AnsweringConfig, who
 from vlsi_cli.config.run import DistillConfig, ModelConfig
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.folders import resolve_folder
@@ -67,7 +67,7 @@ def plan(config: DistillConfig, asked: AnsweringConfig) -> AnswerPlan:
     found = reading.survey(anew=asked.replace, whole=True)
     found.require_work(reading.names)
     return AnswerPlan(
-        asked.output, _model(config).id, found.answerable, found.kept, found.unusable, found.examples
+        asked.output, who(config).id, found.answerable, found.kept, found.unusable, found.examples
     )
 
 
@@ -97,7 +97,7 @@ def run(config: DistillConfig, asked: AnsweringConfig, events: Events) -> Answer
         processes.on_first(
             lambda: reading.survey(anew=asked.replace, whole=False).require_work(reading.names)
         )
-        model = _model(config)
+        model = who(config)
         about = describe(
             model.id,
             revision=model.revision,
@@ -132,16 +132,6 @@ def _require_alike(settings: dict[str, Any], asked: AnsweringConfig) -> None:
         )
         problem.shared = True
         raise problem
-
-
-def _model(config: DistillConfig) -> ModelConfig:
-    if config.teacher is None:
-        raise ConfigError(
-            "no model is named that answers",
-            hint="add --model, or a --recipe with a teacher, which then answers",
-        )
-    # each picture is seen once: nothing to remember
-    return config.teacher.model_copy(update={"vision_memory": 0.0})
 
 
 @dataclass
