@@ -2,7 +2,7 @@
 
 The largest of ``logits + T * G``, with G independent standard Gumbel variables, is a draw from ``softmax(logits / T)``
 (the Gumbel-max trick; scaling the noise up instead of the logits down overflows at no temperature). So greedy decoding
-of noisy logits samples, and where the noise of a question comes from a generator of its own, seeded by the question, its
+of noisy logits samples, and where the noise of a question comes from a generator that the question seeds, its
 answer depends neither on the questions beside it in a batch nor on how many were answered before: a run that was killed
 and goes on draws what an unbroken one would have drawn.
 """
