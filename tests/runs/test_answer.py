@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.runs.answering import LARGE, answered, labelled, questions, refused, rows, said, vlsi
+from vlsi_cli.engine.backbones import quantization
 from vlsi_cli.engine.evaluation.generation import Answerer
 from vlsi_cli.engine.evaluation.journal import Journal
 
@@ -172,7 +173,9 @@ def test_given_answers_are_kept(tmp_path: Path) -> None:
     assert f"error: {file}:7: record cannot be used: the line is not valid JSON" in told
 
 
-def test_another_making_is_refused(whole: Path, asked: tuple[Path, list[str]]) -> None:
+def test_another_making_is_refused(
+    whole: Path, asked: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = whole.read_bytes()
     file = asked[0]
     for words, told in (
@@ -195,6 +198,11 @@ def test_another_making_is_refused(whole: Path, asked: tuple[Path, list[str]]) -
     assert not lone.with_name("lone.work").exists()
     report = answered(file, *LARGE, "-o", lone, "--limit", 2, "--overwrite")
     assert (report["generated"], len(rows(lone))) == (2, 2)
+    kept = sorted((path.name, path.read_bytes()) for path in lone.with_name("lone.work").iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(quantization, "find_spec", lambda _: None)  # a model that cannot be loaded
+        refused(2, file, *LARGE, "-o", lone, "--overwrite", "--set", "teacher.quantization=8bit")
+    assert kept == sorted((path.name, path.read_bytes()) for path in lone.with_name("lone.work").iterdir())
     report = answered(file, *LARGE, "--temperature", 0.1, "-o", lone, "--limit", 2, "--overwrite")
     assert (report["generated"], report["reused"]) == (2, 0)
     assert [row["answered_by"]["temperature"] for row in rows(lone)] == [0.1, 0.1]

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from tests.image_server import HOST, ImageServer
 from tests.runs.answering import LARGE, answered, labelled, puzzles, questions, refused, rows, said, vlsi
 from tests.tiny import tiny_folder
 from vlsi_cli.config.answering import AnsweringConfig
 from vlsi_cli.engine import processes
+from vlsi_cli.engine.data import fetching
 from vlsi_cli.engine.evaluation.labelling import Labeller
 from vlsi_cli.engine.runs import answer
 from vlsi_cli.errors import ConfigError
@@ -30,6 +32,8 @@ def asked(tmp_path: Path) -> Path:
     ("words", "code", "told"),
     [
         ("questions.json -o out.jsonl", 2, "no model is named that answers"),
+        ("--recipe demo-large -o out.jsonl --limit 2", 2, "no model is named that answers"),
+        ("questions.json -o out.jsonl --set teacher.placement=disk", 2, "teacher.id is not given"),
         ("--model demo/large -o out.jsonl", 2, "no data are given"),
         ("questions.json --model demo/large", 2, "Missing option '--output'"),
         ("questions.json --model demo/large -o out.json", 2, "such as out.jsonl"),
@@ -43,6 +47,7 @@ def asked(tmp_path: Path) -> Path:
             "'text' is a text-only model ('qwen2'): it cannot see images",
         ),
         ("questions.json --model demo/large -o out.jsonl --temperature -1", 2, "--temperature"),
+        ("questions.json --model demo/large -o out.jsonl --temperature inf", 2, "temperature"),
         ("questions.json --model demo/large -o out.jsonl --batch-size 0", 2, "--batch-size is '0'"),
         ("questions.json --model demo/large -o out.jsonl --think", 2, "demo/large knows no thoughts"),
         (
@@ -162,6 +167,47 @@ def test_columns_of_a_table_without_answers(tmp_path: Path) -> None:
     assert done.exit_code == 3
     assert "names no column of the answers" in done.stderr
     assert "vlsi data answer" in done.stderr
+
+
+def test_pictures_behind_addresses_are_fetched_where_that_is_allowed(
+    asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, output = json.loads(asked.read_text("utf-8")), tmp_path / "out.jsonl"
+    with ImageServer() as server:
+        monkeypatch.setattr(fetching, "WORLD", server.network())
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        for number, row in enumerate(data):
+            server.pages[f"/{number}.png"] = (tmp_path / row["image"]).read_bytes()
+            row["image"] = f"http://{HOST}/{number}.png"
+        asked.write_text(json.dumps(data))
+        assert "image-url 3" in refused(3, asked, *LARGE, "-o", output)
+        assert not server.asked
+        fetch = ("--set", "data.image_urls.fetch=true")
+        report = answered(asked, *LARGE, "-o", output, *fetch)
+        assert (report["records"], report["image_root"]) == (3, None)
+        assert [row["images"] for row in rows(output)] == [[row["image"]] for row in data]
+        before = len(server.asked)
+        assert answered(asked, *LARGE, "-o", output, *fetch)["reused"] == 3
+        assert len(server.asked) == before == 3
+
+
+def test_streamed_and_stored_tables_and_files_together(tmp_path: Path) -> None:
+    """Each source has its own pictures; where all lie is one folder, beside the output or above it."""
+    from datasets import Dataset
+
+    file, right = questions(tmp_path / "files", 3)
+    drawn = puzzles(tmp_path / "table", 2)
+    pairs = [[{"user": puzzle.turns[0].text, "assistant": None}] for puzzle in drawn]
+    names = [[f"photos/{number}.png"] for number in range(2)]
+    Dataset.from_dict({"texts": pairs, "images": names}).to_parquet(tmp_path / "table" / "rows.parquet")
+    words = [word for place in (file, tmp_path / "table" / "rows.parquet") for word in ("--data", place)]
+    output = tmp_path / "out" / "all.jsonl"
+    report = answered(*words, "--set", "data.sources.1.streaming=true", *LARGE, "-o", output)
+    assert said(output) == [[answer] for answer in right] + [[puzzle.turns[0].answer] for puzzle in drawn]
+    assert report["image_root"] == str(tmp_path.resolve())
+    root = ("--set", f"data.sources.0.image_root={report['image_root']}")
+    for index in range(5):
+        assert vlsi("data", "preview", output, *root, "--index", index).exit_code == 0
 
 
 def test_prompts_that_are_too_long_say_what_to_do(asked: Path, tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ def answer(
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Draw answers at this temperature. Default: 0, the likeliest token each time.",
-                     show_default=False, rich_help_panel=_ANSWERS),
+        typer.Option(min=0.0, max=100.0, help="Draw answers at this temperature. Default: 0, the likeliest token each "
+                     "time.", show_default=False, rich_help_panel=_ANSWERS),
     ] = None,
     seed: Annotated[
         int | None,
@@ -80,11 +80,6 @@ def answer(
     words = sources_from_words(named, data)
     if words is None and recipe is None:
         raise ConfigError("no data are given", hint="name a file or a data set, or give --recipe")
-    if model is None and recipe is None and not any(each.startswith("teacher") for each in sets or ()):
-        raise ConfigError(
-            "no model is named that answers",
-            hint="give --model, or a --recipe with a teacher, which then answers",
-        )
     given: dict[str, Any] = {
         "output": output, "max_new_tokens": max_new_tokens, "batch_size": batch_size_from_word(batch_size),
         "limit": limit, "temperature": temperature, "replace": replace, "think": think, "overwrite": overwrite,
@@ -99,7 +94,7 @@ def answer(
         flags={"data.sources": words, "seed": seed, "device": device, "precision": precision},
     )
     answering.check(asked, config)
-    needs = [model_need("teacher", config.teacher)] if config.teacher and not dry_run else []
+    needs = [] if dry_run else [model_need("teacher", answering.who(config))]
     reach.require([*needs, *data_needs("data", config.data)], dry_run=False)
     if not dry_run:
         _launch.start(processes, None)

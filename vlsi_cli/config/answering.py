@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt
 from vlsi_cli.config import loading
 from vlsi_cli.config.base import Config
 from vlsi_cli.config.data import LlavaSource, MessagesSource, PatternsSource
-from vlsi_cli.config.run import DistillConfig
+from vlsi_cli.config.run import DistillConfig, ModelConfig
 from vlsi_cli.errors import ConfigError
 
 
@@ -26,7 +26,7 @@ class AnsweringConfig(Config):
     """Questions answered together; auto begins with 16 and halves when memory runs out."""
     limit: PositiveInt | None = None
     """Records of each source, from the first; None for all."""
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(0.0, ge=0, le=100)
     """0: the most probable token each time; else answers are drawn at this temperature, by the run's seed."""
     replace: bool = False
     """Answer every turn anew, and not only last ones that are open."""
@@ -46,11 +46,13 @@ def resolve(
         flags: as :func:`.loading.resolve` takes them.
 
     Raises:
-        ConfigError: as that.
+        ConfigError: as that; or no model.
     """
+    if recipe is None and model is None and not any(each.strip().startswith("teacher") for each in sets):
+        raise _nobody()
     named: dict[str, Any] = {"teacher.id": model}
     if recipe is None:
-        named["student.id"] = model or _NOBODY
+        named["student.id"] = model or _ANYBODY
     resolved = loading.resolve(recipe, sets, {**flags, **named})
     teacher = resolved.config.teacher
     if model is None or teacher is None or resolved.origins["teacher.revision"] == "--set":
@@ -60,15 +62,35 @@ def resolve(
 
 
 #: A configuration has a student, and answering needs none.
-_NOBODY = "demo/small"
+_ANYBODY = "demo/small"
+
+
+def who(config: DistillConfig) -> ModelConfig:
+    """The model that answers.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if config.teacher is None:
+        raise _nobody()
+    # each picture is seen once: nothing to remember
+    return config.teacher.model_copy(update={"vision_memory": 0.0})
+
+
+def _nobody() -> ConfigError:
+    return ConfigError(
+        "no model is named that answers",
+        hint="give --model, or a --recipe with a teacher, which then answers",
+    )
 
 
 def check(asked: AnsweringConfig, config: DistillConfig) -> None:
     """Refuse what cannot be meant, before anything heavy is imported.
 
     Raises:
-        ConfigError: a file that no reader would know, or that is one of the data; or data without an end.
+        ConfigError: no model; a file that no reader would know, or that is one of the data; or data without an end.
     """
+    who(config)
     output = asked.output
     if output.suffix != ".jsonl":
         raise ConfigError(

@@ -38,6 +38,11 @@ def test_a_draw_depends_on_seed_and_question_and_not_on_the_batch() -> None:
     assert not torch.equal(alone, drawn(Sampling(1.0, seed=1), logits, ["b"], 97, steps=8))
 
 
+def test_a_temperature_near_zero_is_greedy() -> None:
+    logits = torch.tensor([[-40.0, 1.0, 1.001, 0.0]])
+    assert drawn(Sampling(1e-300, seed=0), logits, ["a"], 4, steps=50).eq(2).all()
+
+
 def test_what_the_model_rules_out_is_not_drawn() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]])
     assert drawn(Sampling(5.0, seed=0), logits, ["a"], 3, steps=50).eq(1).all()

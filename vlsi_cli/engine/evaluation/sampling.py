@@ -1,9 +1,10 @@
 """Answers that are drawn instead of taken greedily, each by random numbers of its own.
 
-The largest of ``logits / T + G``, with G independent standard Gumbel variables, is a draw from ``softmax(logits / T)``
-(the Gumbel-max trick). So greedy decoding of noisy logits samples, and where the noise of a question comes from a
-generator of its own, seeded by the question, its answer depends neither on the questions beside it in a batch nor on
-how many were answered before: a run that was killed and goes on draws what an unbroken one would have drawn.
+The largest of ``logits + T * G``, with G independent standard Gumbel variables, is a draw from ``softmax(logits / T)``
+(the Gumbel-max trick; scaling the noise up instead of the logits down overflows at no temperature). So greedy decoding
+of noisy logits samples, and where the noise of a question comes from a generator that the question seeds, its
+answer depends neither on the questions beside it in a batch nor on how many were answered before: a run that was killed
+and goes on draws what an unbroken one would have drawn.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class _Noise:
         for row, generator in zip(noise, self._generators, strict=True):
             row.exponential_(generator=generator)
         # minus the logarithm of an exponential variable is a Gumbel variable
-        noisy = scores.float() / self._temperature - noise.clamp_min_(torch.finfo(torch.float32).tiny).log_()
+        gumbel = noise.clamp_min_(torch.finfo(torch.float32).tiny).log_().neg_()
+        noisy = scores.float() + self._temperature * gumbel
         noisy[:, self._tokens :] = -torch.inf
         return noisy

@@ -7,6 +7,7 @@ alone writes the file.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from vlsi_cli.config.answering import AnsweringConfig
+from vlsi_cli.config.answering import AnsweringConfig, who
 from vlsi_cli.config.run import DistillConfig, ModelConfig
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.folders import resolve_folder
@@ -66,7 +67,7 @@ def plan(config: DistillConfig, asked: AnsweringConfig) -> AnswerPlan:
     found = reading.survey(anew=asked.replace, whole=True)
     found.require_work(reading.names)
     return AnswerPlan(
-        asked.output, _model(config).id, found.answerable, found.kept, found.unusable, found.examples
+        asked.output, who(config).id, found.answerable, found.kept, found.unusable, found.examples
     )
 
 
@@ -96,7 +97,7 @@ def run(config: DistillConfig, asked: AnsweringConfig, events: Events) -> Answer
         processes.on_first(
             lambda: reading.survey(anew=asked.replace, whole=False).require_work(reading.names)
         )
-        model = _model(config)
+        model = who(config)
         about = describe(
             model.id,
             revision=model.revision,
@@ -110,11 +111,14 @@ def run(config: DistillConfig, asked: AnsweringConfig, events: Events) -> Answer
         settings = place.settings_of(config, model, asked, folder, about.processor)
         _require_alike(settings, asked)
         writer = RecordWriter(asked.output, reading.roots, keeps=reading.others)
+        job = _Job(config, model, asked, settings, reading, encoder, events)
+        answerer = cache(lambda: job.answerer(device, dtype))
+        if asked.overwrite and processes.on_first(lambda: place.is_other(asked.output, settings)):
+            answerer()  # what is there is only given up for a model that can be loaded
         own = place.held(asked.output, settings, overwrite=asked.overwrite)
         with own if processes.is_first() else nullcontext():
             require_shared(place.work_folder(asked.output))
-            job = _Job(config, model, asked, settings, reading, encoder, events)
-            return job.run(writer, device, dtype)
+            return job.run(writer, answerer)
 
 
 def _require_alike(settings: dict[str, Any], asked: AnsweringConfig) -> None:
@@ -128,16 +132,6 @@ def _require_alike(settings: dict[str, Any], asked: AnsweringConfig) -> None:
         )
         problem.shared = True
         raise problem
-
-
-def _model(config: DistillConfig) -> ModelConfig:
-    if config.teacher is None:
-        raise ConfigError(
-            "no model is named that answers",
-            hint="add --model, or a --recipe with a teacher, which then answers",
-        )
-    # each picture is seen once: nothing to remember
-    return config.teacher.model_copy(update={"vision_memory": 0.0})
 
 
 @dataclass
@@ -163,7 +157,7 @@ class _Job:
     events: Events
     skipped: Survey = field(default_factory=Survey)
 
-    def run(self, writer: RecordWriter, device: torch.device, dtype: torch.dtype) -> AnswerReport | None:
+    def run(self, writer: RecordWriter, answerer: Callable[[], Answerer]) -> AnswerReport | None:
         """Answer this process's share; in the first process, write what all have answered."""
         started, asked = time.perf_counter(), self.asked
         work = place.work_folder(asked.output)
@@ -175,7 +169,7 @@ class _Job:
                 self.settings["identity"], Settings(asked.max_new_tokens), asked.replace, asked.think
             )
             labeller = Labeller(
-                cache(lambda: self._answerer(device, dtype)),
+                answerer,
                 self.encoder,
                 journal,
                 manner,
@@ -213,8 +207,8 @@ class _Job:
             raise bad
         (found or self.skipped).skip(where, bad)
 
-    def _answerer(self, device: torch.device, dtype: torch.dtype) -> Answerer:
-        """The model, once there is something to ask it."""
+    def answerer(self, device: torch.device, dtype: torch.dtype) -> Answerer:
+        """The model, loaded."""
         asked = self.asked
         self.events(Note(f"loading {self.model.id}"))
         backbone = models.load_model(self.model, self.config, dtype, device, trained=False)

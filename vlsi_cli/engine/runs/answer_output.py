@@ -118,11 +118,19 @@ def held(output: Path, settings: dict[str, Any], *, overwrite: bool) -> Iterator
         yield
 
 
+def is_other(output: Path, settings: dict[str, Any]) -> bool:
+    """Whether there is an output that was made otherwise."""
+    return _problem(output, settings) is not None
+
+
+def _problem(output: Path, settings: dict[str, Any]) -> str | None:
+    known = _known(work_folder(output))
+    return _difference(output, known, settings) if known else _stranger(output)
+
+
 def _require_ours(output: Path, settings: dict[str, Any]) -> None:
     """Refuse an output that was made otherwise."""
-    known = _known(work_folder(output))
-    problem = _difference(output, known, settings) if known else _stranger(output)
-    if problem is not None:
+    if (problem := _problem(output, settings)) is not None:
         raise OutputError(f"{output} {problem}", hint="give another --output, or replace it with --overwrite")
 
 
