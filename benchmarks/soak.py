@@ -44,6 +44,7 @@ from vlsi_cli.events import CheckpointSaved, Event, StepDone
 PAGE, TICK = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 STAGES = ("verbalization", "interaction", "reinforcement")
 WARM_UP = 1 / 5  # of the time
+FEWEST = 3  # points of a line
 
 
 def resident() -> float:
@@ -75,7 +76,7 @@ def fit(x: Sequence[float], y: Sequence[float]) -> Line:
     Raises:
         ValueError: fewer than three points.
     """
-    if len(x) < 3:
+    if len(x) < FEWEST:
         raise ValueError(f"a slope with its error needs three points, not {len(x)}")
     middle, mean = statistics.fmean(x), statistics.fmean(y)
     spread = sum((value - middle) ** 2 for value in x)
@@ -147,7 +148,7 @@ def soak_one(minutes: float, stage: str, seconds: float) -> Watched:
         try:
             windows = _windows(child, folder / "metrics.jsonl", stage, minutes, seconds)
             child.send_signal(signal.SIGTERM)
-            code = child.wait(timeout=120)
+            code = child.wait(timeout=600)
         finally:
             child.kill()
         words = log.read_text(encoding="utf-8")
@@ -162,22 +163,30 @@ def soak_one(minutes: float, stage: str, seconds: float) -> Watched:
 def _windows(
     child: subprocess.Popen[bytes], metrics: Path, stage: str, minutes: float, seconds: float
 ) -> list[Window]:
+    """On a machine that halts, a window goes on until a step has ended in it, and the whole until there are enough."""
     windows: list[Window] = []
+    memory: list[float] = []
     began, place = None, 0
-    while began is None or time.perf_counter() - began < 60 * minutes:
-        first, cpu = time.perf_counter(), cpu_seconds(child.pid)
+    first, cpu = time.perf_counter(), cpu_seconds(child.pid)
+    while began is None or first - began < 60 * minutes or len(_warm(windows, minutes)) < FEWEST:
         time.sleep(seconds if began is not None else 0.5)
         if child.poll() is not None:
             raise SystemExit(f"the run ended by itself with exit code {child.returncode}")
         lines, place = _new_lines(metrics, place)
-        memory = [line["memory_bytes"] / 2**20 for line in lines if str(line["stage"]).startswith(stage)]
-        if began is None:  # the stage has not begun, or did so in the middle of this half second
-            began = time.perf_counter() if memory else None
+        memory += [line["memory_bytes"] / 2**20 for line in lines if str(line["stage"]).startswith(stage)]
+        now, used = time.perf_counter(), cpu_seconds(child.pid) - cpu
+        if not memory or not used:
             continue
-        now = time.perf_counter()
-        used = cpu_seconds(child.pid) - cpu
-        windows.append(Window(((first + now) / 2 - began) / 3600, used, memory, open_files(child.pid)))
+        if began is None:  # it did so in the middle of this half second, which is left out
+            began = now
+        else:
+            windows.append(Window(((first + now) / 2 - began) / 3600, used, memory, open_files(child.pid)))
+        first, cpu, memory = now, cpu + used, []
     return windows
+
+
+def _warm(windows: Sequence[Window], minutes: float) -> list[Window]:
+    return [each for each in windows if each.at >= minutes / 60 * WARM_UP]
 
 
 def _new_lines(file: Path, place: int) -> tuple[list[dict[str, float]], int]:
@@ -192,7 +201,7 @@ def _new_lines(file: Path, place: int) -> tuple[list[dict[str, float]], int]:
 
 def report_one(watched: Watched, minutes: float, stage: str, seconds: float) -> None:
     """Print a table in Markdown."""
-    warm = [each for each in watched.windows if each.at >= minutes / 60 * WARM_UP]
+    warm = _warm(watched.windows, minutes)
     hours = [each.at for each in warm]
     memory = fit(hours, [statistics.fmean(each.memory) for each in warm])
     highest = fit(hours, [max(each.memory) for each in warm])

@@ -18,6 +18,7 @@ import pages
 
 from vlsi_cli.config.advice import Advice, Placement
 from vlsi_cli.config.plans import Plan
+from vlsi_cli.engine.runs.answer_reports import AnswerPlan, AnswerReport
 from vlsi_cli.engine.runs.cache_reports import CacheReport, VerifyReport
 from vlsi_cli.engine.runs.compare import Comparison
 from vlsi_cli.engine.runs.evaluate import EvaluationReport
@@ -68,6 +69,8 @@ DOCUMENTS: tuple[tuple[str, type, str], ...] = (
     ("vlsi cache verify", VerifyReport, ""),
     ("vlsi data preview", PreviewReport, ""),
     ("vlsi data fetch", FetchReport, ""),
+    ("vlsi data answer", AnswerReport, ""),
+    ("vlsi data answer --dry-run", AnswerPlan, ""),
 )
 #: Objects that no field names.
 ALONE = (Placement, Advice)

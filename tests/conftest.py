@@ -13,10 +13,16 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # No deadline: the first example pays for imports and caches, and a busy machine is not a wrong program.
-settings.register_profile("vlsi", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile(
+    "vlsi",
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("vlsi")
 
 

@@ -27,6 +27,14 @@ from PIL import Image
 def picture(doc):
     return [Image.open(doc["picture"]).convert("RGB")]
 
+def held(doc):
+    import time
+    from pathlib import Path
+    file = Path(doc["picture"])
+    while int(file.stem) >= 4 and not file.with_name("go").exists():
+        time.sleep(0.05)
+    return picture(doc)
+
 def both(doc):
     return [Image.open(name).convert("RGB") for name in doc["pictures"]]
 
@@ -70,7 +78,7 @@ SHORT = "generation_kwargs: {max_new_tokens: 8}"
 def write_tasks(folder: Path, count: int = 12) -> Path:
     """A folder of tasks: `open` (an open answer), `choice` (a letter, generated), `likely` (a choice by likelihood),
     `pair` (two pictures), `chance` (shuffles its rows when it is made, and fills in at random), `broken` (its scoring
-    fails), `rounds` and `empty`."""
+    fails), `held` (from its fifth question on it waits for the file `go`), `rounds` and `empty`."""
     (folder / "code.py").write_text(CODE, encoding="utf-8")
     rows: list[dict[str, Any]] = []
     for index in range(count):
@@ -112,6 +120,7 @@ def write_tasks(folder: Path, count: int = 12) -> Path:
         (folder / "likely.yaml").read_text("utf-8").replace("doc_to_target: answer", "doc_to_target: right"),
         "utf-8",
     )
+    task("held", f"{RIGHT.format('score')}\n{SHORT}", visual="held")
     task("pair", f"{RIGHT.format('score')}\n{SHORT}", visual="both")
     task("chance", f"{RIGHT.format('fill')}\n{SHORT}\nprocess_docs: !function code.shuffled")
     task("broken", f"{RIGHT.format('fail')}\n{SHORT}")
@@ -212,7 +221,7 @@ class LocalJudge:
     """An OpenAI-compatible server on this machine.
 
     Attributes:
-        mode: `works`, `refuses`, `stalls`, `prose`, `out-of-range` or `busy-once`.
+        mode: `works`, `refuses`, `stalls`, `prose`, `out-of-range`, `busy-once` or `cut-off-once`.
         verdict: what it says when it works.
         asked: the bodies of the questions it got.
     """
@@ -233,7 +242,7 @@ class LocalJudge:
         if self.mode == "busy-once" and len(self.asked) == 2:
             return 503, ""
         if self.mode == "stalls":
-            self.released.wait(20)
+            self.released.wait(300)
             return 200, self.verdict
         if self.mode == "prose":
             return 200, "I cannot say, since I see\nneither of the pictures."
@@ -254,7 +263,8 @@ def local_judge(verdict: str) -> Iterator[LocalJudge]:
             raw = json.dumps(reply).encode()
             try:
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(raw)))
+                cut_off = judge.mode == "cut-off-once" and len(judge.asked) == 2
+                self.send_header("Content-Length", str(len(raw) + 9 * cut_off))
                 self.end_headers()
                 self.wfile.write(raw)
             except BrokenPipeError:

@@ -54,6 +54,10 @@ THINKING = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}"
     "{% if enable_thinking is defined and not enable_thinking %}{{ '\n</think>\n\n' }}{% endif %}{% endif %}"
 )
+# The same of a model that always thinks: it cannot be told not to.
+ALWAYS_THINKING = THINKING.replace(
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '\n</think>\n\n' }}{% endif %}", ""
+)
 SMOL = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
     "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"

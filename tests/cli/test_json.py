@@ -48,6 +48,12 @@ def test_a_preview() -> None:
     assert set(record["pieces"][0]) == named("Piece")
 
 
+def test_answers(tmp_path: Path) -> None:
+    asked = f"data answer patterns --limit 1 --replace --model demo/large --output {tmp_path / 'out.jsonl'}"
+    assert set(printed(asked)) == named("`vlsi data answer`")
+    assert set(printed(f"{asked} --dry-run")) == named("`vlsi data answer --dry-run`")
+
+
 def test_lists() -> None:
     assert all(f"`{key}`" in PAGE for key in printed("eval --list")[0])
     assert all(f"`{key}`" in PAGE for key in (*printed("recipes ls")[0], *printed("recipes check")[0]))

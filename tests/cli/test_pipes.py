@@ -36,7 +36,7 @@ def test_data_that_nobody_reads_end_the_command_quietly() -> None:
     command.stdout.close()
     with command.stderr:
         assert command.stderr.read() == b""
-    assert command.wait(60) == 141
+    assert command.wait(300) == 141
 
 
 @pytest.mark.parametrize("json_too", [False, True])
@@ -74,7 +74,19 @@ def test_an_error_keeps_its_code_though_nobody_reads_it() -> None:
     command = subprocess.Popen([*PROGRAM, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert command.stdout is not None
     command.stdout.close()
-    assert command.wait(60) == 2
+    assert command.wait(300) == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_under_what_is_printed_costs_no_work() -> None:
+    """A log that cannot be written is left out; data that cannot are an error, told in one sentence."""
+    for words, code in ((["recipes", "show", "nothing-of-the-kind"], 2), (["recipes", "ls"], 0)):
+        with open("/dev/full", "w") as full:
+            assert subprocess.run([*PROGRAM, *words], stderr=full, check=False).returncode == code
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*PROGRAM, "recipes", "ls"], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 6
+    assert done.stderr == b"error: standard output cannot be written: no space is left on the disk\n"
 
 
 def test_a_training_whose_log_nobody_reads_any_more_goes_on(tmp_path: Path) -> None:
@@ -91,7 +103,7 @@ def test_a_training_whose_log_nobody_reads_any_more_goes_on(tmp_path: Path) -> N
     assert command.stdout is not None
     assert command.stdout.readline().startswith(b"run folder: ")
     command.stdout.close()
-    assert command.wait(120) == 141
+    assert command.wait(300) == 141
     assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
     assert (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").count("\n") == 3
 
@@ -116,6 +128,6 @@ def test_a_terminal_that_is_closed_stops_a_training_with_a_checkpoint(tmp_path: 
     while b"checkpoint of step" not in said:
         said += os.read(ours, 4096)
     os.close(ours)
-    assert command.wait(120) == 129
+    assert command.wait(300) == 129
     (checkpoint, *_) = sorted((tmp_path / "run" / "checkpoints").iterdir(), reverse=True)
     assert (checkpoint / "state.json").is_file()

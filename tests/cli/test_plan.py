@@ -50,6 +50,21 @@ def test_a_pair_without_a_recipe_and_without_data() -> None:
     assert not any("no data are given" in note for note in given["notes"])
 
 
+def test_gemma_3_does_not_fit_the_range_of_fp16() -> None:
+    """Whichever of both is stored or computed in it; what is left to the machine is told of."""
+    pair = ("--teacher", "google/gemma-3-12b-it", "--student", "4b", "--device", "h200")
+    for setting, shown in (("precision", "4b"), ("teacher.dtype", "12b"), ("student.dtype", "4b")):
+        done = vlsi(*pair, "--set", f"{setting}=fp16")
+        assert done.exit_code == 2, done.output
+        assert (
+            f"'google/gemma-3-{shown}-it' cannot be used in fp16: the states of Gemma 3 pass" in done.stderr
+        )
+        assert "hint: use bf16" in done.stderr
+    assert "on a GPU without bf16, set precision to fp32" in vlsi(*pair).stdout
+    assert "without bf16" not in vlsi(*pair, "--set", "precision=bf16").stdout
+    assert vlsi(*PAIR, "--device", "h200", "--set", "precision=fp16").exit_code == 0
+
+
 def test_one_device_and_what_to_change() -> None:
     done = vlsi(*PAIR, "--device", "25GiB", "--tokens", "2048")
     assert done.exit_code == 0, done.output

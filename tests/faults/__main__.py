@@ -1,6 +1,6 @@
 """``python -m tests.faults``: kill commands at random moments, and prove that nothing is lost, half there or different.
 
-    python -m tests.faults                            # 52 kills over four commands, and every other fault once
+    python -m tests.faults                            # 58 kills over five commands, and every other fault once
     python -m tests.faults --kills 500 --seed 7       # more, elsewhere
     python -m tests.faults --only distill --kills 30  # of one command
     python -m tests.faults --only others              # full disk, vanished data, clock jumps, ...
@@ -26,7 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 #: Share of the kills, and what must be installed.
-SHARES = {"distill": 26, "cache": 10, "export": 7, "eval": 9}
+SHARES = {"distill": 26, "cache": 10, "export": 7, "eval": 9, "answer": 6}
 NEEDS = {"export": ("onnx", "onnxscript", "onnxruntime"), "eval": ("lmms_eval",)}
 OTHERS = "others"
 
@@ -70,8 +70,8 @@ def main() -> int:
 
 
 def kills(commands: list[str], count: int, seed: int, work: Path, tell: Callable[[str], None]) -> None:
+    from tests.faults.answers import SUBJECTS
     from tests.faults.killing import torment
-    from tests.faults.subjects import SUBJECTS
 
     share = count / sum(SHARES[name] for name in commands)
     print("| command | kills | by operation | by moment | lives compared | children's CPU | time |")

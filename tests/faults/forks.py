@@ -6,7 +6,7 @@ it gets its own output, calls the entry point of ``vlsi`` with its own command l
 - before its n-th file operation (open for writing, rename, remove, make a folder), which reaches each state of the
   disk that Python code can leave, the same on every machine;
 - or at some moment of its own CPU time, which also falls inside a computation or a write, and does not depend on how
-  busy the machine is.
+  busy the machine is: the system itself keeps the clock (SIGPROF), and nobody has to wake up in time.
 
 The warm process computes nothing itself: autograd that has run before a fork does not survive it.
 """
@@ -20,7 +20,6 @@ import os
 import signal
 import struct
 import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -55,7 +54,7 @@ class AtOperation:
 
 @dataclass(frozen=True)
 class AtMoment:
-    """Get a signal, SIGKILL unless it is another, once so many seconds of CPU time are used."""
+    """Get a signal, one that ends it at once unless it is another, once so many seconds of CPU time are used."""
 
     seconds: float
     signal: signal.Signals = signal.SIGKILL
@@ -105,32 +104,23 @@ def run(
         pid = os.fork()
     if pid == 0:
         _live([str(word) for word in words], folder, (out, err, seen), counter, kill, before)
-    if isinstance(kill, AtMoment):
-        _signal_at(pid, kill)
     _, status = os.waitpid(pid, 0)
     ended = os.times()
     (count,) = struct.unpack("q", counter[:8])
     code: int | None = os.waitstatus_to_exitcode(status)
     if code is not None and code < 0:
-        code = None if -code == signal.SIGKILL else 128 - code
+        code = None if -code in (signal.SIGKILL, signal.SIGPROF) else 128 - code
     else:
         _learn(seen)
     used = sum(ended[2:4]) - sum(started[2:4])
     return Ended(code, count, used, err.read_text("utf-8"), out.read_text("utf-8"))
 
 
-def _signal_at(pid: int, kill: AtMoment) -> None:
-    """Signal a child once it has used so much CPU time, unless it has ended before."""
-    clock = (~pid << 3) | 2  # Linux: the CPU clock of a process
-    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        try:
-            left = kill.seconds - time.clock_gettime(clock)
-        except OSError:
-            return
-        if left <= 0:
-            os.kill(pid, kill.signal)
-            return
-        time.sleep(max(left, 0.001))
+def _at_moment(kill: AtMoment) -> None:
+    """Be signalled once this process has used so much CPU time; SIGPROF ends it as SIGKILL does."""
+    if kill.signal != signal.SIGKILL:
+        signal.signal(signal.SIGPROF, lambda *_: os.kill(os.getpid(), kill.signal))
+    signal.setitimer(signal.ITIMER_PROF, max(kill.seconds, 1e-6))
 
 
 def _live(
@@ -153,6 +143,8 @@ def _live(
             at_operation(folder, kill.number, lambda: os.kill(os.getpid(), signal.SIGKILL), counter)
         else:
             at_operation(folder, 0, lambda: None, counter)
+        if isinstance(kill, AtMoment):
+            _at_moment(kill)
         from vlsi_cli.app import main
 
         main()

@@ -1,4 +1,4 @@
-"""What is killed: four commands on tiny models, and what must hold of each after a kill and at its end."""
+"""What is killed: commands on tiny models, and what must hold of each after a kill and at its end."""
 
 from __future__ import annotations
 
@@ -278,45 +278,3 @@ class Export(Subject):
     def check_ended(self, ended: forks.Ended, output: Path) -> None:
         left = [path.name for path in output.parent.glob(f".{output.name}-*")]
         require(not left, f"left behind: {left}")
-
-
-class Evaluate(Subject):
-    """An evaluation; answers must come out the same, and those on disk must not be asked for again."""
-
-    name = "eval"
-
-    def words(self, output: str) -> list[str | Path]:
-        self.kept = len(self._answers(self.work / output))
-        asked = ["--model", "demo/small", "--bench", "patterns", "--limit", "24", "--batch-size", "4"]
-        return ["eval", *asked, "--output", output, "--json"]
-
-    def _answers(self, output: Path) -> list[str]:
-        """The keys of whole lines; what a kill cut short is no answer."""
-        found: dict[str, None] = {}
-        for file in output.glob("models/*/patterns/answers.jsonl"):
-            for line in file.read_bytes().splitlines(keepends=True):
-                try:
-                    found[json.loads(line)["key"]] = None
-                except (ValueError, KeyError):
-                    require(not line.endswith(b"\n"), f"{file} holds a line that is no answer")
-        return list(found)
-
-    def final(self, output: Path) -> Any:
-        files = digests(output)
-        samples = {name: digest for name, digest in files.items() if name.endswith("samples.jsonl")}
-        (result,) = (json.loads(path.read_text("utf-8")) for path in output.rglob("result.json"))
-        answers = sorted(self._answers(output))
-        require(len(answers) == 24, f"{len(answers)} answers")
-        return {
-            "samples": samples,
-            "score": result["score"],
-            "answers": answers,
-            "leftovers": leftovers(output),
-        }
-
-    def check_ended(self, ended: forks.Ended, output: Path) -> None:
-        (result,) = json.loads(ended.data)["results"]
-        require(result["reused"] == self.kept, f"{result['reused']} answers reused, {self.kept} were on disk")
-
-
-SUBJECTS: dict[str, type[Subject]] = {each.name: each for each in (Distill, Cache, Export, Evaluate)}

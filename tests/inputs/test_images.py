@@ -267,7 +267,8 @@ def test_addresses(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with ImageServer() as server:
         web(server)
         monkeypatch.setattr(fetching, "WORLD", server.network())
-        keys = {"fetch": "true", "folder": tmp_path, "timeout": 0.5, "max_bytes": 200_000}
+        patience = 0.5 if address.endswith("/drip") else 120  # a machine may be busy, and nothing else waits
+        keys = {"fetch": "true", "folder": tmp_path, "timeout": patience, "max_bytes": 200_000}
         words = [word for key, value in keys.items() for word in ("--set", f"data.image_urls.{key}={value}")]
         outcome(folder, address, ADDRESSES[address], *words)
         assert all(number == PUBLIC for number, _ in server.dialled)
@@ -287,7 +288,9 @@ _WHOLE = {
 }
 
 
-@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     format=st.sampled_from(sorted(_WHOLE)),
     cut=st.floats(0, 1),

@@ -180,7 +180,9 @@ _BASE = yaml.safe_load(
 _PLACES = [path for path in _paths(_BASE) if path]
 
 
-@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(changes=st.lists(st.tuples(st.sampled_from(_PLACES), _TREES), min_size=1, max_size=3))
 def test_generated_recipes(tmp_path: Path, changes: list[tuple[tuple[Any, ...], Any]]) -> None:
     """A whole recipe, values of any kind put anywhere in it."""

@@ -178,6 +178,21 @@ def test_what_is_no_file(folder: Path, make: str) -> None:
     ends_well(vlsi("data", "preview", "--data", path), 2, 3)
 
 
+def test_a_good_record_among_all_of_them_is_answered(folder: Path) -> None:
+    """Answers make a few of them usable; what comes out is read back, record by record."""
+    content = b"\n".join(content for content, _ in LINES.values() if b"\n" not in content)
+    (folder / "all.jsonl").write_bytes(content)
+    output = folder / "out.jsonl"
+    words = ("--model", "demo/small", "--replace", "--max-new-tokens", 8, "--json")
+    done = vlsi("data", "answer", folder / "all.jsonl", *words, "-o", output)
+    assert ends_well(done, 0) == ""
+    report = json.loads(done.stdout)
+    assert report["records"] > 0
+    assert sum(report["unusable"].values()) > len(LINES) / 2
+    for index in range(report["records"]):
+        assert vlsi("data", "preview", output, "--index", index).exit_code == 0
+
+
 # ---------------------------------------------------------------- generated
 
 _TEXTS = st.text(max_size=20) | st.sampled_from(
@@ -213,7 +228,9 @@ def _cut(content: bytes, place: float, junk: bytes) -> bytes:
     return content[:at] + junk + content[at + len(junk) :]
 
 
-@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(content=_RECORDS.map(lambda record: json.dumps(record).encode()) | _BROKEN)
 def test_generated_records(folder: Path, content: bytes) -> None:
     code, said = preview(folder, content + b"\n")

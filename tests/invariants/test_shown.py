@@ -34,7 +34,7 @@ from vlsi_cli.errors import ConfigError, VlsiError
 
 #: Stands for a value in the text: RUN, DIR, N.
 _PLACEHOLDER = re.compile(r"[A-Z]+")
-_UNFINISHED = ("Missing argument", "requires an argument", "Missing command")
+_UNFINISHED = ("Missing argument", "Missing option", "requires an argument", "Missing command")
 _UsageError: Any = typer.BadParameter.__base__  # Typer names only the subclass
 
 

@@ -1,7 +1,8 @@
 """Two processes for ``test_peers.py``: the second ends before its time, the first waits where no signal reaches it.
 
 ``python -m tests.runs.stuck HOW FILE`` as one of two processes. ``HOW`` is how the second ends: ``killed``, or
-``fails`` with an error of its own. With ``writes`` behind it the first is at work alone then, and leaves ``FILE``.
+``fails`` with an error of its own. With ``writes`` behind it the first is at work alone then, and leaves ``FILE``. Or
+it is ``done``, in order, while the first has something left to do.
 """
 
 from __future__ import annotations
@@ -28,11 +29,17 @@ def wait_inside() -> None:
 
 def main() -> None:
     how, file = sys.argv[1].split("-"), Path(sys.argv[2])
-    # One that fails waits a moment for another's last words, and ends.
-    peers.LOOK, peers.GRACE = timedelta(seconds=0.1), timedelta(seconds=0.3 if "killed" in how else 5)
+    peers.LOOK, processes.MOMENT = timedelta(seconds=0.1), timedelta(seconds=0.2)
+    if processes.is_first():
+        peers.GRACE = timedelta(seconds=0.3)
 
     with processes.joined(torch.device("cpu")):
         processes.wait()
+        if "done" in how:
+            if processes.is_first():
+                time.sleep(2)
+                file.write_text("whole", encoding="ascii")
+            return
         if processes.is_first():
             if "writes" in how:
                 with peers.undisturbed():

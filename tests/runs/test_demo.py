@@ -13,7 +13,7 @@ import pytest
 
 from vlsi_cli.engine.data.patterns import pattern_record
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.runs.conftest import lines, short
+from tests.tiny import ALWAYS_THINKING, tiny_folder
 from vlsi_cli import events
 from vlsi_cli.engine.runs.distill import run
 from vlsi_cli.engine.teachers import LiveTeacher
@@ -171,6 +172,20 @@ def test_other_arms_run_through_the_same_code(
     base = load_file(pair[1] / "model.safetensors")
     assert set(trained) == set(base)
     assert any(not torch.equal(trained[name], base[name].to(trained[name].dtype)) for name in base)
+
+
+def test_a_student_that_always_thinks_is_told_of(tmp_path: Path) -> None:
+    """Its template cannot be told that the data have no thoughts, which then train it to have none."""
+    model = tiny_folder("qwen3_5", tmp_path / "model")
+    (model / "chat_template.jinja").write_text(ALWAYS_THINKING, "utf-8")
+    heard: list[object] = []
+    sets = ("interaction=null", "verbalization=null", "teacher=null", "reinforcement.steps=1")
+    run(short((model, model), *sets, "evaluation.data=null"), output=tmp_path / "run", events=heard.append)
+    notes = [each.text for each in heard if isinstance(each, events.Note)]
+    assert (
+        f"every prompt of {model} asks for thoughts (<think>); a response without any is trained to say none"
+        in notes
+    )
 
 
 def test_a_trained_set_of_the_teacher_is_reused(pair: tuple[Path, Path], whole: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from vlsi_cli.config.benchmarks import Benchmark, table
 from vlsi_cli.config.evaluating import Asked, EvaluationPlan
 from vlsi_cli.config.evaluation import EvaluationConfig, JudgeConfig
 from vlsi_cli.engine.evaluation.generation import Answerer, Question, Reply
+from vlsi_cli.engine.evaluation.judge import Judge
 from vlsi_cli.engine.runs.evaluate import EvaluationReport, run
 from vlsi_cli.errors import EvaluationError
 from vlsi_cli.events import ignore
@@ -46,7 +47,7 @@ def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Benchmark]
 
 
 def evaluate(
-    benchmark: Benchmark, judge: LocalJudge | None, output: Path, *, timeout: float = 20
+    benchmark: Benchmark, judge: LocalJudge | None, output: Path, *, timeout: float = 120
 ) -> EvaluationReport:
     setting = None
     if judge is not None:
@@ -109,11 +110,22 @@ def test_a_judge_that_refuses_ends_the_run(
 
 
 def test_a_judge_that_stalls_ends_the_run(
-    benchmarks: dict[str, Benchmark], judge: LocalJudge, tmp_path: Path
+    benchmarks: dict[str, Benchmark], judge: LocalJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge.mode = "stalls"
+    monkeypatch.setattr(Judge, "probe", lambda self, pictures: "local-judge")  # it may be slow here
     with pytest.raises(EvaluationError, match=r"MM-Vet: the judge .* failed: no answer within 0\.5 s"):
         evaluate(benchmarks["mmvet"], judge, tmp_path, timeout=0.5)
+
+
+def test_an_answer_that_is_cut_off_is_asked_for_again(judge: LocalJudge) -> None:
+    """Nor does a task learn of it, which would score 0."""
+    judge.mode, judge.verdict = "cut-off-once", "1.0"
+    asked = Judge("some-model", judge.url, timeout=120, attempts=2, pause=0)
+    asked.probe(pictures=False)
+    question = [{"role": "user", "content": "Is it right?"}]
+    assert asked.ask(question, max_tokens=8, temperature=0.0) == ("1.0", "local-judge")
+    assert len(judge.asked) == 3
 
 
 def test_a_judge_that_is_busy_is_asked_again(

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,9 @@ def alone(*words: object) -> dict[str, Any]:
     return report
 
 
-def in_two(*words: object) -> subprocess.Popen[str]:
-    """The command in two processes."""
+@contextmanager
+def in_two(*words: object) -> Iterator[subprocess.Popen[str]]:
+    """The command in two processes, which do not outlive the block."""
     command = [
         sys.executable,
         "-m",
@@ -40,7 +43,11 @@ def in_two(*words: object) -> subprocess.Popen[str]:
         "--device",
         "cpu",
     ]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def samples(output: Path) -> dict[str, list[dict[str, Any]]]:
@@ -61,8 +68,8 @@ def test_two_processes_say_what_one_says(tmp_path: Path) -> None:
         one = alone(*words, "--limit", 7, "-o", tmp_path / "one")
         alone(*words[:3], tasks, "--bench", "patterns", "--limit", 2, "-o", tmp_path / "two")
         asked, judge.asked = judge.asked, []
-        process = in_two(*words, "--limit", 7, "-o", tmp_path / "two", "--json")
-        said, told = process.communicate(timeout=300)
+        with in_two(*words, "--limit", 7, "-o", tmp_path / "two", "--json") as process:
+            said, told = process.communicate(timeout=600)
     assert process.returncode == 0, told
     two = json.loads(said)  # one document: one process speaks
     assert judge.asked == asked  # not twice
@@ -78,13 +85,15 @@ def test_two_processes_say_what_one_says(tmp_path: Path) -> None:
 
 
 def test_a_process_that_is_killed_loses_nothing(tmp_path: Path) -> None:
-    words = ("--model", "demo/small", "--limit", 40, "--batch-size", 1)
-    process = in_two(*words, "-o", tmp_path / "two")
-    while process.poll() is None and len(counted(tmp_path / "two")) < 2:
-        time.sleep(0.05)
-    assert process.poll() is None, process.communicate()
-    os.kill(the_second_of(process.pid), signal.SIGKILL)
-    said, told = process.communicate(timeout=300)
+    tasks = write_tasks(tmp_path)
+    words = ("--model", "demo/small", "--tasks-dir", tasks, "--bench", "held", "--batch-size", 1)
+    with in_two(*words, "-o", tmp_path / "two") as process:
+        while process.poll() is None and sum(counted(tmp_path / "two").values()) < 4:
+            time.sleep(0.05)
+        assert process.poll() is None, process.communicate()
+        os.kill(the_second_of(process.pid), signal.SIGKILL)
+        said, told = process.communicate(timeout=600)
+    (tasks / "go").touch()
     assert process.returncode not in (0, 1), told
     assert said == ""
     (sentence,) = [
@@ -96,8 +105,9 @@ def test_a_process_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     assert "the answers so far are kept: the same command goes on from here" in told
     assert "Traceback" not in told
     kept = sum(counted(tmp_path / "two").values())
+    assert kept == 4
     again = alone(*words, "-o", tmp_path / "two")
-    assert [again["results"][0][name] for name in ("generated", "reused")] == [40 - kept, kept]
+    assert [again["results"][0][name] for name in ("generated", "reused")] == [12 - kept, kept]
     whole = alone(*words, "-o", tmp_path / "one")
     assert again["results"][0]["score"] == whole["results"][0]["score"]
     assert samples(tmp_path / "one") == samples(tmp_path / "two")

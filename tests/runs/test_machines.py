@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-import socket
+import shutil
 import subprocess
 import sys
 from datetime import timedelta
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.ports import free_port
 from tests.runs.conftest import short
+from vlsi_cli.config.loading import resolve
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.runs import agreement
 from vlsi_cli.errors import ConfigError, DataError, OutputError, ProcessError, VlsiError
@@ -22,10 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 def launchers(*words: list[str]) -> list[subprocess.CompletedProcess[str]]:
     """``vlsi distill`` on each of so many "machines", which meet on the loopback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    meet = [f"--nnodes={len(words)}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    meet = [f"--nnodes={len(words)}", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     started = [
         subprocess.Popen(
             [
@@ -48,9 +48,13 @@ def launchers(*words: list[str]) -> list[subprocess.CompletedProcess[str]]:
         for number, each in enumerate(words)
     ]
     ended = []
-    for process in started:
-        out, err = process.communicate(timeout=300)
-        ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    try:
+        for process in started:
+            out, err = process.communicate(timeout=600)
+            ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    finally:
+        for process in started:
+            process.kill()
     return ended
 
 
@@ -69,9 +73,7 @@ def test_a_machine_with_another_command_is_refused(pair: tuple[Path, Path], tmp_
 
 def test_nobody_keeps_the_place_where_machines_meet(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """One sentence, not the launcher's traceback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = f"127.0.0.1:{free.getsockname()[1]}"
+    place = f"127.0.0.1:{free_port()}"
     done = subprocess.run(
         [
             sys.executable,
@@ -124,16 +126,66 @@ def test_what_all_machines_must_have(pair: tuple[Path, Path], two: dict[str, Any
             ConfigError,
             "process 1 has torch 1.0, and the first has",
         ),
-        (lambda c, v, f: (c, v, f | {str(pair[1]): [("a", 1)]}), DataError, "process 1 has other files in"),
+        (
+            lambda c, v, f: (c, v, f | {str(pair[1]): {"a.safetensors": "1"}}),
+            DataError,
+            f"process 1 has other files than the first: {pair[1]}/a.safetensors is not the same",
+        ),
     ]
     # a model that one has yet to fetch, and a package that only one has, are told of where they are needed
-    two["then"] = lambda own: (own[0], own[1] | {"peft": None}, own[2] | {str(pair[1]): []})
+    two["then"] = lambda own: (own[0], own[1] | {"peft": None}, own[2] | {str(pair[1]): {}})
     agreement.require_alike(resolved)
     for change, kind, message in cases:
         two["then"] = lambda own, change=change: change(*own)
         with pytest.raises(kind, match=message) as caught:
             agreement.require_alike(resolved)
         assert caught.value.shared
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", "train.jsonl"]
+)
+def test_a_copy_of_the_same_size(
+    pair: tuple[Path, Path],
+    two: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+) -> None:
+    """Its content differs, at the end of a long file or anywhere in a short one."""
+    student = shutil.copytree(pair[1], tmp_path / "student")
+    place = tmp_path / "train.jsonl" if file == "train.jsonl" else student / file
+    (tmp_path / "train.jsonl").write_text('{"messages": []}\n' * 3)
+    source = {"kind": "messages", "path": str(tmp_path / "train.jsonl")}
+    sets = [f"teacher.id={pair[0]}", f"student.id={student}", f"data.sources={json.dumps([source])}"]
+    resolved, whole = resolve("demo", sets), place.read_bytes()
+    monkeypatch.setattr(agreement, "PROBE", 1000)
+
+    def edited(place_of_it: int) -> Any:
+        other = bytearray(whole)
+        other[place_of_it] ^= 1
+        place.write_bytes(other)
+        theirs = agreement._held(resolved.config)
+        place.write_bytes(whole)
+        return lambda own: (*own[:2], theirs)
+
+    two["then"] = edited(-20)
+    with pytest.raises(DataError, match=f"process 1 has other files than the first: {place} is not the same"):
+        agreement.require_alike(resolved)
+    two["then"] = edited(min(20, len(whole) - 1))
+    with pytest.raises(DataError, match="is not the same"):
+        agreement.require_alike(resolved)
+    two["then"] = lambda own: own
+    agreement.require_alike(resolved)
+    place.unlink()  # what is missing of a model is told of, or fetched, when it is read; data have to be there
+    theirs = agreement._held(resolved.config)
+    place.write_bytes(whole)
+    two["then"] = lambda own: (*own[:2], theirs)
+    if file == "train.jsonl":
+        with pytest.raises(DataError, match="is not the same"):
+            agreement.require_alike(resolved)
+    else:
+        agreement.require_alike(resolved)
 
 
 def test_a_run_folder_on_a_disk_of_its_own(

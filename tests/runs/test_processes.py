@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.ports import free_port
 from tests.runs.conftest import SHORT, lines
 from tests.runs.ranks import gradients
 from vlsi_cli import events
@@ -95,10 +95,7 @@ def begun_by_one(output: Path, *sets: str) -> None:
 
 def launched(module: str, *words: str) -> None:
     """Run a module as two processes, both of which must end well."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", module, *words]
+    port, command = free_port(), [sys.executable, "-m", module, *words]
     started = [
         subprocess.Popen(
             command,
@@ -112,7 +109,11 @@ def launched(module: str, *words: str) -> None:
         )
         for n in range(2)
     ]
-    said = [process.communicate(timeout=500)[0] for process in started]
+    try:
+        said = [process.communicate(timeout=1500)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
     assert [process.returncode for process in started] == [0, 0], "\n".join(said)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -115,3 +116,25 @@ def test_files_and_the_list_of_their_names_reach_the_disk(
         (partial / "sub" / "a.txt").write_text("a")
     assert done.index("sync a.txt") < done.index("rename") < done.index(f"sync {tmp_path.name}")
     assert done.index("sync sub") < done.index("rename")
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="no such locks here")
+def test_a_file_system_without_locks_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some that are shared over a network."""
+
+    def refuse(handle: int, kind: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with files.only_process(tmp_path, "the run"), files.new_folder(tmp_path / "model"):
+        pass
+    assert names(tmp_path) == [".lock", "model"]
+
+
+def test_a_lock_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with (
+        pytest.raises(OutputError, match=r"\.lock cannot be written"),
+        files.only_process(tmp_path, "the run"),
+    ):
+        pass

@@ -53,6 +53,15 @@ def test_the_first_process_speaks_or_the_launch_does(monkeypatch: pytest.MonkeyP
         assert "what was written is kept" in str(caught.value.hint)
 
 
+def test_runs_on_one_machine_do_not_meet_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a port of their own, whatever the version of torch, unless the user names one."""
+    begun: list[Any] = []
+    monkeypatch.setattr(run, "run", begun.append)
+    given = ([], ["--max-restarts=0"], ["--nnodes=2"], ["--master-port=1"], ["--rdzv_endpoint", "host:1"])
+    assert [launch(2, ["eval"], words) for words in given] == [0] * 5
+    assert [each.standalone for each in begun] == [True, True, False, False, False]
+
+
 def test_what_torchrun_logs_of_an_end_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ended(monkeypatch, (1, 11)) == 11
     logger = logging.getLogger("torch.distributed.elastic.agent.server.api")
@@ -75,19 +84,31 @@ def test_every_process_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="children are looked for in /proc")
-def test_a_launcher_that_waits_for_a_lost_machine_ends_after_its_processes() -> None:
+@pytest.mark.parametrize(
+    ("ends", "code"),
+    [
+        (["raise SystemExit(12)", "raise SystemExit(11)"], 11),  # 12: it lost another
+        (["raise SystemExit(0)", "import os; os.kill(os.getpid(), 9)"], 137),
+        (
+            ["raise SystemExit(12)", "import os; os.kill(os.getpid(), 9)"],
+            12,
+        ),  # both lost another; the first speaks
+        (["raise SystemExit(0)", "raise SystemExit(0)"], 0),
+    ],
+)
+def test_a_launcher_that_waits_for_a_lost_machine_ends_as_its_processes(ends: list[str], code: int) -> None:
     """It is in a call that does not come back, and has not asked how its processes ended."""
-    program = """
+    program = f"""
 import subprocess, sys, time
 from datetime import timedelta
 from vlsi_cli.engine.runs import launch
-launch.STUCK, launch.LOOK = timedelta(seconds=0.3), timedelta(seconds=0.05)
+launch.STUCK, launch.LOOK = timedelta(seconds=1), timedelta(seconds=0.05)
 with launch._not_stuck():
-    one = subprocess.Popen([sys.executable, "-c", "raise SystemExit(12)"])
+    ended = [subprocess.Popen([sys.executable, "-c", end]) for end in {ends!r}]
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"])
     other.wait()
     print("waited", flush=True)
-    time.sleep(60)
+    time.sleep(200)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
-    assert (done.returncode, done.stdout) == (12, "waited\n"), done.stderr
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=150)
+    assert (done.returncode, done.stdout) == (code, "waited\n"), done.stderr

@@ -46,6 +46,9 @@ DataOption = Annotated[
         rich_help_panel=_DATA,
     ),
 ]
+NamedArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="DATA", help="As --data.", show_default=False)
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

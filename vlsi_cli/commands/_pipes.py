@@ -1,8 +1,9 @@
-"""Standard output and error into a pipe whose reader may go away (``vlsi distill 2>&1 | head``), into a terminal, or
-into nothing.
+"""Standard output and error into a pipe whose reader may go away (``vlsi distill 2>&1 | head``), into a terminal, into
+a file on a disk that fills up, or into nothing.
 
-Work is not lost for it: what nobody reads is dropped, and the command goes on. Where it was data that nobody read, the
-command ends with the code of a Unix tool that SIGPIPE has ended, unless it has a code of its own.
+Work is not lost for it: what nobody reads, or no disk takes, is dropped, and the command goes on. Where it was data
+that nobody read, the command ends with the code of a Unix tool that SIGPIPE has ended, unless it has a code of its own;
+where the disk was full, with that of an output that cannot be written.
 """
 
 from __future__ import annotations
@@ -10,37 +11,41 @@ from __future__ import annotations
 import errno
 import io
 import os
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+from vlsi_cli.commands import _output
 from vlsi_cli.config import launching
+from vlsi_cli.errors import OutputError
 
 #: 128 + SIGPIPE, as a shell says it.
 NOBODY_READ = 141
 
 
-class _Pipe(io.FileIO):
-    """The writing end of a pipe, or a terminal; without a reader, what is written is dropped.
+class _Outlet(io.FileIO):
+    """The writing end of a pipe, a terminal or a file; without a reader or room, what is written is dropped.
 
     Attributes:
-        broken: whether that has happened.
+        broken: whether there was no reader any more; ``full``: whether there was no room, for a while at least.
     """
 
-    broken = False
+    broken = full = False
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data) or 0
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: a terminal that was closed
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                self.full = True
+            elif error.errno in (errno.EPIPE, errno.EIO):  # EIO: a terminal that was closed
+                self.broken = True
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.fileno())  # for libraries that write past Python
+                os.close(nowhere)
+            else:
                 raise
-            self.broken = True
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())  # for libraries that write past Python
-            os.close(nowhere)
             return len(memoryview(data).cast("B"))
 
 
@@ -61,8 +66,13 @@ def outliving_readers() -> Iterator[None]:
     except SystemExit as end:
         sys.stdout.flush()
         # a launcher would take the code of one of its processes for a failure, and end the others
-        if out is not None and out.broken and end.code in (None, 0) and not launching.is_launched():
+        if out is None or end.code not in (None, 0) or launching.is_launched():
+            raise
+        if out.broken:
             raise SystemExit(NOBODY_READ) from end
+        if out.full:
+            _output.error(OutputError("standard output cannot be written: no space is left on the disk"))
+            raise SystemExit(OutputError.exit_code) from end
         raise
 
 
@@ -70,20 +80,20 @@ def _open_what_is_closed() -> None:
     """Open the standard streams that a command was started without (``>&-``); other files would get their numbers."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+            opened = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, opened)
+            setattr(sys, f"__{name}__", opened)  # which keeps it open, whatever takes its place
 
 
-def _opened(stream: TextIO) -> _Pipe | None:
-    """The pipe or terminal behind a stream; None where it is a file or none at all."""
+def _opened(stream: TextIO) -> _Outlet | None:
+    """What is behind a stream; None where there is nothing of the system's."""
     with suppress(OSError, ValueError, AttributeError):  # closed, or replaced by something without a number
-        number = stream.fileno()
-        mode = os.fstat(number).st_mode
-        if os.name == "posix" and (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stream.isatty()):
-            return _Pipe(number, "w", closefd=False)
+        if os.name == "posix":
+            return _Outlet(stream.fileno(), "w", closefd=False)
     return None
 
 
-def _text(pipe: _Pipe, like: TextIO) -> TextIO:
+def _text(pipe: _Outlet, like: TextIO) -> TextIO:
     like.flush()
     lines = bool(getattr(like, "line_buffering", False))
     through = bool(getattr(like, "write_through", False))

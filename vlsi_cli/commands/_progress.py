@@ -29,7 +29,7 @@ class RunView:
         self._live: Live | None = None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._last_line = self._opened = 0.0
+        self._last_line, self._opened = 0.0, time.monotonic()
 
     def __enter__(self) -> Self:
         return self

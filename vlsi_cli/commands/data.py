@@ -1,40 +1,32 @@
-"""``vlsi data``: look at training data the way a model would see them, and fetch what they name."""
+"""``vlsi data``: look at training data the way a model would see them, fetch what they name, have them answered."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from vlsi_cli.commands import _options as opt
-from vlsi_cli.commands import _output, _progress, _tables
+from vlsi_cli.commands import _output, _progress, _tables, data_answer
 from vlsi_cli.config import catalog, loading, reach, recipes
 from vlsi_cli.config.presence import data_needs
 from vlsi_cli.config.run import DataConfig
-from vlsi_cli.config.words import source_from_word
+from vlsi_cli.config.words import sources_from_words
 from vlsi_cli.errors import ConfigError, DataError
 
-app = typer.Typer(help="Look at training data, and fetch their images.", no_args_is_help=True)
-
-
-NamedArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="DATA", help="As --data.", show_default=False)
-]
+app = typer.Typer(
+    help="Look at training data, fetch their images, and have a model answer them.", no_args_is_help=True
+)
 
 
 @app.callback()
 def _data() -> None:
-    """Look at training data, and fetch their images."""
-
-
-def _sources(named: list[str] | None, data: list[str] | None) -> list[dict[str, Any]] | None:
-    """Sources from the words of the command line, in either place; None where there are none."""
-    return [source_from_word(word) for word in (*(named or ()), *(data or ()))] or None
+    """Look at training data, fetch their images, and have a model answer them."""
 
 
 @app.command("preview")
 def preview(
-    named: NamedArgument = None,
+    named: opt.NamedArgument = None,
     data: opt.DataOption = None,
     recipe: opt.RecipeOption = None,
     sets: opt.SetOption = None,
@@ -55,7 +47,7 @@ def preview(
     Without DATA: the data of `--recipe`, by default those of the demo.
     """
     _output.use_json(json)
-    words = _sources(named, data)
+    words = sources_from_words(named, data)
     revision = None
     if words and recipe is None and not sets:
         config, student = DataConfig.model_validate({"sources": words}), "demo/small"
@@ -80,7 +72,7 @@ def preview(
 
 @app.command("fetch")
 def fetch(
-    named: NamedArgument = None,
+    named: opt.NamedArgument = None,
     data: opt.DataOption = None,
     recipe: opt.RecipeOption = None,
     sets: opt.SetOption = None,
@@ -95,7 +87,7 @@ def fetch(
     not be fetched, it ends with exit code 3.
     """
     _output.use_json(json)
-    words = _sources(named, data)
+    words = sources_from_words(named, data)
     if words is None and recipe is None:
         raise ConfigError("no data are given", hint="name a file or a data set, or give --recipe")
     config = loading.resolve(recipe or recipes.DEFAULT, sets or (), {"data.sources": words}).config
@@ -116,3 +108,6 @@ def fetch(
     if lacking := sum(report.failed.values()):
         _output.warn(f"{lacking:,} of {report.addresses:,} images are not there; the report says why")
         raise typer.Exit(DataError.exit_code)
+
+
+app.command("answer")(data_answer.answer)

@@ -12,6 +12,7 @@ from vlsi_cli.commands import _options as opt
 from vlsi_cli.commands import _options_eval as ask
 from vlsi_cli.config import benchmarks, evaluating, harness
 from vlsi_cli.config.evaluation import OUTPUT, EvaluationConfig
+from vlsi_cli.config.words import batch_size_from_word
 from vlsi_cli.errors import ConfigError, EvaluationError
 
 app = typer.Typer(invoke_without_command=True)
@@ -61,7 +62,7 @@ def evaluate(
         return
     given: dict[str, Any] = {
         "models": model, "benchmarks": bench, "paper": paper, "tasks_dir": tasks_dir, "limit": limit,
-        "batch_size": _number(batch_size), "max_new_tokens": max_new_tokens, "min_pixels": min_pixels,
+        "batch_size": batch_size_from_word(batch_size), "max_new_tokens": max_new_tokens, "min_pixels": min_pixels,
         "max_pixels": max_pixels, "device": device, "precision": precision, "output": output, "html": html,
         "skip_unjudged": skip_unjudged, "judge": _judge(judge_model, judge_url, judge_timeout),
     }  # fmt: skip
@@ -106,14 +107,6 @@ def compare(
     else:
         for part in _tables_eval.comparison_parts(report):
             _output.data(part)
-
-
-def _number(batch_size: str) -> int | str:
-    if batch_size == "auto":
-        return "auto"
-    if not batch_size.isdecimal() or int(batch_size) < 1:
-        raise ConfigError(f"--batch-size is '{batch_size}', and should be a whole number from 1, or auto")
-    return int(batch_size)
 
 
 def _judge(model: str | None, url: str | None, timeout: float | None) -> dict[str, Any] | None:

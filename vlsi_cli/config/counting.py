@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from vlsi_cli.config.data import DataConfig, HubSource, PatternsSource, Source
+from vlsi_cli.errors import DataError
 
 #: Seconds after which a file is estimated from what was read.
 PATIENCE = 1.0
@@ -49,6 +50,17 @@ def epoch(data: DataConfig) -> Count | None:
         max(1, round(source.weight * one.records)) for source, one in zip(data.sources, known, strict=True)
     )
     return Count(sum(shares), any(one.about for one in known))
+
+
+def require_some(data: DataConfig) -> None:
+    """Refuse a source on this machine that is empty.
+
+    Raises:
+        DataError: it is.
+    """
+    for source in data.located_sources():
+        if not isinstance(source, PatternsSource) and _here(source) == Count(0):
+            raise DataError(f"{source.id if isinstance(source, HubSource) else source.path} holds no records")
 
 
 def notes(data: DataConfig) -> Iterator[str]:
@@ -127,7 +139,8 @@ def _estimated(path: Path, size: int, key: bytes | None) -> Count | None:
                 begun = (begun or not piece.isspace()) and not piece.endswith(b"\n")
             if done < size and time.monotonic() > until:
                 return Count(max(1, round(found * size / done)), about=True) if found else None
-    return Count(found, about=key is not None) if found else None
+    # a file without a line has no records; an array without the key may have others
+    return Count(found, about=key is not None) if found or key is None else None
 
 
 def _is_saved(path: Path) -> bool:

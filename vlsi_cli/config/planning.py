@@ -13,6 +13,7 @@ from vlsi_cli.config.loading import STAND_IN, Resolved
 from vlsi_cli.config.missing import model_need, verbalizers_need
 from vlsi_cli.config.plans import PairPlan, Plan, SidePlan
 from vlsi_cli.config.presence import Need, data_needs
+from vlsi_cli.config.ranges import BEYOND_FP16, require_range
 from vlsi_cli.config.run import DistillConfig, ModelConfig
 from vlsi_cli.config.stage_plans import Records, stage_plans, stored_precision
 from vlsi_cli.errors import CompatibilityError
@@ -27,9 +28,12 @@ def plan(resolved: Resolved, records: Records | None = None) -> Plan:
 
     Raises:
         CompatibilityError: more small than large target layers, or targets beyond a model's depth.
-        ConfigError: epochs over endless data.
+        ConfigError: epochs over endless data, or a precision that cannot hold a model's states.
+        DataError: a source is on this machine and empty.
     """
     config = resolved.config
+    for data in filter(None, (config.data, config.evaluation.data)):
+        counting.require_some(data)
     student = _side("small", config.student, config)
     teacher = _side("large", config.teacher, config) if config.teacher else None
     pairs = _pairs(config, teacher, student) if teacher else ()
@@ -54,6 +58,12 @@ def plan(resolved: Resolved, records: Records | None = None) -> Plan:
             f"{teacher.id} and {student.id} are of two families: a run refuses them unless they read texts and "
             "pictures as the same tokens, which their shapes do not tell"
         )
+    if config.precision == "auto" and config.device not in ("cpu", "mps"):
+        sides = [each.facts for each in (teacher, student) if each and each.facts]
+        for model_type in dict.fromkeys(each.model_type for each in sides if each.model_type in BEYOND_FP16):
+            notes.append(
+                f"{BEYOND_FP16[model_type]} is refused in fp16: on a GPU without bf16, set precision to fp32"
+            )
     for side in (teacher, student):
         if side and side.facts is None:
             notes.append(
@@ -106,6 +116,7 @@ def _side(side: str, model: ModelConfig, config: DistillConfig) -> SidePlan:
     facts = facts_of(model.id, model.revision)
     if facts is None:
         return SidePlan(side, model.id, None, (), 0)
+    require_range(facts.model_type, model.id, stored_precision(config, model), stored_precision(config, None))
     targets = model.targets.resolve(facts.layers)
     if _verbalizes(config) and (not targets or targets[-1] >= facts.layers):
         raise CompatibilityError(

@@ -13,7 +13,7 @@ from vlsi_cli.config.presence import Need
 from vlsi_cli.errors import DataError, ModelError, did_you_mean
 
 _TRUE = {"1", "true", "yes", "on"}
-_PATIENCE = 5.0  # seconds for the hub to say anything at all
+_PATIENCE = 15.0  # seconds for the hub to say anything at all
 
 
 def require(needs: Sequence[Need], *, dry_run: bool = True) -> None:

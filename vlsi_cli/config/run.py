@@ -162,10 +162,6 @@ class DistillConfig(Config):
                 f"`teacher.placement` is {large.placement}, but `sharding: both` divides the large model among the "
                 "devices; keep one"
             )
-        if self.sharding == "both" and large is not None and large.vision_memory:
-            raise ValueError(
-                "`sharding: both` divides the large model's tower: leave `teacher.vision_memory` out"
-            )
         if self.sharding == "both" and large is not None and large.quantization != "none":
             raise ValueError(
                 "`sharding: both` cannot divide a quantized large model; use `sharding: student`"

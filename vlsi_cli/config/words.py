@@ -1,4 +1,4 @@
-"""What words of the command line stand for: data after ``--data``, layers after ``--layers``."""
+"""What words of the command line stand for: data after ``--data``, layers after ``--layers``, and the like."""
 
 from __future__ import annotations
 
@@ -45,6 +45,15 @@ def source_from_word(word: str) -> dict[str, Any]:
     )
 
 
+def sources_from_words(*words: list[str] | None) -> list[dict[str, Any]] | None:
+    """Sources from the words of several places of a command line; None where there are none.
+
+    Raises:
+        ConfigError, DataError: as :func:`source_from_word`.
+    """
+    return [source_from_word(word) for each in words for word in each or ()] or None
+
+
 def _shape(path: Path) -> str:
     if not path.is_file():
         return "llava" if path.suffix == ".json" else "messages"
@@ -64,6 +73,19 @@ def _shape(path: Path) -> str:
             "huggingface: columns: {question: ..., answer: ..., image: ...}",
         )
     return min(found, key=lambda kind: found[kind])
+
+
+def batch_size_from_word(word: str) -> int | str:
+    """The value of ``--batch-size``: a number, or ``auto``.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if word == "auto":
+        return "auto"
+    if not word.isdecimal() or int(word) < 1:
+        raise ConfigError(f"--batch-size is '{word}', and should be a whole number from 1, or auto")
+    return int(word)
 
 
 def layers_from_word(word: str) -> tuple[int, ...]:

@@ -108,8 +108,8 @@ def writing(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def new_file(target: Path) -> Iterator[Path]:
-    """Write a file that appears under its name only when the block ends well.
+def new_file(target: Path, *, flush: bool = True) -> Iterator[Path]:
+    """Write a file that appears under its name only when the block ends well; ``flush``: the disk holds it then.
 
     Yields:
         A path beside ``target``, with its ending, to be written.
@@ -126,11 +126,12 @@ def new_file(target: Path) -> Iterator[Path]:
         part = Path(name)
         try:
             yield part
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
+            if flush:
+                _flush(part)
             part.chmod(0o666 & ~_UMASK)
             part.replace(target)
-            _flush(target.parent)
+            if flush:
+                _flush(target.parent)
         finally:
             part.unlink(missing_ok=True)
 
@@ -161,19 +162,21 @@ def require_writable(target: Path) -> None:
 
 @contextmanager
 def only_process(folder: Path, what: str) -> Iterator[None]:
-    """Keep other processes out of a folder while the block runs (not on Windows, which lacks the lock).
+    """Keep other processes out of a folder while the block runs (not where the system or its disk has no such locks).
 
     Args:
         folder: an existing folder; the lock is the file ``.lock`` in it.
         what: what it is, to follow "another process is working on".
 
     Raises:
-        OutputError: another process is in such a block.
+        OutputError: another process is in such a block, or the folder cannot be written.
     """
-    with (folder / LOCK_FILE).open("w") as lock:
+    with writing(folder / LOCK_FILE):
+        opened = (folder / LOCK_FILE).open("w")
+    with opened as lock:
         if fcntl is not None:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _flock(lock.fileno())
             except BlockingIOError:
                 raise _taken(what) from None
             with suppress(OSError):
@@ -325,12 +328,21 @@ def _claimed(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY) if fcntl is not None else -1
     try:
         if fcntl is not None:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:  # some file systems have no locks: then all is as without
-                if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
-                    raise
+            _flock(handle)
         yield
     finally:
         if handle >= 0:
             os.close(handle)
+
+
+def _flock(handle: int) -> None:
+    """Lock an open file or folder.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:  # some file systems have no locks: then all is as without
+        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
+            raise

@@ -20,15 +20,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from vlsi_cli.errors import ProcessError
 
-#: How long a process that lost another gets to end in order.
-GRACE = timedelta(seconds=60)
+#: How long a process that lost another gets to end in order; and while they still find each other, which no signal
+#: interrupts either, as when Ctrl-C came just then.
+GRACE, BEGINNING = timedelta(seconds=60), timedelta(seconds=15)
 #: How often it is asked whether all are there.
 LOOK = timedelta(seconds=2)
 #: How long nothing may be heard of another machine, or of the store: a switch may start anew meanwhile.
@@ -39,6 +40,8 @@ STOPPED = timedelta(seconds=30)
 COMING = timedelta(minutes=10)
 #: How long one waits for a thread that is in the middle of a question: it may never get an answer.
 ANSWER = timedelta(seconds=5)
+#: How often a process that is done asks whether the others are, at first and in the long run.
+DONE = timedelta(seconds=0.02), timedelta(seconds=1)
 #: Key in the store: some process has ended with a message of its own; the value is its number.
 ENDED = "vlsi/ended"
 
@@ -78,6 +81,39 @@ def meet(store: Any, rank: int, size: int) -> None:
             time.sleep(0.2)
 
 
+def part(store: Any, rank: int, size: int) -> None:
+    """Come back when every process has come here, or one has ended before its time.
+
+    Whoever is done waits here for the others: the first may be writing its report, or waiting for a judge, for longer
+    than :data:`GRACE`, and one that is gone would be taken for lost meanwhile (see :func:`watch`).
+    """
+    pause, longest = (each.total_seconds() for each in DONE)
+    try:
+        store.set(_done(rank), "1")
+        near, _ = _neighbours(store, rank, size)
+        while not (
+            store.check([_done(number) for number in range(size)])
+            or store.check([ENDED])
+            or any(_is_gone(*other) for other in near.values())
+        ):
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
+    except RuntimeError:  # whoever keeps the store has ended, or cannot be reached
+        return
+
+
+def _neighbours(store: Any, rank: int, size: int) -> tuple[dict[int, Any], list[Any]]:
+    """The processes of this machine, and what tells each one's machine from others; all have :func:`met <meet>`."""
+    known = [json.loads(found) for found in store.multi_get([_key(number) for number in range(size)])]
+    machines = [each[0] if each is not None else number for number, each in enumerate(known)]
+    near = {
+        number: each[1:]
+        for number, each in enumerate(known)
+        if each is not None and machines[number] == machines[rank]
+    }
+    return near, machines
+
+
 def _numbers(missing: set[int]) -> str:
     found = sorted(missing)
     if len(found) > 1 and found[-1] - found[0] == len(found) - 1:
@@ -90,9 +126,17 @@ def _minutes(time: timedelta) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds >= 60 else f"{seconds:g} seconds"
 
 
-def end(problem: ProcessError | None) -> None:
-    """By SIGKILL, as the launcher would, which then tells which process ended first, and why; or with what was told."""
+def end(problem: ProcessError | None, say: Callable[[], object]) -> None:
+    """By SIGKILL, as the launcher would, which then tells which process ended first, and why; or with what is told."""
     if problem is not None:
+        # a terminal that is gone must not keep it, nor one that takes nothing more, which the main thread may wait for
+        def try_to_say() -> None:
+            with suppress(Exception):
+                say()
+
+        telling = threading.Thread(target=try_to_say, daemon=True)
+        telling.start()
+        telling.join(ANSWER.total_seconds())
         os._exit(problem.exit_code)
     os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
@@ -136,18 +180,28 @@ class _Shared:
         self._answered = time.monotonic()
         return True
 
-    def silent(self) -> str | None:
-        """Who has not been heard of for too long."""
+    def silent(self, now: float) -> str | None:
+        """Who has not been heard of for too long.
+
+        Args:
+            now: the moment of which it is known that this process was not stopped just before.
+        """
         if self._rank is None:
             return None
-        oldest = time.monotonic() - SILENCE.total_seconds()
+        oldest = now - SILENCE.total_seconds()
         if self._answered < oldest:
             return "the process that all others meet at"
         lost = [other for other, (_, when) in self._heard.items() if when < oldest]
         return f"the machine of process {min(lost)}" if lost else None
 
 
-def watch(store: Any, rank: int, size: int, end: Callable[[ProcessError | None], None]) -> Callable[[], None]:
+def watch(
+    store: Any,
+    rank: int,
+    size: int,
+    end: Callable[[ProcessError | None], None],
+    begun: Callable[[], bool] = lambda: True,
+) -> Callable[[], None]:
     """From here on, end this process when another one has ended and this one has not within :data:`GRACE`.
 
     Likewise when nothing was heard of another machine for :data:`SILENCE`; a process of each speaks for all of it.
@@ -157,18 +211,13 @@ def watch(store: Any, rank: int, size: int, end: Callable[[ProcessError | None],
         rank: number of this process.
         size: how many there are.
         end: ends this process; given what is to be said, or None where others say it.
+        begun: whether this process has anything to end in order.
 
     Returns:
         What is to be called when processes may end as they like; the interpreter calls it when it ends.
     """
-    known = [json.loads(found) for found in store.multi_get([_key(number) for number in range(size)])]
-    machines = [each[0] if each is not None else number for number, each in enumerate(known)]
+    near, machines = _neighbours(store, rank, size)
     speakers = [number for number, each in enumerate(machines) if machines.index(each) == number]
-    near = {
-        number: each[1:]
-        for number, each in enumerate(known)
-        if each is not None and machines[number] == machines[rank]
-    }
     speaks = rank in speakers and len(speakers) > 1
     over = threading.Event()
     shared = _Shared(store, rank if speaks else None, [number for number in speakers if number != rank])
@@ -187,13 +236,13 @@ def watch(store: Any, rank: int, size: int, end: Callable[[ProcessError | None],
             if lost is None and (
                 shared.ended is not None or any(_is_gone(*other) for other in near.values())
             ):
-                lost = time.monotonic()
+                lost = now
             if _working.is_set():
                 continue
-            if (who := shared.silent()) is not None:
+            if (who := shared.silent(now)) is not None:
                 end(_lost(f"{who} has not been heard of for {_minutes(SILENCE)}"))
                 return
-            if lost is not None and time.monotonic() - lost > GRACE.total_seconds():
+            if lost is not None and now - lost > (GRACE if begun() else BEGINNING).total_seconds():
                 far = speaks and shared.ended is not None and machines[shared.ended] != machines[rank]
                 end(_lost(f"process {shared.ended}, on another machine, has ended") if far else None)
                 return
@@ -207,7 +256,8 @@ def watch(store: Any, rank: int, size: int, end: Callable[[ProcessError | None],
         over.set()
         for thread in threads:
             thread.join(ANSWER.total_seconds())
-        atexit.unregister(stop)
+        if not any(thread.is_alive() for thread in threads):  # else the end of the process waits once more
+            atexit.unregister(stop)
 
     atexit.register(stop)
     for thread in threads:
@@ -226,26 +276,30 @@ def _key(rank: int) -> str:
     return f"vlsi/process/{rank}"
 
 
+def _done(rank: int) -> str:
+    return f"vlsi/done/{rank}"
+
+
 def _beat(rank: int) -> str:
     return f"vlsi/beat/{rank}"
 
 
-def children_ended() -> int | None:
-    """The exit code of a child, where this process has some and all have ended without its having asked; Linux only.
+def children_ended() -> list[int] | None:
+    """The exit codes of all children that nobody has asked how they ended, oldest first; Linux only.
 
-    128 and the number of the signal where one ended it.
+    None where there are none, or one is still there. A signal that ended one is its number, negative.
     """
     try:
         files = Path("/proc/self/task").glob("*/children")
-        states = [_state(int(child)) for file in files for child in file.read_text("ascii").split()]
+        children = sorted(int(child) for file in files for child in file.read_text("ascii").split())
+        states = [_state(child) for child in children]
         if not states or any(state is None or state[0] != "Z" for state in states):
             return None
-        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except OSError:
+        found = [os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) for child in children]
+    except OSError:  # one has been asked for meanwhile
         return None
-    if found is None:
-        return None
-    return found.si_status if found.si_code == os.CLD_EXITED else 128 + found.si_status
+    ended = [each for each in found if each is not None]
+    return [each.si_status if each.si_code == os.CLD_EXITED else -each.si_status for each in ended] or None
 
 
 def _self() -> tuple[str, int, str] | None:

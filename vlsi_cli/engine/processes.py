@@ -39,8 +39,8 @@ class Terminated(BaseException):
 
 #: How long a process waits for the others: the first may be writing the checkpoint of a large model meanwhile.
 PATIENCE = timedelta(hours=2)
-#: How long one waits for another's last words.
-MOMENT = timedelta(seconds=2)
+#: How long one waits for another's last words: on a busy machine that one may be far behind.
+MOMENT = timedelta(seconds=15)
 #: How often a process looks whether its launcher is still there.
 LOOK = timedelta(seconds=1)
 _ORPHANED = "the launcher of this run was killed"
@@ -91,7 +91,7 @@ def own_device(device: torch.device, *, chosen: bool) -> torch.device:
 
 @contextmanager
 def joined(device: torch.device, patience: timedelta = PATIENCE, events: Events = ignore) -> Iterator[None]:
-    """Be one of the run's processes inside the block; afterwards the group is dissolved.
+    """Be one of the run's processes inside the block, which ends for all of them together; then the group is dissolved.
 
     Errors of the block that belong to this process alone are marked with its number, so that it, which is otherwise
     silent, tells them; one that the first process has too is left to that. A lost connection to another process, which
@@ -125,7 +125,8 @@ def _group(
         peers.meet(store, number, count)
         store.set_timeout(patience)
         # over a connection of its own: whoever waits in the store keeps others from using the same one
-        watched.callback(peers.watch(store.clone(), number, count, partial(_end, events=events)))
+        end = partial(_end, events=events)
+        watched.callback(peers.watch(store.clone(), number, count, end, distributed.is_initialized))
         distributed.init_process_group(
             backend, timeout=patience, store=store, rank=number, world_size=count, device_id=own
         )
@@ -174,6 +175,8 @@ def _group(
         raise lost from error
     finally:
         if orderly:  # else the others wait somewhere, and this process must end for the launcher to end them
+            with suppress(Terminated):  # what was to be done is done
+                peers.part(store, number, count)
             watched.close()
             distributed.destroy_process_group()
 
@@ -314,9 +317,7 @@ def _end(problem: ProcessError | None, events: Events) -> None:
     """End this process at once; what is to be said of it is said first."""
     if problem is not None:
         problem.process = rank()
-        with suppress(Exception):  # a terminal that is gone must not keep it
-            events(Lost(problem))
-    peers.end(problem)
+    peers.end(problem, lambda: None if problem is None else events(Lost(problem)))
 
 
 def _tell(store: Any, text: str) -> None:
@@ -345,6 +346,5 @@ def _any_told(store: Any) -> bool:
 
 
 def _is_lost(error: RuntimeError) -> bool:
-    text = str(error)
     signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL")
-    return isinstance(error, distributed.DistError) or any(sign in text for sign in signs)
+    return isinstance(error, distributed.DistError) or any(sign in str(error) for sign in signs)

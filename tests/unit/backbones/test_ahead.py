@@ -146,6 +146,23 @@ def test_flash_attention_is_told_the_ends_and_the_longest(load: Load) -> None:
     assert flash.keys() == plain.keys()
 
 
+@pytest.mark.parametrize("family", QWEN)
+def test_two_towers_that_are_alike_share_what_is_made_of_sizes(family: str, load: Load) -> None:
+    """As of a large and a small model on one batch; never of another batch, and never of unlike towers."""
+    large, small = load(family), load(family)
+    batch, other = batch_of(large, "padded"), batch_of(large, "padded")
+
+    def made(backbone: Backbone, of: Batch) -> dict[str, Any]:
+        return ahead._tower_arguments(backbone.base, ahead.host_known(backbone.base, of))
+
+    first, second, third = made(large, batch), made(small, batch), made(small, other)
+    assert first.keys() == second.keys()
+    assert all(first[name] is second[name] is not third[name] for name in first)
+    made(large, batch)
+    small.base.visual.spatial_merge_size = 1  # type: ignore[union-attr]
+    assert all(value is not first[name] for name, value in made(small, batch).items())
+
+
 def test_a_batch_that_was_put_together_on_a_device_is_given_as_it_is(load: Load) -> None:
     backbone = load("qwen2_vl")
     batch = batch_of(backbone, "padded")

@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import FAMILIES, tiny_folder
+from vlsi_cli.config.loading import resolve
 from vlsi_cli.engine.backbones import folders as folders_module
 from vlsi_cli.engine.backbones.folders import resolve_folder
 from vlsi_cli.engine.backbones.load import describe, load_backbone
 from vlsi_cli.engine.backbones.saving import save_student, verify_student
-from vlsi_cli.errors import ModelError
+from vlsi_cli.engine.runs import models
+from vlsi_cli.errors import ConfigError, ModelError
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -49,6 +51,19 @@ def test_an_untied_head_is_a_part_of_its_own(load):
     backbone = load("qwen2_vl", tied=False)
     assert not backbone.head_tied
     assert backbone.parameter_counts()["head"] == backbone.parameter_counts()["embeddings"]
+
+
+def test_a_family_whose_states_pass_the_range_of_fp16(folders):
+    """Stored in fp16, or in fp32 and computed in fp16, as a small model that trains."""
+    path = str(folders("gemma3"))
+    config = resolve("demo", [f"student.id={path}"]).config
+    for load in (
+        lambda: load_backbone(path, dtype=torch.float16),
+        lambda: models.load_model(config.student, config, torch.float16, torch.device("cpu"), trained=True),
+    ):
+        with pytest.raises(ConfigError, match=f"'{path}' cannot be used in fp16: the states of Gemma 3 pass"):
+            load()
+    assert load_backbone(path, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("family", FAMILIES)

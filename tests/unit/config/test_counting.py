@@ -14,6 +14,7 @@ from vlsi_cli.config.loading import resolve
 from vlsi_cli.config.planning import plan
 from vlsi_cli.config.run import DataConfig
 from vlsi_cli.engine.data.sources import JsonSource
+from vlsi_cli.errors import DataError
 
 ROW = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}
 LINE = json.dumps(ROW) + "\n"
@@ -31,6 +32,9 @@ def count(**source: Any) -> Count | None:
         "\ufeff" + LINE * 2,
         json.dumps([ROW] * 4, indent=1),
         "\ufeff  \n" + json.dumps([ROW] * 2),
+        "",
+        "\n\n",
+        "[]",
         LINE + " " * (counting._PIECE + 5) + "x\n" + LINE,
     ],
 )
@@ -70,7 +74,25 @@ def test_tables_say_how_many_rows_they_have(tmp_path: Path) -> None:
     assert count(kind="huggingface", id=str(tmp_path / "saved"), streaming=True) is None
 
 
-@pytest.mark.parametrize("text", ["[1, 2", "", "\n\n", "["])
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl", "rows.parquet"])
+@pytest.mark.parametrize("part", ["data", "evaluation.data"])
+def test_a_plan_of_no_records(tmp_path: Path, name: str, part: str) -> None:
+    """As a run says it, and not that steps will be counted later."""
+    file = tmp_path / name
+    if name.endswith("parquet"):
+        import datasets
+
+        datasets.Dataset.from_list([ROW]).select([]).to_parquet(file)
+        source = {"kind": "huggingface", "id": str(file)}
+    else:
+        file.write_text("[]" if name == "data.json" else "\n \n")
+        source = {"kind": "messages", "path": str(file)}
+        assert JsonSource(file, "messages").size == 0
+    with pytest.raises(DataError, match=f"^{file} holds no records$"):
+        plan(resolve("demo", [f"{part}.sources={json.dumps([source])}"]))
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "["])
 def test_what_cannot_be_counted_is_not(tmp_path: Path, text: str) -> None:
     file = tmp_path / "data.json"
     file.write_text(text)

@@ -37,7 +37,7 @@ def server() -> Iterator[ImageServer]:
 
 def fetcher(server: ImageServer, folder: Path, *, rules: HostRules | None = None, give_up_after: int = 20,
             max_bytes: int = 100_000, tries: int = 1) -> ImageFetcher:  # fmt: skip
-    limits = FetchLimits(timeout=10, tries=tries, max_bytes=max_bytes)
+    limits = FetchLimits(timeout=120, tries=tries, max_bytes=max_bytes)
     return ImageFetcher(
         folder, rules or HostRules(), limits, give_up_after=give_up_after, network=server.network()
     )
@@ -129,7 +129,7 @@ def test_the_first_to_keep_an_image_keeps_it_for_all(server: ImageServer, tmp_pa
     colours, together = iter(range(8)), threading.Barrier(8)
 
     def fickle(page: Any) -> None:
-        together.wait(30)  # nobody has kept one before all have asked
+        together.wait(300)  # nobody has kept one before all have asked
         answer(page, image(f"#0000{next(colours):02x}"))
 
     server.pages["/a.png"] = fickle
@@ -140,7 +140,7 @@ def test_the_first_to_keep_an_image_keeps_it_for_all(server: ImageServer, tmp_pa
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     assert len(found) == len(server.asked) == 8
     assert len(set(found)) == 1
 

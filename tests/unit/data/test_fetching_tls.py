@@ -13,7 +13,7 @@ from tests.image_server import HOST, PUBLIC, ImageServer, image, leads_to
 from vlsi_cli.engine.data.addresses import HostRules
 from vlsi_cli.engine.data.fetching import WORLD, Failure, FetchLimits, fetch
 
-ANY, LIMITS = HostRules(), FetchLimits(timeout=10, tries=1, max_bytes=100_000)
+ANY, LIMITS = HostRules(), FetchLimits(timeout=120, tries=1, max_bytes=100_000)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_certificates_are_verified(certificate: tuple[Path, Path]) -> None:
         assert server.dialled == [(PUBLIC, 443)]
         for host, network in ((HOST, server.network()), ("other.example", trusting)):
             with pytest.raises(Failure, match="certificate is not valid") as caught:
-                fetch(f"https://{host}/a.png", ANY, FetchLimits(10, 3, 100_000), network)
+                fetch(f"https://{host}/a.png", ANY, FetchLimits(120, 3, 100_000), network)
             assert not caught.value.momentary
         with pytest.raises(Failure, match="from https to http"):
             fetch(f"https://{HOST}/down", ANY, LIMITS, trusting)

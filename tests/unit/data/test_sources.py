@@ -12,6 +12,7 @@ from vlsi_cli.engine.data.sources import JsonSource, PatternsSource
 from vlsi_cli.errors import ConfigError, DataError
 
 HI = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
+HI_CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 
 
 def llava(**row: Any) -> Record:
@@ -35,6 +36,53 @@ def reason_of(make: Any, *args: Any, **kwargs: Any) -> str:
 
 
 # ---------------------------------------------------------------- formats
+
+
+def open_ended(parse: Any, **row: Any) -> list[tuple[str, Any]]:
+    return shown(parse(row, default_id="d", where="f:1", root=None, unanswered=True))
+
+
+@pytest.mark.parametrize("last", [[], [""], [" \n"], [None]])
+def test_a_last_answer_may_be_missing(last: list[Any]) -> None:
+    """For a model that is to give it; an empty one is none."""
+    question = [("user", (0, "What?"))]
+    talk = [{"from": "human", "value": "<image>What?"}, *({"from": "gpt", "value": text} for text in last)]
+    assert open_ended(from_llava, conversations=talk, image="a.png") == question
+    chats = [
+        {"role": "user", "content": "<image>What?"},
+        *({"role": "assistant", "content": t} for t in last),
+    ]
+    assert open_ended(from_messages, messages=chats, images=["a.png"]) == question
+    assert open_ended(from_row, messages=chats, images=["a.png"]) == question
+    pair = {"user": "What?", "assistant": last[0] if last else None}
+    assert open_ended(from_row, texts=[pair], images=["a.png"]) == question
+    columns = {"question": "q", "answer": "a" if last else None, "image": "i"}
+    row = {"q": "What?", "i": "a.png", **({"a": last[0]} if last else {})}
+    record = from_question(row, **columns, default_id="d", where="f:1", root=None, unanswered=True)  # type: ignore[arg-type]
+    assert shown(record) == question
+    assert reason_of(
+        from_llava, {"conversations": talk, "image": "a.png"}, default_id="d", where="f:1", root=None
+    ) in (
+        "no-response",
+        "empty-response",
+        "bad-format",
+    )
+
+
+def test_only_a_last_answer_may_be_missing() -> None:
+    where = {"default_id": "d", "where": "f:1", "root": None, "unanswered": True}
+    blank = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "b"},
+    ]
+    assert reason_of(from_messages, {"messages": blank}, **where) == "empty-response"
+    assert reason_of(from_messages, {"messages": blank[1:2]}, **where) == "no-response"
+    assert reason_of(from_messages, {"messages": [blank[0], blank[2]]}, **where) == "role-order"
+    assert (
+        reason_of(from_messages, {"messages": [{"role": "system", "content": "a"}]}, **where) == "no-response"
+    )
+    assert shown(from_messages({"messages": [*HI_CHAT, blank[0]]}, **where))[-1] == ("user", ("a",))  # type: ignore[arg-type]
 
 
 def test_llava() -> None:

@@ -29,7 +29,7 @@ class Group:
     def __init__(
         self, size: int, make: Callable[[int], list[tuple[RecordSource, float]]], **settings: object
     ) -> None:
-        self._barrier, self._told = threading.Barrier(size, timeout=20), [[0]] * size
+        self._barrier, self._told = threading.Barrier(size, timeout=300), [[0]] * size
         self.streams = [
             stream(
                 *make(rank), rank=rank, world_size=size, exchange=partial(self._exchange, rank), **settings

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tiny import FAMILIES
+from tests.tiny import ALWAYS_THINKING, FAMILIES
 from tests.unit.data.kit import conversation, picture, processor_of
 from vlsi_cli.engine.data.records import BadRecord, Message, make_record
 from vlsi_cli.engine.data.template import ChatEncoder
@@ -211,6 +211,56 @@ def test_thoughts_are_part_of_a_response(thoughts: str) -> None:
 def test_thoughts_that_a_template_changes() -> None:
     with pytest.raises(BadRecord, match="the text is changed"):
         decoded_turns("What?", "<think>a</think>b</think>Red.")
+
+
+def always_thinking(template: str = ALWAYS_THINKING) -> ChatEncoder:
+    """A model whose every prompt ends in an open block of thoughts."""
+    import copy
+
+    changed = copy.copy(processor("qwen3_5"))
+    changed.chat_template = template
+    return ChatEncoder(changed)
+
+
+def test_a_model_that_always_thinks_learns_to_close_the_block() -> None:
+    """Its prompt is the one of generation; without thoughts the end of an empty block is what it has to say first."""
+    coder = always_thinking()
+    record = conversation("What?", "Red.", "And?", "<think>It glows.</think>Blue.", "Last?", "Green.")
+    assert coder.turns(record) == [
+        (
+            "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n<think>\n",
+            "\n</think>\n\nRed.<|im_end|>",
+        ),
+        (
+            "\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n<think>\n",
+            "It glows.\n</think>\n\nBlue.<|im_end|>",
+        ),
+        (
+            "\n<|im_start|>user\nLast?<|im_end|>\n<|im_start|>assistant\n<think>\n",
+            "\n</think>\n\nGreen.<|im_end|>",
+        ),
+    ]
+    prompt = coder.encode_prompt(record, 1)
+    assert processor("qwen3_5").tokenizer.decode(prompt.input_ids) == (
+        "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\nRed.<|im_end|>\n"
+        "<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    )
+    assert prompt.reference == "Blue."
+    with pytest.raises(BadRecord, match="the text is changed"):  # half of it would become thoughts
+        coder.encode(conversation("What closes a block?", "Write </think> behind it."))
+
+
+@pytest.mark.parametrize("answer", ["Red.", "<think>It glows.</think>Red."])
+@pytest.mark.parametrize("block", ["", "<think>\n"])
+def test_a_template_that_asks_for_thoughts_and_leaves_them_out(block: str, answer: str) -> None:
+    """An answer would be trained as if it were a thought."""
+    written = "{{ '<think>\n' + thoughts + '\n</think>\n\n' }}"
+    assert written in ALWAYS_THINKING
+    coder = always_thinking(ALWAYS_THINKING.replace(written, block))
+    with pytest.raises(BadRecord) as caught:
+        coder.encode(conversation("What?", answer))
+    assert caught.value.reason == "template-thoughts"
+    assert "(Instruct)" in str(caught.value.hint)
 
 
 HEAD = (

@@ -179,7 +179,7 @@ if __name__ == "__main__":
             told = set(stream.next_batch(8))
             try:
                 print(*told, flush=True)
-                time.sleep(60)
+                time.sleep(300)
             except KeyboardInterrupt:
                 pass
 """
@@ -209,7 +209,37 @@ def test_workers_end_with_the_process_that_started_them_and_not_before(tmp_path:
         main.kill()
         assert "Traceback" not in main.stderr.read()
     left = [Path("/proc") / pid for pid in before]
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while any(path.exists() for path in left) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [path for path in left if path.exists()]
+
+
+EARLY = """
+import os
+import signal
+from multiprocessing import forkserver
+from tests.unit.data.test_workers import Sleepy, record_id
+from vlsi_cli.engine.data.stream import RecordStream
+
+if __name__ == "__main__":
+    with RecordStream([(Sleepy(""), 1.0)], record_id, list, seed=0, workers=1) as stream:
+        server = forkserver._forkserver._forkserver_pid
+        os.kill(server, signal.SIGINT)
+        assert stream.next_batch(2)
+        assert server == forkserver._forkserver._forkserver_pid
+"""
+
+
+@pytest.mark.skipif(not workers.FORKSERVER, reason="each worker starts from nothing here")
+def test_ctrl_c_while_the_server_of_workers_is_still_importing_does_not_end_it(tmp_path: Path) -> None:
+    """A terminal sends it to all; the run would end with a traceback instead of a checkpoint."""
+    (tmp_path / "program.py").write_text(EARLY)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py")],
+        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from tests.evaluation import needs_harness
-from tests.tiny import tiny_folder
+from tests.tiny import ALWAYS_THINKING, tiny_folder
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.data.patterns import pattern_record
@@ -67,6 +67,20 @@ def test_stops_and_lengths(small: Backbone) -> None:
     short = next(iter(Answerer(small, 1).answer([puzzle(0, Settings(1), kind="what")])))[1]
     assert short.cut
     assert short.tokens == 1
+
+
+def test_an_answer_is_what_follows_the_thoughts(tmp_path: Path) -> None:
+    """Where every prompt opens a block of thoughts; a stop inside it ends nothing."""
+    model = load_backbone(str(tiny_folder("qwen3_5", tmp_path / "model")))
+    model.processor.chat_template = ALWAYS_THINKING
+    answerer, settings = Answerer(model, 1), Settings(5, ("\n",))
+    row = model.tokenizer("It is\nwarm.\n</think>\n\nRed.\nOr blue.")["input_ids"]
+    assert answerer._reply(row, [], settings).text == "Red."
+    unfinished = answerer._reply(row[:3], [], Settings(3))
+    assert (unfinished.text, unfinished.cut) == ("", True)
+    everything = tuple(chr(code) for code in range(32, 127))
+    ((_, reply),) = answerer.answer([puzzle(0, Settings(5, everything))])
+    assert (reply.text, reply.tokens, reply.cut) == ("", 5, True)
 
 
 def test_unlike_settings_do_not_share_a_batch(small: Backbone) -> None:

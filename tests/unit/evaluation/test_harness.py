@@ -93,6 +93,24 @@ def test_what_it_says_goes_to_a_log(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @needs_harness
+def test_a_command_without_standard_error_ends_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "__stderr__", None)  # ``2>&-``
+    with harness.quiet(tmp_path / "harness.log"):
+        print("printed")  # noqa: T201
+    assert "printed" in (tmp_path / "harness.log").read_text("utf-8")
+
+
+@needs_harness
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "harness.log"
+    log.symlink_to("/dev/full")
+    with harness.quiet(log):
+        sys.stdout.write("printed\nand half a line")
+        importlib.import_module("loguru").logger.info("logged")
+
+
+@needs_harness
 def test_the_log_holds_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Printed whole, in pieces, logged, in a traceback, and in a last line without an end."""
     token, password = "hf_" + "aB3" * 12, "correct-horse"

@@ -13,6 +13,7 @@ from vlsi_cli.config.benchmarks import Benchmark, table
 from vlsi_cli.engine.evaluation.journal import Journal
 from vlsi_cli.engine.evaluation.scores import Sample, Unscored, combine, paired, read_task, standard_error
 from vlsi_cli.engine.evaluation.verdicts import FORMATS
+from vlsi_cli.errors import OutputError
 
 
 def raw(name: str, metrics: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -152,3 +153,13 @@ def test_a_journal_takes_over_the_files_of_others(tmp_path: Path) -> None:
         assert {key: line["text"] for key, line in journal.lines.items()} == {"a": "mine", "b": "x"}
     assert Journal(tmp_path / "answers.jsonl").lines == journal.lines
     assert [file.name for file in tmp_path.iterdir()] == ["answers.jsonl"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_told_in_one_sentence() -> None:
+    """Closing the file meets the full disk once more."""
+    with (
+        pytest.raises(OutputError, match="/dev/full cannot be written: no space is left on the disk"),
+        Journal(Path("/dev/full")) as journal,
+    ):
+        journal.add("a", {"text": "an answer"})

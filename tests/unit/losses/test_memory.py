@@ -82,7 +82,7 @@ def run(program: str) -> int:
         capture_output=True,
         text=True,
         check=True,
-        timeout=300,
+        timeout=1000,
         env={**os.environ, **SETTINGS, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
     return int(json.loads(done.stdout))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
+from vlsi_cli.engine.runs.stopping import keeping_answers
 from vlsi_cli.engine.training.signals import HEEDED, heed_signals
+from vlsi_cli.errors import Interrupted
 
 
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
@@ -33,3 +37,21 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
         assert wish.signal is not None
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_work_that_is_told_to_end_twice_ends_in_order() -> None:
+    """As where a scheduler tells all processes of a job, and the launcher among them passes it on."""
+    whole: list[str] = []
+
+    @contextmanager
+    def held() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            whole.append("closed")
+
+    with pytest.raises(Interrupted) as caught, keeping_answers(), held():
+        signal.raise_signal(signal.SIGTERM)
+    assert (caught.value.exit_code, whole) == (143, ["closed"])
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -17,6 +17,7 @@ from torch import Tensor
 from tests.pairs import verbalizers as random_set
 from tests.tiny import FAMILIES, QWEN, tiny_folder
 from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.backbones.branches import Branches
 from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.data.collate import collate_prompts
 from vlsi_cli.engine.data.sources import PatternsSource
@@ -126,9 +127,7 @@ def test_answers_are_those_of_one_generation_a_layer(
     sets = random_set(backbone, tuple(layers)) if trained else None
     read = {"max_new_tokens": LONGEST}
     ends = uneven_end(read_answers(backbone, sets, inputs, layers, ends=set(), **read))
-    # a state of linear attention belongs to one text, so that its prompt cannot be shared
-    assert backbone.attends_fully == (name not in ("qwen3_5", "gemma3"))
-    assert isinstance(follow(backbone, sets, layers), SharedPrompt if backbone.attends_fully else Recomputed)
+    assert isinstance(follow(backbone, sets, layers), SharedPrompt)
     answers = read_answers(backbone, sets, inputs, layers, ends=ends, **read)
     assert (backbone.text_offset < 0) == (name in QWEN or "demo" in name)
     for answer in answers.layers:
@@ -162,7 +161,7 @@ def test_last_row_is_what_the_model_generates(name: str, backbones: Callable[[st
     assert [answer.layer for answer in answers.layers] == [1, 3, backbone.num_layers]
 
 
-@pytest.mark.parametrize("name", ["qwen3_vl", "smolvlm", "demo/large"])
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_5", "gemma3", "smolvlm", "demo/large"])
 def test_no_row_is_computed_past_its_layer(name: str, backbones: Callable[[str], Backbone]) -> None:
     backbone = backbones(name)
     inputs = prompt(backbone)
@@ -171,9 +170,11 @@ def test_no_row_is_computed_past_its_layer(name: str, backbones: Callable[[str],
     first = read_answers(backbone, None, inputs, chosen, ends=set(), max_new_tokens=LONGEST)
     passed = [0] * last
     handles = [
-        layer.register_forward_pre_hook(lambda _, args, n=number: passed.__setitem__(n, passed[n] + args[0].shape[1]))
+        layer.register_forward_pre_hook(
+            lambda _, args, n=number: passed.__setitem__(n, passed[n] + args[0].shape[:2].numel())
+        )
         for number, layer in enumerate(backbone.layers)
-    ]  # fmt: skip
+    ]
     try:
         answers = read_answers(backbone, None, inputs, chosen, ends=uneven_end(first), max_new_tokens=LONGEST)
     finally:
@@ -190,6 +191,40 @@ def test_no_row_is_computed_past_its_layer(name: str, backbones: Callable[[str],
         answers.separate_layer_tokens == sum(answers.prompt_tokens + n - 1 for n in lengths.values()) * last
     )
     assert answers.prompt_tokens == inputs["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "gemma3", "demo/small"])
+def test_an_answer_that_ends_leaves_the_others_as_they_are(
+    name: str, backbones: Callable[[str], Backbone]
+) -> None:
+    """The deepest and one in the middle end: what is left is computed as if they had gone on."""
+    backbone = backbones(name)
+    together, left = (Branches(backbone, (1, 2, 3, 4)) for _ in range(2))
+    states = {}
+    with torch.no_grad():
+        for branches, ended in ((together, ()), (left, (2, 4))):
+            branches.begin(prompt(backbone))
+            branches.advance({1: 21, 2: 22, 3: 23, 4: 24})
+            branches.advance({depth: 30 + depth for depth in (1, 2, 3, 4) if depth not in ended})
+            states[branches] = branches.advance(dict.fromkeys((1, 3), 40))
+    assert list(states[left]) == [1, 2, 3]
+    for depth, rows in states[left].items():
+        assert len(rows) == 1 + (depth == 1)
+        torch.testing.assert_close(rows, states[together][depth], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_layer_may_say_the_token_of_a_picture(name: str, backbones: Callable[[str], Backbone]) -> None:
+    """To the model it would mean one picture more; here, as in generation, it is a token like any other."""
+    backbone = backbones(name)
+    picture = backbone.family.image_token_id(backbone.config)
+    ways = [way(backbone, None, [LAYERS]) for way in (SharedPrompt, Recomputed)]
+    with torch.no_grad():
+        for way in ways:
+            way.begin(prompt(backbone))
+            way.advance({LAYERS: picture})
+        one, other = (way.advance({LAYERS: 30})[0][LAYERS] for way in ways)
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_other_layers_do_not_change_an_answer(backbones: Callable[[str], Backbone]) -> None:
@@ -232,7 +267,7 @@ def test_decoder_verbalizers_read_the_whole_sequence(name: str, backbones: Calla
 
 
 @pytest.mark.parametrize("place", [1, 4])
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "idefics3"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_5", "gemma3", "idefics3"])
 def test_candidates_are_read_along_the_final_answer(
     name: str, place: int, backbones: Callable[[str], Backbone]
 ) -> None:
@@ -279,11 +314,9 @@ def test_pieces_of_an_answer_make_up_its_text(backbones: Callable[[str], Backbon
     assert len(pieces) == len(ids) > 3
 
 
-def test_a_sliding_window_takes_the_slow_way(tmp_path: Path) -> None:
+def test_layers_of_another_kind_take_the_slow_way(tmp_path: Path) -> None:
     backbone = load_backbone(str(tiny_folder(QWEN[0], tmp_path)))
-    assert backbone.attends_fully
-    backbone.config.get_text_config().layer_types[1] = "sliding_attention"
-    assert not backbone.attends_fully
+    backbone.config.get_text_config().layer_types[1] = "chunked_attention"
     assert isinstance(follow(backbone, None, [1, 4]), Recomputed)
 
 

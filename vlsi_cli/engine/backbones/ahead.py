@@ -15,8 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 from vlsi_cli.engine.backbones.arguments import parameters
@@ -80,31 +82,55 @@ def sizes_are_here(inputs: dict[str, Any]) -> bool:
     return grid is not None and grid.device.type == "cpu" and "pixel_values" in inputs
 
 
+class _Settings(NamedTuple):
+    """What of a Qwen vision tower decides what it makes of the sizes of pictures."""
+
+    merge: int
+    window: tuple[int, int] | None
+    grid: tuple[int, str, bool] | None
+    flash: bool
+
+    @classmethod
+    def of(cls, tower: Any) -> Self:
+        from transformers.utils.generic import is_flash_attention_requested
+
+        window = (
+            (tower.window_size, tower.patch_size) if hasattr(tower, "window_size") else None
+        )  # Qwen2.5-VL
+        grid = None
+        if hasattr(tower, "num_grid_per_side"):  # Qwen3-VL
+            grid = tower.num_grid_per_side, tower.interpolation_mode, tower.interpolation_align_corners
+        return cls(tower.spatial_merge_size, window, grid, is_flash_attention_requested(tower.config))
+
+
 def _tower_arguments(base: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """What a Qwen vision tower makes of the sizes of pictures, by the names under which it takes them from outside."""
-    from transformers import vision_utils
-    from transformers.utils.generic import is_flash_attention_requested
+    return dict(
+        _made_of_sizes(inputs["image_grid_thw"], inputs["pixel_values"].device, _Settings.of(base.visual))
+    )
 
-    tower, grid, device = base.visual, inputs["image_grid_thw"], inputs["pixel_values"].device
-    merge = tower.spatial_merge_size
-    found: dict[str, Tensor] = {"position_ids": vision_utils.get_vision_position_ids(grid, merge)}
+
+@lru_cache(
+    maxsize=1
+)  # by the sizes' identity: the large and the small model are asked about one batch after the other
+def _made_of_sizes(grid: Tensor, device: torch.device, tower: _Settings) -> dict[str, Any]:
+    from transformers import vision_utils
+
+    found: dict[str, Tensor] = {"position_ids": vision_utils.get_vision_position_ids(grid, tower.merge)}
     ends: dict[str, Tensor] = {"cu_seqlens": vision_utils.get_vision_cu_seqlens(grid)}
-    if hasattr(tower, "window_size"):  # Qwen2.5-VL
+    if tower.window is not None:
         found["window_index"], ends["cu_window_seqlens"] = vision_utils.get_vision_window_index(
-            grid, merge, tower.window_size, tower.patch_size
+            grid, tower.merge, *tower.window
         )
-    if hasattr(tower, "num_grid_per_side"):  # Qwen3-VL
+    if tower.grid is not None:
+        side, mode, align_corners = tower.grid
         names = ("interp_indices", "interp_weights")
         made = vision_utils.get_vision_interpolation_indices_and_weights(
-            grid,
-            tower.num_grid_per_side,
-            mode=tower.interpolation_mode,
-            align_corners=tower.interpolation_align_corners,
-            spatial_merge_size=merge,
+            grid, side, mode=mode, align_corners=align_corners, spatial_merge_size=tower.merge
         )
         found |= dict(zip(names, made, strict=True))
     longest: dict[str, int] = {}
-    if is_flash_attention_requested(tower.config):  # its kernel reads the ends on the device
+    if tower.flash:  # its kernel reads the ends on the device
         for name, each in ends.items():  # cu_seqlens: max_seqlen
             longest[f"max_{name.removeprefix('cu_').removesuffix('s')}"] = int(each.diff().max())
         found, ends = found | ends, {}

@@ -6,6 +6,10 @@ values exist once, each branch's tokens are appended behind them, and a mask let
 branch. A branch of depth d is a row in layers 1..d and is gone from layer d + 1 on: with the deepest branch first, the
 rows of every layer are a leading slice of those of the layer before.
 
+Where a layer attends to a window only, the mask ends there: the cache holds what is behind it too. A layer of linear
+attention sums the text up in a state instead of keeping it, so there each branch has a copy of the prompt's state, and
+the branches are a batch.
+
 The decoder layers are transformers' own modules, called one by one with what the decoder itself would pass: hidden
 states, rotary embeddings, a mask and the cache. Only the loop over them is here.
 
@@ -23,13 +27,22 @@ from torch import Tensor
 from vlsi_cli.engine.backbones.arguments import cache_argument
 from vlsi_cli.engine.backbones.backbone import Backbone
 
+# Kinds of decoder layers, in transformers' words.
+_WINDOWED, _SUMMED_UP = "sliding_attention", "linear_attention"
+
+
+def can_branch(backbone: Backbone) -> bool:
+    """Whether all decoder layers of a model are of kinds that :class:`Branches` knows."""
+    kinds = set(backbone.layer_kinds)
+    return kinds <= {"full_attention", _WINDOWED} or kinds <= {"full_attention", _SUMMED_UP}
+
 
 class Branches:
     """Continuations of one prompt, one for each depth.
 
     Args:
-        backbone: in eval mode, attending fully (:attr:`Backbone.attends_fully`), with the attention kernel ``sdpa`` or
-            ``eager`` (others do not take a mask of this form).
+        backbone: in eval mode, one that :func:`can_branch`, with the attention kernel ``sdpa`` or ``eager`` (others do
+            not take a mask of this form).
         depths: how many decoder layers each branch passes: distinct numbers from 1 to L.
     """
 
@@ -41,6 +54,7 @@ class Branches:
         self._cache: Any = None
         self._prompt = self._position = 0
         self._owners: list[Tensor] = []
+        self._states: dict[int, list[int]] = {}
 
     def begin(self, inputs: dict[str, Any]) -> dict[int, Tensor]:
         """Read the prompt, once and through all layers.
@@ -56,13 +70,17 @@ class Branches:
         rows, self._prompt = inputs["input_ids"].shape
         if rows != 1:
             raise ValueError(f"branches continue one prompt, not {rows}")
-        self._cache = DynamicCache()
+        # only the states of linear attention need a cache of their own make; windows are in the masks
+        summed_up = _SUMMED_UP in self.backbone.layer_kinds
+        self._cache = (
+            DynamicCache(config=self.backbone.config.get_text_config()) if summed_up else DynamicCache()
+        )
         where = torch.tensor([0]), torch.tensor([self._prompt - 1])
         with self.backbone.tap(self.depths, rows=where[0], cols=where[1]) as tapped:
             self.backbone.forward_base(inputs, cache=self._cache)
             states = {depth: tapped[depth][0] for depth in self.depths}
         self._position = self._prompt + self.backbone.text_offset
-        self._owners = []
+        self._owners, self._states = [], {}
         return states
 
     def advance(self, tokens: Mapping[int, int]) -> dict[int, Tensor]:
@@ -80,7 +98,9 @@ class Branches:
         device = self.backbone.device
         ids = torch.tensor([[tokens[depth] for depth in going]], device=device)
         hidden: Tensor = self.backbone.embeddings(ids)
-        rotary = self.backbone.text_rotary(self._position)  # all branches are equally long
+        kinds = self.backbone.layer_kinds
+        # all branches are equally long
+        rotary = {kind: self.backbone.text_rotary(self._position, kind) for kind in set(kinds)}
         self._owners.append(torch.tensor(going, device=device))
         found: dict[int, Tensor] = {}
         passed = 0
@@ -88,29 +108,48 @@ class Branches:
         for depth in (depth for depth in reversed(self.depths) if depth <= going[0]):
             rows = [branch for branch in going if branch >= depth]
             hidden = hidden[:, : len(rows)]
-            mask = self._mask(rows, depth, hidden)
-            for layer in self.backbone.layers[passed:depth]:
+            masks = {kind: self._mask(kind, rows, depth, hidden) for kind in set(kinds[passed:depth])}
+            for number in range(passed, depth):
+                layer, kind = self.backbone.layers[number], kinds[number]
+                if summed_up := kind == _SUMMED_UP:
+                    self._give_states(number, rows)
                 output = layer(
-                    hidden,
-                    attention_mask=mask,
-                    position_embeddings=rotary,
+                    hidden.transpose(0, 1) if summed_up else hidden,
+                    attention_mask=masks[kind],
+                    position_embeddings=rotary[kind],
                     use_cache=True,
                     **cache_argument(layer, self._cache),
                 )
                 hidden = output if isinstance(output, Tensor) else output[0]
+                hidden = hidden.transpose(0, 1) if summed_up else hidden
             found[depth] = hidden[0]
             passed = depth
         self._position += 1
         return found
 
-    def _mask(self, branches: Sequence[int], depth: int, hidden: Tensor) -> Tensor:
+    def _give_states(self, number: int, branches: list[int]) -> None:
+        """Let layer ``number``, from 0, have the states of these branches: at first each has the prompt's."""
+        held = self._states.get(number)
+        if held != branches:
+            rows = [0] * len(branches) if held is None else [held.index(branch) for branch in branches]
+            self._cache.layers[number].reorder_cache(torch.tensor(rows, device=self.backbone.device))
+            self._states[number] = branches
+
+    def _mask(self, kind: str, branches: Sequence[int], depth: int, hidden: Tensor) -> Tensor | None:
         """What each branch sees in layer ``depth``: the prompt and itself. [1, 1, n, S + T], for transformers to add.
 
-        Zero where it looks, the lowest number where it must not.
+        Zero where it looks, the lowest number where it must not. None for a layer that looks at a state.
         """
+        if kind == _SUMMED_UP:
+            return None
         owners = torch.cat(self._owners)
-        owners = owners[owners >= depth]  # of shallower branches this layer's cache holds nothing
-        own = torch.tensor(branches, device=hidden.device)[:, None] == owners[None, :]
+        here = owners >= depth  # of shallower branches this layer's cache holds nothing
+        own = torch.tensor(branches, device=hidden.device)[:, None] == owners[None, here]
         seen = torch.cat([own.new_ones(len(branches), self._prompt), own], dim=1)
+        if kind == _WINDOWED:
+            lengths = torch.tensor([len(each) for each in self._owners], device=hidden.device)
+            steps = torch.arange(len(lengths), device=hidden.device).repeat_interleave(lengths)
+            places = torch.cat([torch.arange(-self._prompt, 0, device=hidden.device), steps[here]])
+            seen &= places > len(lengths) - 1 - self.backbone.config.get_text_config().sliding_window
         mask = torch.zeros(seen.shape, dtype=hidden.dtype, device=hidden.device)
         return mask.masked_fill(~seen, torch.finfo(hidden.dtype).min)[None, None]

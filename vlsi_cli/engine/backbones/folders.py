@@ -16,7 +16,7 @@ _SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
 #: What a push puts beside a model, and loading the model does not need.
 _BESIDE = ["verbalizers/*", "training/*", "onnx/*"]
 #: How long to wait for the hub's first answer, in seconds, before calling the machine offline.
-_HUB_TIMEOUT = 10.0
+_HUB_TIMEOUT = 20.0
 
 
 def resolve_folder(id: str, revision: str | None = None, *, weights: bool = True) -> Path:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from vlsi_cli.config.ranges import require_range
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.families import Family, family_of, read_config
 from vlsi_cli.engine.backbones.folders import resolve_folder
@@ -17,7 +18,7 @@ from vlsi_cli.engine.backbones.processors import load_processor
 from vlsi_cli.engine.backbones.quantization import Quantization, check_quantization, quantizer
 from vlsi_cli.engine.backbones.quiet import quiet_transformers
 from vlsi_cli.engine.data.template import image_token_ids
-from vlsi_cli.engine.devices import seeded
+from vlsi_cli.engine.devices import precision_name, seeded
 from vlsi_cli.errors import ModelError, fitting, is_out_of_memory
 
 # ---------------------------------------------------------------- facts without weights
@@ -109,6 +110,7 @@ def load_backbone(
     chat_template: str | None = None,
     placement: Placement = "device",
     quantization: Quantization = "none",
+    computed: torch.dtype | None = None,
 ) -> Backbone:
     """Load a vision language model, frozen and in eval mode.
 
@@ -127,10 +129,12 @@ def load_backbone(
         min_pixels, max_pixels, chat_template: see :func:`.processors.load_processor`.
         placement: where the decoder layers lie, see :mod:`.placement`; for a model that is only read.
         quantization: how their weights are rounded, see :mod:`.quantization`; for a model that is only read.
+        computed: what it will compute in, under autocast; None: ``dtype``.
 
     Raises:
         ModelError: no such model, not fetched and offline, unsupported family, no safetensors, weights missing.
-        ConfigError: a pixel budget for a family without; weights that cannot be placed or quantized as asked.
+        ConfigError: a pixel budget for a family without; weights that cannot be placed or quantized as asked; a
+            precision that cannot hold the family's states.
     """
     if trust_remote_code:
         raise ModelError(
@@ -141,6 +145,7 @@ def load_backbone(
     folder = resolve_folder(id, revision, weights=init == "pretrained")
     raw = read_config(folder, id)
     family = family_of(raw, id)
+    require_range(family.name, id, precision_name(dtype), precision_name(computed or dtype))
     config = _read_model_config(folder, id)
     if quantization != "none":
         check_quantization(quantization, device, raw, id)

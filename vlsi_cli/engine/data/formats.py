@@ -4,6 +4,8 @@
 ...]}``. ``messages``: ``{"messages": [{"role", "content": text | [parts]}, ...], "images": [...]}`` where a
 part is ``{"type": "text", "text"}`` or ``{"type": "image", "image" | "path" | "url"}``; an image part without
 a source, and a ``<image>`` inside text, take the next entry of ``images``.
+
+With ``unanswered`` a conversation may end with the user's message, and an empty last answer counts as none.
 """
 
 from __future__ import annotations
@@ -39,25 +41,31 @@ _LONGEST_ID = 200
 _DEEPEST = 4
 
 
-def from_llava(row: Mapping[str, Any], *, default_id: str, where: str, root: Path | None) -> Record:
+def from_llava(
+    row: Mapping[str, Any], *, default_id: str, where: str, root: Path | None, unanswered: bool = False
+) -> Record:
     """A record from a LLaVA-style object.
 
     Raises:
         BadRecord: a field of the wrong type, or a conversation that :func:`make_record` refuses.
     """
-    return _conversation(row, row.get("conversations"), "from", "value", default_id, where, root)
+    return _conversation(row, row.get("conversations"), "from", "value", default_id, where, root, unanswered)
 
 
-def from_messages(row: Mapping[str, Any], *, default_id: str, where: str, root: Path | None) -> Record:
+def from_messages(
+    row: Mapping[str, Any], *, default_id: str, where: str, root: Path | None, unanswered: bool = False
+) -> Record:
     """A record from an object with chat ``messages``.
 
     Raises:
         BadRecord: a field of the wrong type, or a conversation that :func:`make_record` refuses.
     """
-    return _conversation(row, row.get("messages"), "role", "content", default_id, where, root)
+    return _conversation(row, row.get("messages"), "role", "content", default_id, where, root, unanswered)
 
 
-def from_row(row: Mapping[str, Any], *, default_id: str, where: str, root: Path | None) -> Record:
+def from_row(
+    row: Mapping[str, Any], *, default_id: str, where: str, root: Path | None, unanswered: bool = False
+) -> Record:
     """A record from a table's row.
 
     The conversation is ``messages`` or ``conversations``, keyed by role/content or by from/value, or
@@ -70,29 +78,36 @@ def from_row(row: Mapping[str, Any], *, default_id: str, where: str, root: Path 
         talk = _pairs(row)
     llava = isinstance(talk, Sequence) and bool(talk) and isinstance(talk[0], Mapping) and "from" in talk[0]
     keys = ("from", "value") if llava else ("role", "content")
-    return _conversation(row, talk, *keys, default_id, where, root)
+    return _conversation(row, talk, *keys, default_id, where, root, unanswered)
 
 
 def from_question(
     row: Mapping[str, Any],
     *,
     question: str,
-    answer: str,
+    answer: str | None,
     image: str | None,
     default_id: str,
     where: str,
     root: Path | None,
+    unanswered: bool = False,
 ) -> Record:
-    """A record of one turn from columns of a question, an answer and (optionally) one image or several."""
+    """A record of one turn from columns of a question, an answer and (optionally) one image or several.
+
+    Without a column of answers, which only ``unanswered`` allows, it ends with the question.
+    """
     name = record_id(row, default_id)
-    texts = [row.get(question), row.get(answer)]
+    texts = [row.get(question), row.get(answer) if answer else None]
+    if unanswered and _is_blank(texts[1]):
+        del texts[1]
     if not all(isinstance(text, str) for text in texts):
         raise BadRecord(
             "bad-format", f"columns {question!r} and {answer!r} must be text", record=name, where=where
         )
     images = image_refs(row.get(image) if image else None, root, name, where)
-    user = Message("user", (*range(len(images)), str(texts[0])))
-    return make_record(name, [user, Message("assistant", (str(texts[1]),))], images, where=where)
+    talk = [Message("user", (*range(len(images)), str(texts[0])))]
+    talk += [Message("assistant", (str(text),)) for text in texts[1:]]
+    return make_record(name, talk, images, where=where, unanswered=unanswered)
 
 
 def record_id(row: Mapping[str, Any], default: str) -> str:
@@ -155,6 +170,7 @@ def _conversation(
     default_id: str,
     where: str,
     root: Path | None,
+    unanswered: bool,
 ) -> Record:
     name = record_id(row, default_id)
 
@@ -171,6 +187,8 @@ def _conversation(
     listed = image_refs(given, root, name, where)
     images: list[ImageRef] = []
     numbering, messages = Numbering(), []
+    if unanswered and _ends_blank(talk, role_key, text_key):
+        talk = talk[:-1]
     for entry in talk:
         if not isinstance(entry, Mapping) or not isinstance(entry.get(role_key), str):
             raise bad("bad-format", f"a message without {role_key!r}")
@@ -182,7 +200,19 @@ def _conversation(
         )
     if numbering.count > len(images) or listed:
         raise bad("image-count", f"{numbering.count} in the text, {len(images) + len(listed)} images")
-    return make_record(name, messages, images, where=where)
+    return make_record(name, messages, images, where=where, unanswered=unanswered)
+
+
+def _ends_blank(talk: Sequence[Any], role_key: str, text_key: str) -> bool:
+    """Whether the last message stands for an answer that has not been given."""
+    last = talk[-1]
+    if not isinstance(last, Mapping) or not isinstance(last.get(role_key), str):
+        return False
+    return _ROLES.get(last[role_key]) == "assistant" and _is_blank(last.get(text_key))
+
+
+def _is_blank(text: Any) -> bool:
+    return text is None or (isinstance(text, str) and not text.strip())
 
 
 def _parts(

@@ -36,6 +36,7 @@ class HuggingFaceSource:
             shuffled files with rows shuffled in blocks of 1,000.
         shuffle_seed: seed of that order; None keeps the data set's own.
         columns: names of the ``question``, ``answer`` and (optionally) ``image`` columns.
+        unanswered: let conversations end with the user's message, and do without a column of answers.
 
     Raises:
         DataError: not found, not reachable, no such split, or no usable columns.
@@ -53,12 +54,14 @@ class HuggingFaceSource:
         revision: str | None = None,
         shuffle_seed: int | None = None,
         columns: Mapping[str, str] | None = None,
+        unanswered: bool = False,
     ) -> None:
         self.name = f"{id} ({split})" if name is None else f"{id} ({name}, {split})"
         self.shuffles_itself = self.streamed = streaming
         local = Path(id)
         #: Paths in rows are looked up here; a hub data set has no local files that its rows may name.
         self._root = (local if local.is_dir() else local.parent) if local.exists() else None
+        self._unanswered = unanswered
         self._columns = dict(columns) if columns else None
         with _quiet(), _told(id, split):
             data = _open(id, name, split, streaming, revision)
@@ -82,13 +85,14 @@ class HuggingFaceSource:
             return from_question(
                 values,
                 question=self._columns["question"],
-                answer=self._columns["answer"],
+                answer=self._columns.get("answer"),
                 image=self._columns.get("image"),
                 default_id=where,
                 where=where,
                 root=self._root,
+                unanswered=self._unanswered,
             )
-        return from_row(values, default_id=where, where=where, root=self._root)
+        return from_row(values, default_id=where, where=where, root=self._root, unanswered=self._unanswered)
 
     def state_dict(self) -> dict[str, Any]:
         """Of a streamed data set: from where it has to be read to read on, as plain JSON values."""
@@ -101,8 +105,15 @@ class HuggingFaceSource:
 
     def _check_columns(self, names: list[str]) -> None:
         if self._columns is not None:
-            wanted = [self._columns.get("question"), self._columns.get("answer")]
-            wanted += [self._columns[key] for key in ("image",) if key in self._columns]
+            needed = ("question",) if self._unanswered else ("question", "answer")
+            if unnamed := [key for key in needed if key not in self._columns]:
+                raise DataError(
+                    f"`columns` of {self.name} names no column of the {unnamed[0]}s",
+                    hint="`vlsi data answer` has a large model answer them"
+                    if unnamed[0] == "answer"
+                    else None,
+                )
+            wanted = list(self._columns.values())
             missing = [str(column) for column in wanted if column not in names]
             if missing and names:
                 raise DataError(f"{self.name} has no column {', '.join(missing)}; it has {', '.join(names)}")

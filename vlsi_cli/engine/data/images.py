@@ -78,6 +78,19 @@ def image_size(
     return _with_picture(ref, limits or ImageLimits(), fetch, _upright_size)
 
 
+def image_kind(data: bytes, limits: ImageLimits | None = None) -> str:
+    """The ending that a file of these bytes should have, by their header: ``png``, ``jpeg`` and so on.
+
+    Raises:
+        BadRecord: as :func:`load_image`, for what a header shows.
+    """
+
+    def named(picture: Image.Image, name: str) -> str:
+        return "jpeg" if picture.format == "MPO" else str(picture.format).lower()
+
+    return _with_picture(ImageRef(data=data), limits or ImageLimits(), None, named)
+
+
 def _with_picture(
     ref: ImageRef, limits: ImageLimits, fetch: Fetch | None, use: Callable[[Image.Image, str], Result]
 ) -> Result:

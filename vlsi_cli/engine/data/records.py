@@ -1,13 +1,14 @@
 """One record of training data, whatever it was read from, and the reasons why one cannot be used.
 
 A record is a conversation: an optional system message, then user and assistant in turn, ending with the
-assistant. Images stand in user messages, in the order in which the text mentions them.
+assistant, but for records that are still to be answered. Images stand in user messages, in the order in which the
+text mentions them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -50,15 +51,20 @@ REASONS: dict[str, str] = {
     "template-refused": "the chat template refused the conversation",
     "template-history": "the chat template rewrites earlier turns when one is added",
     "template-response": "the response cannot be found, or its end told, in the rendered conversation",
+    "template-thoughts": "the chat template asks for thoughts before every answer and writes none into responses",
     "not-everywhere": "one of several processes could not use it, this one could",
 }
 
 
 _HINTS = {
+    "no-response": "`vlsi data answer` has a large model answer such records",
     "image-missing": "image paths start from the folder of the data file, or from its image_root: "
     "--set data.sources.0.image_root=FOLDER",
     "image-address": "a host inside a private network has to be named in data.image_urls.private_hosts, "
     "another port in data.image_urls.hosts",
+    "too-long": "raise data.max_length, or make pictures smaller with data.max_pixels",
+    "template-thoughts": "take the model's variant that answers at once (Instruct), or change chat_template.jinja in a "
+    "local copy of it: the prompt should not end in <think>, or responses begin with a block of thoughts",
     "image-url": "images are fetched from http and https addresses with --set data.image_urls.fetch=true",
 }
 
@@ -130,7 +136,8 @@ class Message:
 class Record:
     """A conversation with its images. Construct through :func:`make_record`, which checks it.
 
-    ``kind`` is the kind of question, where a source knows one: scores are told apart by it.
+    ``kind`` is the kind of question, where a source knows one: scores are told apart by it. ``more`` are other fields
+    of the object that it was read from, where it is to be written down again.
     """
 
     id: str
@@ -138,6 +145,7 @@ class Record:
     images: tuple[ImageRef, ...] = ()
     where: str = field(default="", compare=False)
     kind: str = ""
+    more: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @property
     def turns(self) -> int:
@@ -152,8 +160,12 @@ def make_record(
     *,
     where: str = "",
     kind: str = "",
+    unanswered: bool = False,
 ) -> Record:
     """A checked record.
+
+    Args:
+        unanswered: let it end with the user's message, as a question that is still to be answered.
 
     Raises:
         BadRecord: roles out of order, no or empty response, text that is none, images that do not fit their
@@ -170,13 +182,13 @@ def make_record(
     talk = [m for m in messages if m.role != "system"]
     if any(m.role == "system" for m in messages[1:]):
         raise bad("role-order", "a system message after the first")
-    if not talk or all(m.role != "assistant" for m in talk):
+    if not talk or (not unanswered and all(m.role != "assistant" for m in talk)):
         raise bad("no-response")
     for position, message in enumerate(talk):
         expected = ("user", "assistant")[position % 2]
         if message.role != expected:
             raise bad("role-order", f"message {position + 1} is of the {message.role}, not of the {expected}")
-    if len(talk) % 2:
+    if len(talk) % 2 and not unanswered:
         raise bad("no-response", "the last message is of the user")
     for message in messages:
         if message.role != "user" and any(isinstance(part, int) for part in message.parts):

@@ -111,7 +111,7 @@ class Schedule:
             raise DataError("no data source is given")
         for source, _ in sources:
             if source.size == 0:
-                raise DataError(f"{source.name} holds no record")
+                raise DataError(f"{source.name} holds no records")
         self.sources = [source for source, _ in sources]
         self.weights = [weight for _, weight in sources]
         self._seed, self._shuffle = seed, shuffle
@@ -208,7 +208,7 @@ class Schedule:
             return Draw(number, index, epoch, bad)
         except EndOfSource:
             if index == 0:
-                raise DataError(f"{source.name} holds no record") from None
+                raise DataError(f"{source.name} holds no records") from None
         self._places[number] = [epoch + 1, 1]
         return self._streamed_draw(number, epoch + 1, 0)
 

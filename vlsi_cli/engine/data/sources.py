@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,13 +22,15 @@ from vlsi_cli.errors import DataError
 Style = Literal["llava", "messages"]
 
 
+#: Fields of an object that make up its record.
+_READ = {"id", "image", "images", "conversations", "messages"}
 #: Bytes of a line that are read at a time while lines are counted.
 _PIECE = 2**20
 
 
 class _Parse(Protocol):
     def __call__(
-        self, row: Mapping[str, Any], *, default_id: str, where: str, root: Path | None
+        self, row: Mapping[str, Any], *, default_id: str, where: str, root: Path | None, unanswered: bool
     ) -> Record: ...
 
 
@@ -86,6 +89,8 @@ class JsonSource:
         path: the file; one that starts with ``[`` is an array, anything else JSON Lines.
         style: how conversations are written down, see ``formats``.
         image_root: folder that image paths start from and must not leave; None for the file's own folder.
+        unanswered: let conversations end with the user's message, and keep the other fields of each object: these are
+            records to be answered and written down again.
 
     Raises:
         DataError: no such file, unreadable, or an array that is not valid JSON.
@@ -94,10 +99,17 @@ class JsonSource:
     shuffles_itself = False
     streamed = False
 
-    def __init__(self, path: Path | str, style: Style, *, image_root: Path | str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        style: Style,
+        *,
+        image_root: Path | str | None = None,
+        unanswered: bool = False,
+    ) -> None:
         self.path = Path(path)
         self.name = str(self.path)
-        self._parse = _PARSERS[style]
+        self._parse, self._unanswered = _PARSERS[style], unanswered
         self._root = Path(image_root) if image_root is not None else self.path.parent
         if not self.path.is_file():
             raise DataError(
@@ -132,9 +144,16 @@ class JsonSource:
             row = self._line(index, where)
         if not isinstance(row, dict):
             raise BadRecord("bad-format", f"a {type(row).__name__} instead of an object", where=where)
-        return self._parse(
-            row, default_id=where.removeprefix(f"{self.path.parent}/"), where=where, root=self._root
+        record = self._parse(
+            row,
+            default_id=where.removeprefix(f"{self.path.parent}/"),
+            where=where,
+            root=self._root,
+            unanswered=self._unanswered,
         )
+        if not self._unanswered:
+            return record
+        return replace(record, more={key: value for key, value in row.items() if key not in _READ})
 
     def _line(self, index: int, where: str) -> Any:
         offset = self._lines[0][index]

@@ -100,15 +100,18 @@ class ChatEncoder:
             raise ModelError(
                 f"{type(processor).__name__} has no chat template, so records cannot be rendered"
             )
-        self._can_think = thinking.can_think(processor.chat_template)
+        self._can_be_told = self._can_think = thinking.can_be_told(processor.chat_template)
         self._types_name = _token_types_name(processor)
         self._image_ids = torch.tensor(image_token_ids(processor), dtype=torch.long)
         try:
             self._control = self._control_tokens()
+            #: Whether every answer begins inside a block of thoughts, whatever the template is told.
+            self.always_thinks = thinking.is_open(self._render([Message("user", ("a",))], prompt=True))
         except BadRecord as bad:
             raise ModelError(
                 f"the chat template of {type(processor).__name__} cannot be used: {bad.detail}"
             ) from bad
+        self._can_think |= self.always_thinks
         self._any_control = re.compile("|".join(map(re.escape, sorted(self._control, key=len, reverse=True))))
 
     @property
@@ -126,9 +129,8 @@ class ChatEncoder:
         """Token ids, response mask and image tensors of a record.
 
         Raises:
-            BadRecord: an unusable image, too many tokens, control tokens in the text, or a template that
-            cannot be
-                cut into prompts and responses.
+            BadRecord: an unusable image, too many tokens, control tokens in the text, or a template that cannot be cut
+                into prompts and responses.
         """
         try:
             segments = [piece for turn in self.turns(record) for piece in turn]
@@ -145,8 +147,7 @@ class ChatEncoder:
         return Encoded(record.id, ids, trained, types, tensors, types_name=name)
 
     def encode_prompt(self, record: Record, turn: int = -1) -> EncodedPrompt:
-        """The prompt of one response (the last by default) as ``generate`` takes it, and the reference
-        answer.
+        """The prompt of one response (the last by default) as ``generate`` takes it, and the reference answer.
 
         Raises:
             BadRecord: as :meth:`encode`.
@@ -174,8 +175,7 @@ class ChatEncoder:
         )
 
     def turns(self, record: Record, upto: int | None = None) -> list[tuple[str, str]]:
-        """The rendered conversation as (prompt, response) texts, up to message ``upto``; joined they are all
-        of it.
+        """The rendered conversation as (prompt, response) texts, up to message ``upto``; joined they are all of it.
 
         Some templates write another header before a response than the one they prompt with (LLaVA-OneVision's
         has a space more); the one that the model is prompted with at generation is used. Blocks of thoughts that a
@@ -209,9 +209,11 @@ class ChatEncoder:
 
     def _response(self, added: str, header: str, text: str) -> tuple[str, str]:
         """What a response adds to the conversation, cut after its end of turn: (trained text, remainder)."""
-        wanted = text.strip()
+        wanted, inside = text.strip(), thinking.is_open(header)
         if added.startswith(header):
             answer = added[len(header) :]
+        elif inside:
+            raise BadRecord("template-thoughts")
         else:
             start = added.rfind(wanted)
             if start < 0:
@@ -220,20 +222,17 @@ class ChatEncoder:
         end = self._any_control.search(answer)
         if end is None:
             raise BadRecord("template-response", "no end-of-turn token follows")
-        if not self._same(answer[: end.start()], wanted):
+        said = answer[: end.start()]
+        if inside and thinking.CLOSE not in said:
+            raise BadRecord("template-thoughts")
+        if not thinking.is_same(said, wanted, inside=inside, can_think=self._can_think):
             raise BadRecord("template-response", "the text is changed")
         return answer[: end.end()], answer[end.end() :]
-
-    def _same(self, answer: str, wanted: str) -> bool:
-        if self._can_think and thinking.has_thoughts(wanted):
-            return thinking.parts(answer) == thinking.parts(wanted)
-        return answer.strip() == wanted
 
     def _tokenize(
         self, record: Record, segments: list[str], upto: int | None = None
     ) -> tuple[list[list[int]], dict[str, Tensor]]:
-        """Token ids of every segment, image placeholders expanded by the model's own processor, and image
-        tensors.
+        """Token ids of every segment, image placeholders expanded by the model's own processor, and image tensors.
 
         The processor is called once, on the whole text and all images as one sample, as at generation: some
         families lay out a single image differently from several (LLaVA-OneVision), so images must not be
@@ -286,7 +285,7 @@ class ChatEncoder:
         ]
         if not talk:
             return ""
-        told = {thinking.SWITCH: think} if self._can_think else {}
+        told = {thinking.SWITCH: think} if self._can_be_told else {}
         try:
             return str(
                 self.processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=prompt, **told)

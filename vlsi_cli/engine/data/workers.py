@@ -38,7 +38,9 @@ Out = TypeVar("Out", covariant=True)
 SHARED_FROM = 1 << 18
 _ALIGNMENT = 64
 #: A scheduler sends them to all processes of a job, a terminal to all it started; the one that trains acts on them.
-_NOT_OURS = {getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)}
+_NOT_OURS = {
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
+}
 #: Elsewhere (Windows) each worker starts from nothing.
 FORKSERVER = "forkserver" in multiprocessing.get_all_start_methods()
 

@@ -1,7 +1,7 @@
-"""Greedy answers, and losses of given answers, in batches that shrink when memory runs out.
+"""Answers, and losses of given answers, in batches that shrink when memory runs out.
 
 A batch is left padded for answers and right padded for losses; neither changes a result beyond the rounding of the
-arithmetic it is computed in.
+arithmetic it is computed in. Answers are greedy unless they are drawn (see ``sampling``).
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 import torch
 
 from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.data import thinking
 from vlsi_cli.engine.data.collate import collate, collate_prompts
 from vlsi_cli.engine.data.records import BadRecord, Record
-from vlsi_cli.engine.data.template import ChatEncoder
+from vlsi_cli.engine.data.template import ChatEncoder, EncodedPrompt
+from vlsi_cli.engine.evaluation.sampling import Sampling
 from vlsi_cli.errors import DataError, EvaluationError, is_out_of_memory
 
 AUTO_BATCH = 16
@@ -24,7 +26,7 @@ AUTO_BATCH = 16
 
 @dataclass(frozen=True)
 class Settings:
-    """How an answer is generated. Always greedy: the most probable token each time.
+    """How an answer is generated.
 
     Attributes:
         max_new_tokens: longest answer.
@@ -37,11 +39,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Question:
-    """Something to answer: a conversation whose last message, the answer, is a stand-in or, for a loss, given."""
+    """Something to answer: a conversation whose last message, the answer, is a stand-in or, for a loss, given.
+
+    Attributes:
+        key: equal for equal questions.
+        prompt: what is generated from, where it has been encoded already.
+    """
 
     key: str
     record: Record
     settings: Settings
+    prompt: EncodedPrompt | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,9 @@ class Answerer:
         backbone: the model; its weights stay as they are.
         batch_size: questions together; None begins with ``AUTO_BATCH`` and halves when memory runs out.
         told: hears when the batch was made smaller.
+        thoughts: leave the thoughts of a model that always thinks in its answers.
+        sampling: how answers are drawn; None: greedy, the most probable token each time.
+        advice: what to do where one question alone does not fit.
     """
 
     def __init__(
@@ -80,12 +91,17 @@ class Answerer:
         backbone: Backbone,
         batch_size: int | None = None,
         told: Callable[[str], None] = lambda text: None,
+        *,
+        thoughts: bool = False,
+        sampling: Sampling | None = None,
+        advice: str = "use --max-pixels, a lower --precision or a larger device",
     ) -> None:
         self.backbone = backbone
         self.encoder = ChatEncoder(backbone.processor)
         self.batch_size = batch_size or AUTO_BATCH
         self._fixed = batch_size is not None
         self._told = told
+        self._thoughts, self._sampling, self._advice = thoughts, sampling, advice
 
     def answer(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Reply]]:
         """Answers, in the order of the questions. Questions with unlike settings never share a batch."""
@@ -134,9 +150,7 @@ class Answerer:
         if self._fixed or tried == 1:
             raise EvaluationError(
                 f"{tried} question{'s' * (tried > 1)} at once do not fit into the memory of {self.backbone.device}",
-                hint="use --batch-size auto or a smaller one"
-                if tried > 1
-                else "use --max-pixels, a lower --precision or a larger device",
+                hint="use --batch-size auto or a smaller one" if tried > 1 else self._advice,
             ) from error
 
     def _shrink(self, tried: int) -> None:
@@ -152,10 +166,12 @@ class Answerer:
         from transformers import GenerationConfig
 
         backbone, settings = self.backbone, group[0].settings
-        prompts = [_encoded(self.encoder.encode_prompt, question) for question in group]
+        prompts = [q.prompt or _encoded(self.encoder.encode_prompt, q) for q in group]
         pad = self.encoder.pad_id
         own = backbone.model.generation_config
         given = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+        # in thoughts a stop is no end of the answer
+        until = () if self.encoder.always_thinks else settings.until
         ends = sorted({self._end_of_turn(group[0]), *(end for end in given if end is not None)})
         config = GenerationConfig(
             max_new_tokens=settings.max_new_tokens,
@@ -163,13 +179,18 @@ class Answerer:
             eos_token_id=ends,
             bos_token_id=own.bos_token_id,
             pad_token_id=pad,
-            stop_strings=list(settings.until) or None,
+            stop_strings=list(until) or None,
         )
         inputs = collate_prompts(prompts, pad).to(backbone.device).inputs
         if hasattr(backbone.base, "rope_deltas"):
             backbone.base.rope_deltas = None  # type: ignore[assignment]  # Qwen keeps the last call's offsets
-        stops = {"tokenizer": backbone.tokenizer} if settings.until else {}
-        tokens = backbone.model.generate(**inputs, generation_config=config, **stops)
+        more: dict[str, Any] = {"tokenizer": backbone.tokenizer} if until else {}
+        if self._sampling is not None:
+            keys = [question.key for question in group]
+            more["logits_processor"] = self._sampling.processors(
+                keys, backbone.device, backbone.tokenizer_length
+            )
+        tokens = backbone.model.generate(**inputs, generation_config=config, **more)
         return [
             self._reply(row, ends, settings) for row in tokens[:, inputs["input_ids"].shape[1] :].tolist()
         ]
@@ -178,6 +199,11 @@ class Answerer:
         length = next((n for n, token in enumerate(row) if token in ends), None)
         kept = row if length is None else row[:length]
         text = str(self.backbone.tokenizer.decode(kept, skip_special_tokens=True))
+        if (
+            self.encoder.always_thinks and not self._thoughts
+        ):  # nothing is said before the thoughts have ended
+            _, _, text = text.partition(thinking.CLOSE)
+            text = text.lstrip()
         found = [place for stop in settings.until if (place := text.find(stop)) >= 0]
         cut = length is None and not found and len(row) >= settings.max_new_tokens
         return Reply(text[: min(found)] if found else text, tokens=len(kept), cut=cut)
@@ -209,7 +235,7 @@ def _encoded(encode: Callable[[Record], _In], question: Question) -> _In:
         return encode(question.record)
     except BadRecord as bad:
         raise DataError(
-            str(bad), hint="the benchmark's own data hold what this model cannot be asked"
+            str(bad), hint=bad.hint or "the benchmark's own data hold what this model cannot be asked"
         ) from bad
 
 

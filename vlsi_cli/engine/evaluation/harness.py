@@ -15,10 +15,11 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from vlsi_cli.config import harness as place
 from vlsi_cli.config.redaction import redact
+from vlsi_cli.engine.files import writing
 from vlsi_cli.errors import ConfigError
 
 #: Characters after which a line is passed on without its end.
@@ -32,9 +33,11 @@ def quiet(log: Path) -> Iterator[None]:
 
     Whoever wants to be seen meanwhile holds on to the real streams from before.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
+    with writing(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        opened = log.open("ab", buffering=0)
     with (
-        log.open("a", encoding="utf-8") as kept,
+        opened as kept,
         contextlib.closing(_Redacted(kept)) as file,
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
@@ -52,13 +55,14 @@ def quiet(log: Path) -> Iterator[None]:
         finally:
             if logger is not None:
                 logger.remove()
-                logger.add(sys.__stderr__, level="WARNING")
+                if sys.__stderr__ is not None:  # as where a command was started without
+                    logger.add(sys.__stderr__, level="WARNING")
 
 
 class _Redacted(io.TextIOBase):
     """Passes whole lines on, each without secrets: one may come in several pieces."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self._file, self._line = file, ""
         self._lock = threading.Lock()
 
@@ -80,9 +84,8 @@ class _Redacted(io.TextIOBase):
         super().close()
 
     def _pass_on(self, text: str) -> None:
-        if text:
-            self._file.write(redact(text))
-            self._file.flush()
+        with contextlib.suppress(OSError):  # a full disk: the log is worth less than the answers
+            self._file.write(redact(text).encode("utf-8", "backslashreplace"))
 
 
 @contextlib.contextmanager

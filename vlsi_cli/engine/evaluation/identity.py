@@ -20,17 +20,21 @@ def identity(backbone: Backbone, low: int | None, high: int | None) -> dict[str,
     A file that the hub's cache keeps under its SHA-256 is not read again for it.
     """
     weights = {path.name: _sha256(path) for path in sorted(backbone.folder.glob("*.safetensors"))}
-    names = ("config.json", "generation_config.json", *PROCESSOR_FILES)
-    rest = {name: _sha256(backbone.folder / name) for name in names if (backbone.folder / name).is_file()}
     facts = {
         "weights": weights,
-        "files": rest,
+        "files": file_digests(backbone.folder),
         "pixels": [low, high],
         "precision": precision_name(backbone.dtype),
         "processor": type(backbone.processor.image_processor).__name__,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return {"identity": digest, **facts}
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Digests of a model's configuration and processor files."""
+    names = ("config.json", "generation_config.json", *PROCESSOR_FILES)
+    return {name: _sha256(folder / name) for name in names if (folder / name).is_file()}
 
 
 def _sha256(path: Path) -> str:

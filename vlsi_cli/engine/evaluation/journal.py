@@ -80,10 +80,20 @@ class Journal:
             self._file.flush()
 
     def close(self) -> None:
-        """Let go of the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Let go of the file.
+
+        Raises:
+            OutputError: what is left of it cannot be written.
+        """
+        file, self._file = self._file, None
+        if file is not None:
+            with writing(self.path):
+                file.close()
+
+
+def answers_in(path: Path) -> dict[str, dict[str, Any]]:
+    """The lines of a journal by key, read without touching the file; none where there is no file."""
+    return {line["key"]: line for line, _ in _whole_lines(path)} if path.is_file() else {}
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:

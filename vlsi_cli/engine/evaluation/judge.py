@@ -7,6 +7,7 @@ benchmarks, and the first failure is an error and not a score.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import time
@@ -80,10 +81,18 @@ class Judge:
                     break
             except TimeoutError:
                 problem = f"no answer within {self.timeout:g} s"
-            except (OSError, ValueError) as error:
+            except (
+                OSError,
+                ValueError,
+                http.client.HTTPException,
+            ) as error:  # the last: cut off in the middle
                 reason = getattr(error, "reason", error)
                 timed_out = isinstance(reason, TimeoutError)
-                problem = f"no answer within {self.timeout:g} s" if timed_out else str(reason)
+                problem = (
+                    f"no answer within {self.timeout:g} s"
+                    if timed_out
+                    else str(reason) or type(reason).__name__
+                )
         raise JudgeFailure(f"the judge {self.model} at {self.address} failed: {problem}")
 
     def _request(self, body: bytes) -> urllib.request.Request:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 #: How long to wait for the hub's answer, in seconds. A card without a licence is better than no push.
-_TIMEOUT = 10.0
+_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)

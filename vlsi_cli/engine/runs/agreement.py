@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
 from datetime import timedelta
 from pathlib import Path
 
-from vlsi_cli.config.data import LlavaSource, MessagesSource
+from vlsi_cli.config.data import HubSource, PatternsSource
 from vlsi_cli.config.loading import Resolved, difference
 from vlsi_cli.config.run import DistillConfig
 from vlsi_cli.engine import processes
@@ -18,7 +19,25 @@ from vlsi_cli.errors import ConfigError, DataError, OutputError, VlsiError
 
 #: A file system over the network shows a new file at once, or when it next looks a folder up.
 SHOWING = timedelta(seconds=60)
+#: Bytes at the beginning and at the end of a file that are compared: all of what is not weights or data, as a rule.
+PROBE = 2**20
 _ALIKE = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "peft", "deepspeed")
+
+_WEIGHTS = "*.safetensors"
+#: Other files of a model's folder, which decide how records are read and what is built.
+_READING = (
+    "config.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+    "chat_template*",
+    "*processor_config.json",
+)
+#: What is held of models and data: a place, the names of its files, and what tells each from another.
+Held = dict[str, dict[str, str]]
 
 
 def require_alike(resolved: Resolved) -> None:
@@ -26,7 +45,7 @@ def require_alike(resolved: Resolved) -> None:
 
     Raises:
         ConfigError: one has another configuration or other versions than the first; every process raises it.
-        DataError: models or data files of one have another size.
+        DataError: models or data files of one are others.
     """
     if processes.size() == 1:
         return
@@ -46,9 +65,9 @@ def require_alike(resolved: Resolved) -> None:
                 f"process {number} has {odd[0]} {theirs[odd[0]]}, and the first has {known[odd[0]]}",
                 hint="install the same versions on every machine",
             )
-        elif other := [path for path in held if held[path] and here[path] and here[path] != held[path]]:
+        elif other := _difference(held, here):
             problem = DataError(
-                f"process {number} has other files in {other[0]} than the first: their sizes differ",
+                f"process {number} has other files than the first: {other} is not the same",
                 hint="copy models and data anew, or keep them on a file system that all machines of the run share",
             )
         if problem is not None:
@@ -56,21 +75,54 @@ def require_alike(resolved: Resolved) -> None:
             raise problem
 
 
-def _held(config: DistillConfig) -> dict[str, list[tuple[str, int]]]:
-    """Names and sizes of the files of models and data here: cheap to compare, and most stale copies differ.
-
-    Nothing of a model that is not here: it will be fetched.
-    """
-    found = {}
+def _held(config: DistillConfig) -> Held:
+    """The files of models and data here. Nothing of a model that is not here: it will be fetched."""
+    found: Held = {}
     for model in filter(None, (config.teacher, config.student)):
         folder = local_folder(model.id, model.revision)
-        weights = sorted(folder.glob("*.safetensors")) if folder is not None else []
-        found[model.id] = [(file.name, file.stat().st_size) for file in weights if file.is_file()]
-    for source in config.data.located_sources():
-        if isinstance(source, LlavaSource | MessagesSource):
-            path = Path(source.path)
-            found[str(path)] = [(path.name, path.stat().st_size if path.is_file() else 0)]
+        files = (
+            [] if folder is None else [file for each in (_WEIGHTS, *_READING) for file in folder.glob(each)]
+        )
+        found[model.id] = {file.name: _told(file) for file in files if file.is_file()}
+    for data in filter(None, (config.data, config.evaluation.data)):
+        for source in data.located_sources():
+            if not isinstance(source, PatternsSource):
+                path = Path(source.id if isinstance(source, HubSource) else source.path)
+                if path.is_file() or not isinstance(source, HubSource):
+                    found[str(path)] = {path.name: _told(path)}
     return found
+
+
+def _told(file: Path) -> str:
+    """What tells a file from another copy: its size and both of its ends; "" where it cannot be read.
+
+    Training changes a checkpoint in its last tensor too. A data file that was changed only in its middle, and not in
+    its length, is not told from the old one.
+    """
+    try:
+        with file.open("rb") as opened:
+            size = opened.seek(0, 2)
+            opened.seek(0)
+            digest = hashlib.blake2b(opened.read(PROBE), digest_size=16)
+            opened.seek(max(PROBE, size - PROBE))
+            digest.update(opened.read(PROBE))
+    except OSError:
+        return ""
+    return f"{size} {digest.hexdigest()}"
+
+
+def _difference(first: Held, here: Held) -> str | None:
+    """A file that is another one here, or weights that only one of both has."""
+    for place, ours in first.items():
+        theirs = here.get(place, {})
+        if not ours or not theirs:
+            continue
+        alone = sorted(name for name in ours.keys() ^ theirs.keys() if Path(name).match(_WEIGHTS))
+        # of other files one may have fetched fewer, as they were needed
+        other = sorted(name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name])
+        for name in (*other, *alone):
+            return place if Path(place).name == name else f"{place}/{name}"
+    return None
 
 
 def _named(differs: str, number: int) -> str:

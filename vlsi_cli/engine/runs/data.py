@@ -34,8 +34,12 @@ _Item = TypeVar("_Item")
 _Out = TypeVar("_Out")
 
 
-def open_source(config: Source, *, shuffle_seed: int | None) -> RecordSource:
-    """One source. ``shuffle_seed`` is for streamed data sets, which shuffle in their own buffer.
+def open_source(config: Source, *, shuffle_seed: int | None, unanswered: bool = False) -> RecordSource:
+    """One source.
+
+    Args:
+        shuffle_seed: for streamed data sets, which shuffle in their own buffer.
+        unanswered: take records too that end with the user's message.
 
     Raises:
         DataError: it is not there or cannot be read.
@@ -57,9 +61,10 @@ def open_source(config: Source, *, shuffle_seed: int | None) -> RecordSource:
             revision=config.revision,
             columns={str(k): v for k, v in config.columns.items()} if config.columns else None,
             shuffle_seed=shuffle_seed,
+            unanswered=unanswered,
         )
     style: sources.Style = "llava" if isinstance(config, LlavaSource) else "messages"
-    return sources.JsonSource(config.path, style, image_root=config.image_root)
+    return sources.JsonSource(config.path, style, image_root=config.image_root, unanswered=unanswered)
 
 
 def open_sources(config: DataConfig, seed: int) -> list[tuple[RecordSource, float]]:

@@ -151,6 +151,9 @@ class _Distillation(RunChecks):
         if not self.folder.state.stages:
             self.check_space()
         self.check_data()
+        if encoder_for(self.student.processor, config.data).always_thinks:
+            asked = f"every prompt of {config.student.id} asks for thoughts (<think>)"
+            self.events(Note(f"{asked}; a response without any is trained to say none"))
         reused = live and config.teacher is not None and config.teacher.verbalizers is not None
         if reused and not self._complete("interaction"):
             self._large_verbalizers = self._verbalizers("large")  # refused now rather than after step 1

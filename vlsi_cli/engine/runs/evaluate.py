@@ -11,8 +11,6 @@ asks the judge, scores and writes.
 from __future__ import annotations
 
 import gc
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -38,7 +36,7 @@ from vlsi_cli.engine.evaluation.scores import Paired, Result, Sample, paired
 from vlsi_cli.engine.files import only_process, sweep, write_json, writing
 from vlsi_cli.engine.runs import evaluation_report as report_files
 from vlsi_cli.engine.runs.folder import environment
-from vlsi_cli.errors import Interrupted, ProcessError
+from vlsi_cli.engine.runs.stopping import keeping_answers
 from vlsi_cli.events import BenchmarkStarted, Events, Warn
 
 if TYPE_CHECKING:
@@ -49,7 +47,6 @@ Made = TypeVar("Made")
 
 _PATIENCE = timedelta(days=7)
 """How long processes wait for the first, which may be asking a judge thousands of times."""
-_GOES_ON = "the same command goes on from here"
 
 
 @dataclass(frozen=True)
@@ -92,45 +89,14 @@ def run(config: EvaluationConfig, plan: EvaluationPlan, events: Events) -> Evalu
     """
     device = processes.own_device(resolve_device(config.device), chosen=":" in config.device)
     dtype = resolve_precision(config.precision, device)
-    try:
-        with _told_to_end(), processes.joined(torch.device("cpu"), _PATIENCE, events):
-            judge = None
-            if processes.is_first():
-                judge = _judge(config, plan)
-                for title in plan.skipped:
-                    events(Warn(f"{title} is left out: it needs a judge"))
-            with _held(config.output) if processes.is_first() else nullcontext():
-                return _run(config, plan, events, device, dtype, judge)
-    except KeyboardInterrupt as error:
-        code = 143 if isinstance(error, _Terminated) else 130
-        stopped = Interrupted("interrupted; the answers so far are kept", hint=_GOES_ON, exit_code=code)
-        stopped.shared = True  # it reaches every process
-        raise stopped from error
-    except ProcessError as error:
-        error.hint = f"the answers so far are kept: {_GOES_ON}"
-        raise
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, where no launcher sends it."""
-
-
-@contextmanager
-def _told_to_end() -> Iterator[None]:
-    """Let the first process say what SIGTERM means. The others end at once, with every answer on the disk."""
-    if threading.current_thread() is not threading.main_thread() or not processes.is_first():
-        yield
-        return
-    kind = _Terminated if processes.size() == 1 else processes.Terminated
-
-    def end(number: int, frame: Any) -> None:
-        raise kind
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with keeping_answers(), processes.joined(torch.device("cpu"), _PATIENCE, events):
+        judge = None
+        if processes.is_first():
+            judge = _judge(config, plan)
+            for title in plan.skipped:
+                events(Warn(f"{title} is left out: it needs a judge"))
+        with _held(config.output) if processes.is_first() else nullcontext():
+            return _run(config, plan, events, device, dtype, judge)
 
 
 def _judge(config: EvaluationConfig, plan: EvaluationPlan) -> Judge | None:

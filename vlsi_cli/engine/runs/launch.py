@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -24,6 +23,8 @@ SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
 PATIENCE = 900
 #: How long all processes may have ended without the launcher's noticing, and how often that is looked for.
 STUCK, LOOK = timedelta(seconds=60), timedelta(seconds=5)
+#: How words of torchrun begin that say where processes meet.
+_MEETS = ("rdzv", "master", "standalone")
 _MEETING = (
     "see what the other machines say; each needs the same command. Where that one does not know itself by this name or "
     "address, give it with --master-addr and --master-port instead, and --node-rank 0, 1, ... on each"
@@ -78,6 +79,8 @@ def launch(processes: Count, words: Sequence[str], launcher: Sequence[str] = ())
             f"'{arguments.training_script}' after -- is not an argument of torchrun",
             hint="`torchrun --help` lists them",
         )
+    if _is_alone(arguments) and not any(word.strip("-").startswith(_MEETS) for word in launcher):
+        arguments.standalone = True  # else some versions meet at one port for all, where another run may be
     # It would tell of every process that ended what that process has told itself. Its loggers have levels of their own.
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
@@ -126,12 +129,12 @@ def _not_stuck() -> Iterator[None]:
     over = threading.Event()
 
     def look() -> None:
-        since = None
+        times = 0  # not by the clock: the launcher may have been stopped with its job meanwhile
         while not over.wait(LOOK.total_seconds()):
-            code = peers.children_ended()
-            since = None if code is None else since or time.monotonic()
-            if code is not None and since is not None and time.monotonic() - since > STUCK.total_seconds():
-                os._exit(code)
+            codes = peers.children_ended()
+            times = 0 if codes is None else times + 1
+            if codes is not None and times > STUCK / LOOK:
+                os._exit(_cause(codes))
 
     threading.Thread(target=look, name="not stuck", daemon=True).start()
     try:
@@ -170,5 +173,5 @@ def _by_time(failures: dict[int, Any]) -> list[Any]:
 def _cause(codes: list[int]) -> int:
     """The code that says why: not that of a process that was ended, or lost another; signals are negative here."""
     own = [code for code in codes if code > 0 and code != ProcessError.exit_code]
-    code = [*own, *codes][0]
-    return code if code > 0 else 128 - code
+    code = [*own, *filter(None, codes), 0][0]
+    return code if code >= 0 else 128 - code

@@ -125,6 +125,7 @@ def load_model(
             "rounded away); the computation follows `precision`",
             hint="leave student.dtype out, or train adapters (train: lora)",
         )
+    computed = dtype
     if model.dtype != "auto":
         dtype = resolve_precision(model.dtype, device)
     elif trained:
@@ -143,6 +144,7 @@ def load_model(
         chat_template=chat_template,
         placement="disk" if divided else model.placement,
         quantization=model.quantization,
+        computed=computed,
     )
     if divided:
         divide(backbone)

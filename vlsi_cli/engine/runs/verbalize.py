@@ -255,7 +255,8 @@ def _encode(backbone: Backbone, picture: Picture, question: str) -> tuple[dict[s
             ) from bad
         detail = f" ({bad.detail})" if bad.detail else ""
         raise DataError(
-            f"'{backbone.id}' cannot be asked about {picture.name}: {REASONS[bad.reason]}{detail}"
+            f"'{backbone.id}' cannot be asked about {picture.name}: {REASONS[bad.reason]}{detail}",
+            hint=bad.hint,
         ) from bad
     stops = backbone.model.generation_config.eos_token_id
     ends = {int(whole.input_ids[whole.trained][-1])}

@@ -1,22 +1,23 @@
 """What enters the language head behind every layer while each layer's own answer grows.
 
 Two ways to the same numbers: :class:`SharedPrompt` reads the prompt once and computes nothing twice;
-:class:`Recomputed` runs the whole model on the whole text for every token of every layer, which serves the models and
-verbalizers that the first cannot (sliding windows; verbalizers that are decoder layers and read whole sequences).
+:class:`Recomputed` runs the whole model on the whole text for every token of every layer, which serves the
+verbalizers that the first cannot: decoder layers, which read whole sequences.
 
 Shapes: H hidden width, S positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.backbones.branches import Branches
+from vlsi_cli.engine.backbones.branches import Branches, can_branch
 from vlsi_cli.engine.data.template import TOKEN_TYPES
 from vlsi_cli.engine.verbalizing.verbalizer import Verbalizers
 
@@ -73,7 +74,7 @@ def follow(
         layers: distinct decoder layers from 1, the last among them.
         along: whether every layer is to be read along the final answer too.
     """
-    shared = backbone.attends_fully and not (verbalizers is not None and verbalizers.needs_sequence)
+    shared = can_branch(backbone) and not (verbalizers is not None and verbalizers.needs_sequence)
     way = SharedPrompt if shared else Recomputed
     return way(backbone, verbalizers, layers, along=along)
 
@@ -151,12 +152,12 @@ class Recomputed:
 
     def _read(self, added: Sequence[int], layers: Sequence[int]) -> Heads:
         inputs = dict(self._inputs)
-        fills = {"input_ids": None, "attention_mask": 1, **dict.fromkeys(TOKEN_TYPES, 0)}
-        for name, fill in fills.items():
+        last = int(inputs["input_ids"][0, -1])
+        for name, fill in {"input_ids": last, "attention_mask": 1, **dict.fromkeys(TOKEN_TYPES, 0)}.items():
             if name in inputs:
-                new = added if fill is None else [fill] * len(added)
-                inputs[name] = torch.cat([inputs[name], inputs[name].new_tensor([new])], dim=1)
-        with self._backbone.tap(layers, calls=True) as tapped:
+                new = inputs[name].new_full((1, len(added)), fill)
+                inputs[name] = torch.cat([inputs[name], new], dim=1)
+        with _ending_in(self._backbone, added), self._backbone.tap(layers, calls=True) as tapped:
             self._backbone.forward_base(inputs)
             heads = {
                 layer: enter_head(
@@ -166,3 +167,25 @@ class Recomputed:
             }
         self.layer_tokens += inputs["input_ids"].numel() * self._backbone.num_layers
         return heads
+
+
+@contextmanager
+def _ending_in(backbone: Backbone, added: Sequence[int]) -> Iterator[None]:
+    """Within, a text's last tokens are embedded as these, whatever their ids say.
+
+    A layer may come to say a token that stands for a picture. As ids the model would miss the picture's features;
+    behind a cache, as in generation, it is a token like any other.
+    """
+    if not added:
+        yield
+        return
+    said = backbone.embeddings(torch.tensor([added], device=backbone.device))
+
+    def end(module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
+        return torch.cat([embedded[:, : -len(added)], said.to(embedded.dtype)], dim=1)
+
+    hook = backbone.embeddings.register_forward_hook(end)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -1,0 +1,29 @@
+"""Which models a precision cannot hold, by what is known of their families."""
+
+from __future__ import annotations
+
+from vlsi_cli.errors import ConfigError
+
+#: ``model_type`` -> title of families whose states pass 65,504, the largest number of fp16. In Gemma 3 embeddings are
+#: multiplied by the root of the width and the norms behind each block have large weights, so that released checkpoints
+#: answer nothing in fp16 (https://github.com/huggingface/transformers/issues/36822).
+BEYOND_FP16 = {"gemma3": "Gemma 3"}
+
+
+def require_range(model_type: str, shown: str, *precisions: str) -> None:
+    """Refuse a model in a precision that cannot hold its states.
+
+    Args:
+        model_type: of its ``config.json``.
+        shown: what to call it in a message.
+        precisions: what it is stored in and computed in: "fp16" is looked for.
+
+    Raises:
+        ConfigError: it is of such a family.
+    """
+    if "fp16" in precisions and model_type in BEYOND_FP16:
+        raise ConfigError(
+            f"'{shown}' cannot be used in fp16: the states of {BEYOND_FP16[model_type]} pass its largest number, "
+            "65,504, and become infinite",
+            hint="use bf16 (GPUs from Ampere on) or fp32",
+        )
