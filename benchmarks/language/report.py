@@ -22,13 +22,19 @@ _ROOT = Path(__file__).parents[2]
 Results = Mapping[int, Mapping[str, Any]]
 
 
-def write_report(store: Store, rows: Mapping[str, Sequence[Run]], rates: Mapping[float, Run]) -> None:
-    """Write the document, whole.
+def write_report(store: Store, rows: Mapping[str, Sequence[Run]], trials: Sequence[Run]) -> None:
+    """Write the document, whole."""
+    with new_file(_ROOT / DOCUMENT) as partial:
+        partial.write_text(report(store, rows, trials), encoding="utf-8")
+
+
+def report(store: Store, rows: Mapping[str, Sequence[Run]], trials: Sequence[Run]) -> str:
+    """The document.
 
     Args:
         store: the results.
         rows: of the table, by label; a run a seed.
-        rates: the trials of the learning rate.
+        trials: of the learning rate.
     """
     done = store.load()
     found = {label: {run.seed: done[run] for run in runs if run in done} for label, runs in rows.items()}
@@ -36,16 +42,17 @@ def write_report(store: Store, rows: Mapping[str, Sequence[Run]], rates: Mapping
     for side in ("small", "large"):
         if (run := untrained(side)) in done:
             parts.append(f"The {side} model as it is: {done[run]['loss']:.3f}.")
-    tried = ", ".join(f"{done[run]['loss']:.3f} at {rate:g}" for rate, run in rates.items() if run in done)
+    tried = ", ".join(f"{done[run]['loss']:.3f} at {run.rate:g}" for run in trials if run in done)
     parts.append(f"SFT on the validation records, by learning rate: {tried}.")
     parts += [READING, *_layers(found["VLsI"]), *_draws(found["VLsI"]), LIMITS]
-    with new_file(_ROOT / DOCUMENT) as partial:
-        partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _table(found: Mapping[str, Results]) -> Iterator[str]:
     """A row an arm: loss, paired differences from SFT and from last-layer KLD, seeds, seconds."""
-    losses = {label: {seed: each["loss"] for seed, each in results.items()} for label, results in found.items()}
+    losses = {
+        label: {seed: each["loss"] for seed, each in results.items()} for label, results in found.items()
+    }
     lines = []
     for label, results in found.items():
         if not results:
@@ -74,7 +81,9 @@ def _layers(results: Results) -> Iterator[str]:
     yield LAYERS
     for side in ("large", "small"):
         losses = said[side]["losses"]
-        yield table_lines([f"{side} layer", *losses], [["loss", *(f"{loss:.2f}" for loss in losses.values())]])
+        yield table_lines(
+            [f"{side} layer", *losses], [["loss", *(f"{loss:.2f}" for loss in losses.values())]]
+        )
 
 
 def _draws(results: Results) -> Iterator[str]:

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from benchmarks.language import material
-from benchmarks.language.__main__ import RATES, SETTINGS, LanguageGrid, arms
+from benchmarks.language.__main__ import RATES, RESULTS, SETTINGS, TUNING_SEED, LanguageGrid, arms, stored
 from benchmarks.language.laboratory import LanguageLaboratory
+from benchmarks.language.report import DOCUMENT, report
 from benchmarks.proof.grid import Tuning
 from benchmarks.proof.results import Store
 from benchmarks.proof.settings import Run
+from tests.invariants.tree import ROOT
 from tests.tiny import tiny_tokenizer
 from vlsi_cli.engine.backbones.load import load_backbone
 
@@ -114,9 +116,15 @@ def test_rates_come_first_and_the_better_one_is_everybodys(tmp_path: Path) -> No
         store.add(run, {"loss": loss})
     rows = grid.runs()[len(trials) + 2 :]
     assert {run.rate for run in rows} == {RATES[1]}
-    assert [run.seed for run in rows] == [0] * 3 + [1] * 3 + [0] * 2 + [1] * 2
-    steps = {run.interaction_steps + run.reinforcement_steps for run in rows}
-    assert steps == {150}
+    assert [run.seed for run in rows] == [0] * 7 + [1] * 7
+    assert {run.interaction_steps + run.reinforcement_steps for run in rows} == {150}
+    only = replace(grid, labels=["SFT"]).runs()
+    assert only == [*trials, *grid.runs()[2:4], *grid.rows()["SFT"]]
+
+
+def test_the_page_is_what_the_stored_results_say() -> None:
+    grid = LanguageGrid(stored(RESULTS), Tuning(RATES, (TUNING_SEED,)), seeds=3)
+    assert (ROOT / DOCUMENT).read_text("utf-8") == report(grid.store, grid.rows(), grid.trials())
 
 
 def test_a_run_lowers_the_loss(folder: Path) -> None:

