@@ -80,7 +80,7 @@ def _layers(results: Results) -> Iterator[str]:
         return
     yield LAYERS
     for side in ("large", "small"):
-        losses = said[side]["losses"]
+        losses = dict(sorted(said[side]["losses"].items(), key=lambda item: int(item[0])))
         yield table_lines(
             [f"{side} layer", *losses], [["loss", *(f"{loss:.2f}" for loss in losses.values())]]
         )

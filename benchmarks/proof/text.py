@@ -134,6 +134,7 @@ after; runs of both versions give the same scores (see the trial at the end), bu
 LIMITS = """\
 ## What it does not tell
 
+- Toys: on the weights of a real language model the ways compare as [another page](language.md) has it.
 - One pair, and one start of the student: the intervals hold the spread over training puzzles, their order, the
   verbalizers learnt from them and the draws of the matching, and nothing else.
 - The interaction step trains the decoder layers alone and SFT the whole language model, as the method has it; equal
