@@ -57,6 +57,7 @@ class LanguageLaboratory(Laboratory):
             watch(step, teacher, own)
 
         result = super().run(run, look)
+        del result["accuracy"], result["by_kind"]  # no answer is judged here
         if draws:
             result["draws"] = draws
             result["seconds"]["interaction"] = round(result["seconds"]["interaction"] - looking, 1)
@@ -83,7 +84,7 @@ class LanguageLaboratory(Laboratory):
         return draws.rows()
 
     def measure(self, backbone: Backbone, split: Split) -> Score:
-        """The mean loss on the response tokens of a split; no answer is judged."""
+        """The mean loss on the response tokens of a split."""
         if split not in self._asked:
             data = self._data(split)
             records = list(training_stream(data, self._encoder, seed=0).one_pass())

@@ -78,7 +78,7 @@ class Grid:
             elapsed = time.monotonic() - started
             self.store.add(run, result | {"elapsed": round(elapsed, 1)})
             number += 1
-            say(f"{elapsed:6.0f} s  {result['accuracy']:.3f}  {describe(run)}")
+            say(f"{elapsed:6.0f} s  {result.get('accuracy', result.get('loss')):.3f}  {describe(run)}")
         return number
 
 
