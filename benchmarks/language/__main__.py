@@ -60,7 +60,7 @@ def teach(folder: Path) -> None:
 
 
 def prepare(folder: Path) -> dict[str, str]:
-    """Write models and records into a folder, where they are not there yet, and tell their fingerprint."""
+    """Write the records into a folder, and the models that are not there yet; their fingerprint."""
     write_models(folder)
     write_records(folder)
     teach(folder)

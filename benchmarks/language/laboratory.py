@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.proof.diagnosis import Draws
-from benchmarks.proof.held_out import Score
 from benchmarks.proof.laboratory import Laboratory, Watch
 from benchmarks.proof.settings import Run, Settings, Split
 from benchmarks.proof.shared import KeptTeacher, Supply
@@ -25,6 +24,17 @@ from vlsi_cli.engine.verbalizing import Verbalizers
 
 #: Batches whose draws are looked at.
 LOOKED_AT = 4
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Mean loss on the answers, in nats; none is judged."""
+
+    loss: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, rounded."""
+        return {"loss": round(self.loss, 5)}
 
 
 class LanguageLaboratory(Laboratory):
@@ -57,7 +67,6 @@ class LanguageLaboratory(Laboratory):
             watch(step, teacher, own)
 
         result = super().run(run, look)
-        del result["accuracy"], result["by_kind"]  # no answer is judged here
         if draws:
             result["draws"] = draws
             result["seconds"]["interaction"] = round(result["seconds"]["interaction"] - looking, 1)
@@ -83,7 +92,7 @@ class LanguageLaboratory(Laboratory):
                 stage(supply.batch(step + batch))
         return draws.rows()
 
-    def measure(self, backbone: Backbone, split: Split) -> Score:
+    def measure(self, backbone: Backbone, split: Split) -> Loss:
         """The mean loss on the response tokens of a split."""
         if split not in self._asked:
             data = self._data(split)
@@ -91,7 +100,7 @@ class LanguageLaboratory(Laboratory):
             records.sort(key=lambda record: len(record.input_ids))
             groups = in_groups(records, self.settings.asked_together)
             self._asked[split] = [collate(group, self._encoder.pad_id) for group in groups]
-        return Score(0.0, mean_loss(backbone, self._asked[split]), {})
+        return Loss(mean_loss(backbone, self._asked[split]))
 
     def _data(self, split: str, seed: int = 0, **changes: Any) -> DataConfig:
         source = MessagesSource(path=self._folder / f"{split}.jsonl")

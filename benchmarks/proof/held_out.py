@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from benchmarks.proof.settings import Settings, Split
 from vlsi_cli.config.run import DataConfig
@@ -15,6 +15,14 @@ from vlsi_cli.engine.data.collate import collate, in_groups
 from vlsi_cli.engine.data.template import ChatEncoder, EncodedPrompt
 from vlsi_cli.engine.evaluation import answer_prompts, mean_loss
 from vlsi_cli.engine.runs.data import prompt_stream, training_stream
+
+
+class Measure(Protocol):
+    """What a model is measured by."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ``loss`` among them."""
+        ...
 
 
 @dataclass(frozen=True)

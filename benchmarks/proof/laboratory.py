@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.proof.held_out import HeldOut, Score
+from benchmarks.proof.held_out import HeldOut, Measure
 from benchmarks.proof.noise import noisy_stream
 from benchmarks.proof.settings import Run, Settings, Split
 from benchmarks.proof.shared import KeptTeacher, Replay, Supply
@@ -302,6 +302,6 @@ class Laboratory:
         source = PatternsSource.model_validate({"split": split, "seed": seed, **values})
         return DataConfig(sources=(source,), max_length=fixed.max_length)
 
-    def measure(self, backbone: Backbone, split: Split) -> Score:
+    def measure(self, backbone: Backbone, split: Split) -> Measure:
         """Greedy answers to the held-out puzzles of a split, and the loss on them."""
         return self.held_out.measure(backbone, split)

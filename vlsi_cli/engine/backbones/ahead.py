@@ -94,10 +94,9 @@ class _Settings(NamedTuple):
     def of(cls, tower: Any) -> Self:
         from transformers.utils.generic import is_flash_attention_requested
 
-        window = (
-            (tower.window_size, tower.patch_size) if hasattr(tower, "window_size") else None
-        )  # Qwen2.5-VL
-        grid = None
+        window = grid = None
+        if hasattr(tower, "window_size"):  # Qwen2.5-VL
+            window = tower.window_size, tower.patch_size
         if hasattr(tower, "num_grid_per_side"):  # Qwen3-VL
             grid = tower.num_grid_per_side, tower.interpolation_mode, tower.interpolation_align_corners
         return cls(tower.spatial_merge_size, window, grid, is_flash_attention_requested(tower.config))
@@ -110,9 +109,8 @@ def _tower_arguments(base: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-@lru_cache(
-    maxsize=1
-)  # by the sizes' identity: the large and the small model are asked about one batch after the other
+# By the sizes' identity: the large and the small model are asked about one batch after the other.
+@lru_cache(maxsize=1)
 def _made_of_sizes(grid: Tensor, device: torch.device, tower: _Settings) -> dict[str, Any]:
     from transformers import vision_utils
 

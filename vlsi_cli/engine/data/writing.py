@@ -110,9 +110,8 @@ class RecordWriter:
     def _kept(self, data: bytes) -> str:
         name = f"{hashlib.sha256(data).hexdigest()[:32]}.{image_kind(data)}"
         path = self.images / name[:2] / name
-        if not path.is_file() or path.stat().st_size != len(
-            data
-        ):  # a power cut may leave a name without bytes
+        # a power cut may leave a name without bytes
+        if not path.is_file() or path.stat().st_size != len(data):
             with new_file(path, flush=False) as part:
                 part.write_bytes(data)
             self._unflushed = True

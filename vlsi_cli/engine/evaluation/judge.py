@@ -81,11 +81,8 @@ class Judge:
                     break
             except TimeoutError:
                 problem = f"no answer within {self.timeout:g} s"
-            except (
-                OSError,
-                ValueError,
-                http.client.HTTPException,
-            ) as error:  # the last: cut off in the middle
+            # the last of these: cut off in the middle
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 reason = getattr(error, "reason", error)
                 timed_out = isinstance(reason, TimeoutError)
                 problem = (

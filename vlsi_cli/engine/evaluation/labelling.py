@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from vlsi_cli.engine.data import thinking
@@ -177,7 +178,7 @@ class Labeller:
         first = next(questions, None)
         if first is None:
             return  # the model need not even be loaded
-        for question, reply in self._answerer().answer(_chain(first, questions)):
+        for question, reply in self._answerer().answer(chain([first], questions)):
             self._journal.add(
                 self._stored_as(question.key, cut=reply.cut), {"sample": question.record.id, **as_dict(reply)}
             )
@@ -280,11 +281,6 @@ def known_answer(key: str, longest: int, *journals: dict[str, dict[str, Any]]) -
 
 def _thought(thoughts: str, words: str) -> str:
     return f"{thinking.OPEN}\n{thoughts}\n{thinking.CLOSE}\n\n{words}"
-
-
-def _chain(first: Question, rest: Iterator[Question]) -> Iterator[Question]:
-    yield first
-    yield from rest
 
 
 def _content(ref: ImageRef, encoder: ChatEncoder) -> str:
