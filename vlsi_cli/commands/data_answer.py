@@ -62,6 +62,11 @@ def answer(
         typer.Option(min=1, help="Take this many records of each of the data, from the first.", show_default=False),
     ] = None,
     batch_size: ask.BatchOption = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that read pictures ahead of the model. Default: data.workers, or 4 beside "
+                     "a GPU.", show_default=False, rich_help_panel="Run"),
+    ] = None,
     overwrite: opt.OverwriteOption = False,
     device: opt.DeviceOption = None,
     precision: opt.PrecisionOption = None,
@@ -82,7 +87,8 @@ def answer(
         raise ConfigError("no data are given", hint="name a file or a data set, or give --recipe")
     given: dict[str, Any] = {
         "output": output, "max_new_tokens": max_new_tokens, "batch_size": batch_size_from_word(batch_size),
-        "limit": limit, "temperature": temperature, "replace": replace, "think": think, "overwrite": overwrite,
+        "workers": workers, "limit": limit, "temperature": temperature, "replace": replace, "think": think,
+        "overwrite": overwrite,
     }  # fmt: skip
     asked = answering.AnsweringConfig.model_validate(
         {name: value for name, value in given.items() if value is not None}

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from vlsi_cli.config.answering import AnsweringConfig, who
+from vlsi_cli.config.answering import BESIDE_A_GPU, AnsweringConfig, who
 from vlsi_cli.config.run import DistillConfig, ModelConfig
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.folders import resolve_folder
@@ -26,13 +26,11 @@ from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.engine.data.writing import RecordWriter
 from vlsi_cli.engine.evaluation.generation import Answerer, Settings
 from vlsi_cli.engine.evaluation.journal import answers_in
-from vlsi_cli.engine.evaluation.labelling import (
+from vlsi_cli.engine.evaluation.labelling import Labeller, Manner, can_think
+from vlsi_cli.engine.evaluation.labels import (
     CUT,
-    Labeller,
-    Manner,
     Outcome,
     Place,
-    can_think,
     known_answer,
     left_out,
     open_turns,
@@ -111,7 +109,10 @@ def run(config: DistillConfig, asked: AnsweringConfig, events: Events) -> Answer
         settings = place.settings_of(config, model, asked, folder, about.processor)
         _require_alike(settings, asked)
         writer = RecordWriter(asked.output, reading.roots, keeps=reading.others)
-        job = _Job(config, model, asked, settings, reading, encoder, events)
+        workers = asked.workers
+        if workers is None:
+            workers = config.data.workers or (0 if device.type == "cpu" else BESIDE_A_GPU)
+        job = _Job(config, model, asked, settings, reading, encoder, workers, events)
         answerer = cache(lambda: job.answerer(device, dtype))
         if asked.overwrite and processes.on_first(lambda: place.is_other(asked.output, settings)):
             answerer()  # what is there is only given up for a model that can be loaded
@@ -154,6 +155,7 @@ class _Job:
     settings: dict[str, Any]
     reading: Reading
     encoder: ChatEncoder
+    workers: int
     events: Events
     skipped: Survey = field(default_factory=Survey)
 
@@ -176,6 +178,8 @@ class _Job:
                 earlier=earlier,
                 skip=self._skip,
                 batch_size=None if asked.batch_size == "auto" else asked.batch_size,
+                workers=self.workers,
+                prefetch=self.config.data.prefetch,
                 told=_Progress(self.events, self.reading.total, sharing.size),
             )
             mine = self.reading.records(self._skip, rank=sharing.rank, size=sharing.size)
@@ -250,7 +254,7 @@ class _Job:
                 if outcome.digest != record_digest(record):
                     raise _changed(record.where)
                 if outcome.left_out is not None:
-                    whole.skipped.show(outcome.left_out, record.where)
+                    whole.skipped.show(outcome.left_out, where, record.where)
                     continue
                 more: dict[str, Any] = {}
                 if outcome.keys:
@@ -278,7 +282,7 @@ class _Job:
 
     def _nothing(self, whole: _Share) -> DataError:
         found = left_out(whole.outcomes.values()) | whole.skipped.unusable
-        bad = whole.skipped.first
+        bad = whole.skipped.first[1] if whole.skipped.first else None
         hint = "raise --max-new-tokens: what did not end within it is asked again" if CUT in found else None
         return DataError(
             f"no record could be answered ({reasons(found)})" + (f"; the first: {bad}" if bad else ""),

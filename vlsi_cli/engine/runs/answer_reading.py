@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 
 from vlsi_cli.config.data import LlavaSource, MessagesSource
@@ -12,7 +13,7 @@ from vlsi_cli.config.run import DataConfig
 from vlsi_cli.engine.data.images import is_address, locate
 from vlsi_cli.engine.data.records import BadRecord, Record
 from vlsi_cli.engine.data.schedule import EndOfSource
-from vlsi_cli.engine.evaluation.labelling import Place, open_turns
+from vlsi_cli.engine.evaluation.labels import Place, open_turns
 from vlsi_cli.engine.runs.data import open_source
 from vlsi_cli.errors import DataError
 
@@ -104,36 +105,48 @@ class Survey:
     Attributes:
         answerable: records that want an answer and whose pictures are there.
         kept: records that have their answers.
-        unusable: the others, by reason; ``examples`` names some of each.
-        first: the first of those.
+        unusable: the others, by reason.
+        shown: the first of those of each reason, and of others that are to be named: where they are, and in words.
+        first: the first that cannot be used.
     """
 
     answerable: int = 0
     kept: int = 0
     unusable: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-    first: BadRecord | None = None
+    shown: dict[str, list[tuple[Place, str]]] = field(default_factory=dict)
+    first: tuple[Place, BadRecord] | None = None
+
+    @property
+    def examples(self) -> dict[str, list[str]]:
+        """The words alone."""
+        return {reason: [text for _, text in some] for reason, some in self.shown.items()}
 
     def skip(self, place: Place, bad: BadRecord) -> None:
         """Count a record that cannot be used."""
-        self.first = self.first or bad
+        self._stand_first((place, bad))
         self.unusable[bad.reason] = self.unusable.get(bad.reason, 0) + 1
         name = bad.where or bad.record
-        self.show(bad.reason, f"{name}: {bad.detail}" if bad.detail else name)
+        self.show(bad.reason, place, f"{name}: {bad.detail}" if bad.detail else name)
 
-    def show(self, reason: str, example: str) -> None:
-        """Name a record as one of those to which something happened, if not enough are named."""
-        some = self.examples.setdefault(reason, [])
-        if len(some) < EXAMPLES:
-            some.append(example)
+    def show(self, reason: str, place: Place, example: str) -> None:
+        """Name a record as one of those to which something happened, if not enough before it are named."""
+        some = self.shown.setdefault(reason, [])
+        insort(some, (place, example))
+        del some[EXAMPLES:]
 
     def add(self, other: Survey) -> None:
         """Take over what another process could not use."""
-        self.first = self.first or other.first
+        if other.first is not None:
+            self._stand_first(other.first)
         for reason, number in other.unusable.items():
             self.unusable[reason] = self.unusable.get(reason, 0) + number
-            some = [*self.examples.get(reason, []), *other.examples[reason]]
-            self.examples[reason] = list(islice(some, EXAMPLES))
+        for reason, some in other.shown.items():
+            for place, example in some:
+                self.show(reason, place, example)
+
+    def _stand_first(self, found: tuple[Place, BadRecord]) -> None:
+        if self.first is None or found[0] < self.first[0]:
+            self.first = found
 
     def require_work(self, names: list[str]) -> None:
         """Refuse data in which there is nothing to answer.
@@ -154,8 +167,8 @@ class Survey:
         have = f", and the other {self.kept:,} have answers" if self.kept else ""
         raise DataError(
             f"{where}: nothing can be answered, {bad:,} records cannot be used ({reasons(self.unusable)}){have}; "
-            f"the first: {self.first}",
-            hint=self.first.hint,
+            f"the first: {self.first[1]}",
+            hint=self.first[1].hint,
         )
 
 
