@@ -71,6 +71,7 @@ def answer(
     device: opt.DeviceOption = None,
     precision: opt.PrecisionOption = None,
     processes: _launch.ProcessesOption = None,
+    launcher: _launch.LauncherOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what there is to answer; load no weights, write nothing.")
     ] = False,
@@ -103,7 +104,7 @@ def answer(
     needs = [] if dry_run else [model_need("teacher", answering.who(config))]
     reach.require([*needs, *data_needs("data", config.data)], dry_run=False)
     if not dry_run:
-        _launch.start(processes, None)
+        _launch.start(processes, launcher)
 
     from vlsi_cli.engine.runs import answer as engine  # here, so that --help imports no torch
 

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ from vlsi_cli.engine.evaluation.sharing import open_journal
 from vlsi_cli.engine.files import new_file, sweep
 from vlsi_cli.engine.runs import answer_output as place
 from vlsi_cli.engine.runs import models
-from vlsi_cli.engine.runs.agreement import require_shared
+from vlsi_cli.engine.runs.agreement import files_of, require_alike, require_shared
 from vlsi_cli.engine.runs.answer_reading import Reading, Survey, reasons
 from vlsi_cli.engine.runs.answer_reports import AnswerPlan, AnswerReport
 from vlsi_cli.engine.runs.data import encoder_for
@@ -81,11 +82,12 @@ def run(config: DistillConfig, asked: AnsweringConfig, events: Events) -> Answer
         The report; None in every process but the first.
 
     Raises:
-        ConfigError: no such device, or thoughts of a model that has none.
-        DataError: nothing to answer, or no answer that could be taken.
+        ConfigError: no such device, thoughts of a model that has none, or processes that were not started alike.
+        DataError: nothing to answer, no answer that could be taken, or files that differ between processes.
         ModelError: a model that cannot be loaded.
         EvaluationError: memory ran out with one question.
-        OutputError: the output cannot be written, was made otherwise, or another process works on it.
+        OutputError: the output cannot be written, was made otherwise, another process works on it, or not all of one
+            command see it.
         ProcessError: another process has ended before its time.
         Interrupted: Ctrl-C or SIGTERM; the answers so far are kept.
     """
@@ -107,7 +109,11 @@ def run(config: DistillConfig, asked: AnsweringConfig, events: Events) -> Answer
             raise ConfigError(f"--think: the chat template of {model.id} knows no thoughts")
         folder = resolve_folder(model.id, model.revision)
         settings = place.settings_of(config, model, asked, folder, about.processor)
-        _require_alike(settings, asked)
+        require_alike(  # where the file lies, each may name in its way
+            config,
+            asked.model_copy(update={"output": Path()}),
+            held=files_of([model], [config.data]),  # by now, what had to be fetched of the model is here
+        )
         writer = RecordWriter(asked.output, reading.roots, keeps=reading.others)
         workers = asked.workers
         if workers is None:
@@ -120,19 +126,6 @@ def run(config: DistillConfig, asked: AnsweringConfig, events: Events) -> Answer
         with own if processes.is_first() else nullcontext():
             require_shared(place.work_folder(asked.output))
             return job.run(writer, answerer)
-
-
-def _require_alike(settings: dict[str, Any], asked: AnsweringConfig) -> None:
-    """All processes must answer the same records in the same way: each machine is told its own command."""
-    everyone = processes.gather((settings, asked.limit))
-    odd = next((number for number, each in enumerate(everyone) if each != everyone[0]), None)
-    if odd is not None:
-        problem = ConfigError(
-            f"process {odd} was started with another model, other settings or other data than the first",
-            hint="give every machine the same command and the same files",
-        )
-        problem.shared = True
-        raise problem
 
 
 @dataclass
