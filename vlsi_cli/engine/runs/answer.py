@@ -62,11 +62,17 @@ def plan(config: DistillConfig, asked: AnsweringConfig) -> AnswerPlan:
     Raises:
         DataError: a source that cannot be read, or nothing to answer.
     """
-    reading = Reading(config.data, asked.limit)
+    reading = Reading(config.data, asked.limit, asked.output)
     found = reading.survey(anew=asked.replace, whole=True)
     found.require_work(reading.names)
     return AnswerPlan(
-        asked.output, who(config).id, found.answerable, found.kept, found.unusable, found.examples
+        output=asked.output,
+        model=who(config).id,
+        answerable=found.answerable,
+        kept=found.kept,
+        unusable=found.unusable,
+        examples=found.examples,
+        passed_over=reading.passed_over,
     )
 
 
@@ -93,7 +99,7 @@ def run(config: DistillConfig, asked: AnsweringConfig, events: Events) -> Answer
     """
     device, dtype = models.place(config)
     with keeping_answers(), processes.joined(torch.device("cpu"), _PATIENCE, events):
-        reading = Reading(config.data, asked.limit)
+        reading = Reading(config.data, asked.limit, asked.output)
         processes.on_first(
             lambda: reading.survey(anew=asked.replace, whole=False).require_work(reading.names)
         )
@@ -109,11 +115,9 @@ def run(config: DistillConfig, asked: AnsweringConfig, events: Events) -> Answer
             raise ConfigError(f"--think: the chat template of {model.id} knows no thoughts")
         folder = resolve_folder(model.id, model.revision)
         settings = place.settings_of(config, model, asked, folder, about.processor)
-        require_alike(  # where the file lies, each may name in its way
-            config,
-            asked.model_copy(update={"output": Path()}),
-            held=files_of([model], [config.data]),  # by now, what had to be fetched of the model is here
-        )
+        # By now, what had to be fetched of the model is here. Where the file lies, each may name in its way.
+        held = files_of([model], [config.data]) | reading.listings
+        require_alike(config, asked.model_copy(update={"output": Path()}), held=held)
         writer = RecordWriter(asked.output, reading.roots, keeps=reading.others)
         workers = asked.workers
         if workers is None:
@@ -194,6 +198,7 @@ class _Job:
             left_out=left_out(whole.outcomes.values()),
             unusable=whole.skipped.unusable,
             examples=whole.skipped.examples,
+            passed_over=self.reading.passed_over,
             image_root=writer.root if writer.named and writer.root != writer.folder else None,
             settings=self.settings,
             seconds=time.perf_counter() - started,

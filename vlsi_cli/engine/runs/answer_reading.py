@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from bisect import insort
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from vlsi_cli.config.data import LlavaSource, MessagesSource
-from vlsi_cli.config.run import DataConfig
+from vlsi_cli.config.data import ImagesSource, LlavaSource, MessagesSource
+from vlsi_cli.config.run import DataConfig, Source
 from vlsi_cli.engine.data.images import is_address, locate
+from vlsi_cli.engine.data.pictures import PicturesSource
 from vlsi_cli.engine.data.records import BadRecord, Record
 from vlsi_cli.engine.data.schedule import EndOfSource
 from vlsi_cli.engine.evaluation.labels import Place, open_turns
+from vlsi_cli.engine.runs.agreement import Held
+from vlsi_cli.engine.runs.answer_output import own_paths
 from vlsi_cli.engine.runs.data import open_source
 from vlsi_cli.errors import DataError
 
@@ -29,25 +35,46 @@ class Reading:
     Args:
         config: the data; weights and shuffling are nothing here.
         limit: records of each source, from the first.
+        output: the file that will be written; it and what lies beside it are no part of a folder of pictures.
 
     Raises:
         DataError: a source that is not there or cannot be read.
     """
 
-    def __init__(self, config: DataConfig, limit: int | None) -> None:
-        located = config.located_sources()
-        self._sources = [open_source(source, shuffle_seed=None, unanswered=True) for source in located]
+    def __init__(self, config: DataConfig, limit: int | None, output: Path) -> None:
+        located, own = config.located_sources(), own_paths(output)
+        self._sources = [
+            open_source(source, shuffle_seed=None, unanswered=True, without=own) for source in located
+        ]
         self._limit, self._fetches = limit, config.image_urls.fetch
-        files = [source for source in located if isinstance(source, LlavaSource | MessagesSource)]
         #: Folders of pictures of those sources that have them in files.
-        self.roots = [Path(source.image_root or source.path.parent) for source in files]
+        self.roots = [root for root in map(_root, located) if root is not None]
         #: Whether there are other sources.
-        self.others = len(files) < len(located)
+        self.others = len(self.roots) < len(located)
 
     @property
     def names(self) -> list[str]:
         """What messages call the sources."""
         return [source.name for source in self._sources]
+
+    @property
+    def listings(self) -> Held:
+        """What tells the pictures of folders from those that another process finds there, by their names."""
+        found: Held = {}
+        for source in self._sources:
+            if isinstance(source, PicturesSource):
+                names = json.dumps(source.paths).encode()
+                found[source.name] = {Path(source.name).name: hashlib.sha256(names).hexdigest()}
+        return found
+
+    @property
+    def passed_over(self) -> dict[str, int]:
+        """What lies in folders of pictures and is none, by its ending, most frequent first."""
+        found: Counter[str] = Counter()
+        for source in self._sources:
+            if isinstance(source, PicturesSource):
+                found.update(source.others)
+        return dict(found.most_common())
 
     @property
     def total(self) -> int | None:
@@ -96,6 +123,15 @@ class Reading:
             if not whole:
                 break
         return found
+
+
+def _root(source: Source) -> Path | None:
+    """The folder from which a source names pictures."""
+    if isinstance(source, ImagesSource):
+        return source.path
+    if isinstance(source, LlavaSource | MessagesSource):
+        return source.image_root or source.path.parent
+    return None
 
 
 @dataclass
