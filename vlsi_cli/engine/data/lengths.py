@@ -33,11 +33,13 @@ def record_length(encoder: ChatEncoder, record: Record) -> int:
 def prompt_length(encoder: ChatEncoder, record: Record) -> int:
     """Tokens of what the record's last response is generated from, found and good as :func:`record_length`.
 
+    Thoughts of earlier responses, which a template drops from a prompt, are counted too.
+
     Raises:
-        BadRecord: as :meth:`ChatEncoder.encode_prompt`, but neither damaged pixels nor too many tokens are seen.
+        BadRecord: as :meth:`ChatEncoder.encode`, but neither damaged pixels nor too many tokens are seen.
     """
-    place = max(number for number, message in enumerate(record.messages) if message.role == "assistant")
-    length = _length(encoder, encoder.prompt_texts(record, place), record.images)
+    *texts, _ = (piece for turn in encoder.turns(record) for piece in turn)
+    length = _length(encoder, texts, record.images)
     return len(encoder.encode_prompt(record).input_ids) if length is None else length
 
 

@@ -155,7 +155,13 @@ class ChatEncoder:
         answers = [i for i, message in enumerate(record.messages) if message.role == "assistant"]
         last = answers[turn]
         try:
-            pieces, tensors = self._tokenize(record, self.prompt_texts(record, last), upto=last)
+            if self._can_think:  # what is sent at generation, where earlier blocks are dropped
+                self._refuse_control_tokens(record)
+                think = thinking.has_thoughts(record.messages[last].text)
+                segments = [self._render(record.messages[:last], prompt=True, think=think)]
+            else:
+                segments = [piece for pair in self.turns(record, upto=last) for piece in pair][:-1]
+            pieces, tensors = self._tokenize(record, segments, upto=last)
             ids = torch.tensor([token for piece in pieces for token in piece], dtype=torch.long)
             self._check_length(ids)
         except BadRecord as bad:
@@ -167,19 +173,6 @@ class ChatEncoder:
         return EncodedPrompt(
             record.id, ids, types, tensors, reference, kind=record.kind, question=question, types_name=name
         )
-
-    def prompt_texts(self, record: Record, place: int) -> list[str]:
-        """The rendered conversation up to where the response at message ``place`` begins, in pieces.
-
-        Raises:
-            BadRecord: as :meth:`encode`, but for pictures and lengths.
-        """
-        if not self._can_think:
-            return [piece for pair in self.turns(record, upto=place) for piece in pair][:-1]
-        # what is sent at generation, where earlier blocks are dropped
-        self._refuse_control_tokens(record)
-        think = thinking.has_thoughts(record.messages[place].text)
-        return [self._render(record.messages[:place], prompt=True, think=think)]
 
     def turns(self, record: Record, upto: int | None = None) -> list[tuple[str, str]]:
         """The rendered conversation as (prompt, response) texts, up to message ``upto``; joined they are all of it.
