@@ -35,8 +35,11 @@ def test_lengths_are_those_of_the_encoded_records(family: str, tmp_path: Path) -
             assert found > true
         else:
             assert found == true
-        behind = found - prompt_length(encoder, record)  # the last response
-        assert behind == true - len(encoder.encode_prompt(record).input_ids)
+        prompt = prompt_length(encoder, record)
+        if family == "qwen3_5":  # its template drops the block of thoughts of the first response
+            assert prompt > len(encoder.encode_prompt(record).input_ids)
+        else:
+            assert found - prompt == true - len(encoder.encode_prompt(record).input_ids)
     longest = talk(picture(30, 70))
     encoder.max_length = len(encoder.encode(longest).input_ids)
     assert record_length(encoder, longest) == encoder.max_length
