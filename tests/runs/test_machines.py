@@ -20,8 +20,10 @@ from vlsi_cli.config import harness
 from vlsi_cli.config.evaluating import Asked, EvaluationPlan
 from vlsi_cli.config.evaluation import EvaluationConfig
 from vlsi_cli.config.loading import Resolved, resolve
+from vlsi_cli.config.run import DataConfig, ImagesSource
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.runs import agreement, evaluate
+from vlsi_cli.engine.runs.answer_reading import Reading
 from vlsi_cli.errors import ConfigError, DataError, OutputError, ProcessError, VlsiError
 
 ROOT = Path(__file__).parents[2]
@@ -238,6 +240,19 @@ def test_models_are_evaluated_alike(two: dict[str, Any], tmp_path: Path) -> None
     two["then"] = lambda own: (own[0], own[1] | {harness.PACKAGE: "0.1"}, own[2])
     with pytest.raises(ConfigError, match=f"process 1 has {harness.PACKAGE} 0.1, and the first has"):
         evaluate._require_alike(config, plan)
+
+
+def test_pictures_that_another_machine_lacks(two: dict[str, Any], tmp_path: Path) -> None:
+    """Each process takes every n-th of a folder's pictures: they have to be the same ones."""
+    config = DataConfig(sources=(ImagesSource(path=tmp_path, prompt="What is it?"),))
+    listings = []
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+        listings.append(Reading(config, None, tmp_path / "out.jsonl").listings)
+    two["then"] = lambda own: (*own[:2], listings[0])
+    agreement.require_alike(held=listings[0])
+    with pytest.raises(DataError, match=f"other files than the first: {tmp_path} is not the same"):
+        agreement.require_alike(held=listings[1])
 
 
 def test_a_run_folder_on_a_disk_of_its_own(

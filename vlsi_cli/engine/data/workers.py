@@ -223,7 +223,8 @@ class _There:
 def _ended() -> DataError:
     return DataError(
         "a process that reads data ended unexpectedly: it was killed, ran out of memory, or a library crashed in it",
-        hint="fewer data.workers and a smaller data.prefetch need less memory; data.workers: 0 does without processes",
+        hint="fewer workers (data.workers, or --workers) and a smaller data.prefetch need less memory; with 0 workers "
+        "there are no such processes",
     )
 
 

@@ -145,6 +145,12 @@ def _named(differs: str, number: int) -> str:
     return differs.replace(" there,", " in the first,").removesuffix(" here") + f" in process {number}"
 
 
+def place_of_first(output: Path) -> Path:
+    """Where all processes write: what the first was told, which keeps its own way to say it."""
+    there = processes.on_first(output.absolute)
+    return output if processes.is_first() else there
+
+
 def require_shared(folder: Path) -> None:
     """All processes must see the folder that the first has made: they go on from what lies in it.
 

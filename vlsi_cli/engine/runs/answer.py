@@ -43,7 +43,7 @@ from vlsi_cli.engine.evaluation.sharing import open_journal
 from vlsi_cli.engine.files import new_file, sweep
 from vlsi_cli.engine.runs import answer_output as place
 from vlsi_cli.engine.runs import models
-from vlsi_cli.engine.runs.agreement import files_of, require_alike, require_shared
+from vlsi_cli.engine.runs.agreement import files_of, place_of_first, require_alike, require_shared
 from vlsi_cli.engine.runs.answer_reading import Reading, Survey, reasons
 from vlsi_cli.engine.runs.answer_reports import AnswerPlan, AnswerReport
 from vlsi_cli.engine.runs.data import encoder_for
@@ -99,6 +99,7 @@ def run(config: DistillConfig, asked: AnsweringConfig, events: Events) -> Answer
     """
     device, dtype = models.place(config)
     with keeping_answers(), processes.joined(torch.device("cpu"), _PATIENCE, events):
+        asked = asked.model_copy(update={"output": place_of_first(asked.output)})
         reading = Reading(config.data, asked.limit, asked.output)
         processes.on_first(
             lambda: reading.survey(anew=asked.replace, whole=False).require_work(reading.names)
@@ -115,7 +116,7 @@ def run(config: DistillConfig, asked: AnsweringConfig, events: Events) -> Answer
             raise ConfigError(f"--think: the chat template of {model.id} knows no thoughts")
         folder = resolve_folder(model.id, model.revision)
         settings = place.settings_of(config, model, asked, folder, about.processor)
-        # By now, what had to be fetched of the model is here. Where the file lies, each may name in its way.
+        # By now, what had to be fetched of the model is here.
         held = files_of([model], [config.data]) | reading.listings
         require_alike(config, asked.model_copy(update={"output": Path()}), held=held)
         writer = RecordWriter(asked.output, reading.roots, keeps=reading.others)

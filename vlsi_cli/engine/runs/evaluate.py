@@ -36,7 +36,7 @@ from vlsi_cli.engine.evaluation.judge import Judge
 from vlsi_cli.engine.evaluation.scores import Paired, Result, Sample, paired
 from vlsi_cli.engine.files import only_process, sweep, write_json, writing
 from vlsi_cli.engine.runs import evaluation_report as report_files
-from vlsi_cli.engine.runs.agreement import files_in, files_of, require_alike, require_shared
+from vlsi_cli.engine.runs.agreement import files_in, files_of, place_of_first, require_alike, require_shared
 from vlsi_cli.engine.runs.folder import environment
 from vlsi_cli.engine.runs.stopping import keeping_answers
 from vlsi_cli.events import BenchmarkStarted, Events, Warn
@@ -93,6 +93,7 @@ def run(config: EvaluationConfig, plan: EvaluationPlan, events: Events) -> Evalu
     dtype = resolve_precision(config.precision, device)
     with keeping_answers(), processes.joined(torch.device("cpu"), _PATIENCE, events):
         _require_alike(config, plan)
+        config = config.model_copy(update={"output": place_of_first(config.output)})
         judge = None
         if processes.is_first():
             judge = _judge(config, plan)
@@ -104,7 +105,7 @@ def run(config: EvaluationConfig, plan: EvaluationPlan, events: Events) -> Evalu
 
 
 def _require_alike(config: EvaluationConfig, plan: EvaluationPlan) -> None:
-    """All processes must ask the same models the same questions; where the folder lies, each may name in its way."""
+    """All processes must ask the same models the same questions; where answers are written, the first says."""
     held = files_of(ModelConfig(id=asked.id) for asked in plan.models)
     if config.tasks_dir is not None:
         held |= files_in(config.tasks_dir, ".yaml", ".yml", ".py")
