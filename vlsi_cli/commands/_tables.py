@@ -72,7 +72,9 @@ def recipes_table(recipes: list[Recipe]) -> Table:
 
 def preview_parts(report: PreviewReport, *, colours: bool) -> Iterator[RenderableType]:
     """One record: where it is from, its tokens with the trained ones marked, and its numbers."""
-    yield f"{report.source}, record {report.record} ({report.where}), as {report.model} sees it"
+    named = "" if report.where.endswith(report.record) else f", record {report.record}"
+    held = "" if report.records is None else f" ({counted(report.records, 'record')} in all)"
+    yield f"{report.where}{named}{held}, as {report.model} sees it"
     text, open_mark = Text(), False
     for piece in report.pieces:
         if not colours and piece.trained != open_mark:
