@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vlsi_cli.commands._fitting import FittingTable
 from vlsi_cli.commands._progress import duration, number, percent
 from vlsi_cli.config.plans import Plan, SidePlan, StagePlan
 from vlsi_cli.config.recipes import Recipe
@@ -183,12 +184,7 @@ def _needs(plan: Plan) -> Table:
 
 def new_table(title: str, *columns: str) -> Table:
     """An empty table in the style of all of them."""
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
-    )
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+    return FittingTable(title, *columns)
 
 
 def _layers(layers: tuple[int, ...]) -> str:

@@ -108,6 +108,13 @@ def test_llava() -> None:
     ]
 
 
+def test_records_of_another_kind_say_so() -> None:
+    with pytest.raises(BadRecord, match="no list of messages, but 'messages', of another kind"):
+        llava(messages=HI_CHAT)
+    with pytest.raises(BadRecord, match="no list of messages, but 'conversations', of another kind"):
+        from_messages({"conversations": HI}, default_id="d", where="f:1", root=None)
+
+
 def test_llava_without_image_and_with_several() -> None:
     assert llava(conversations=HI).images == ()
     talk = [{"from": "human", "value": "Compare <image>\n<image>\n\nhere"}, HI[1]]

@@ -41,6 +41,8 @@ _ROLES: dict[str, Role] = {
 
 
 _LONGEST_ID = 200
+#: Where the kinds have their conversations.
+_KEYS = ("messages", "conversations")
 #: Lists in lists that images may lie in.
 _DEEPEST = 4
 #: A data URL (RFC 2397): the bytes of a picture, written where its address would stand.
@@ -198,7 +200,10 @@ def _conversation(
         return BadRecord(reason, detail, record=name, where=where)
 
     if not isinstance(talk, list | tuple) or not talk:
-        raise bad("bad-format", "no list of messages")
+        other = next((key for key in _KEYS if talk is None and row.get(key)), None)
+        raise bad(
+            "bad-format", "no list of messages" + (f", but {other!r}, of another kind" if other else "")
+        )
     if len(talk) > MAX_MESSAGES:
         raise bad("too-large", f"{len(talk):,} messages")
     given = row.get("images")
