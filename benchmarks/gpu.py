@@ -15,8 +15,8 @@ One after another, each in a process of its own:
     quantized       the demo's large model in 8 and 4 bits (quantized.py)
     precision       the demo in fp32, bf16 and fp16, step by step (precision.py)
 
-Every program writes its results as ever. A part that fails or runs out of time leaves the others alone, and none is
-begun when the budget is spent; what happened is printed and written to gpu.json.
+Every program writes its results as ever (a rehearsal's are thrown away). A part that fails or runs out of time leaves
+the others alone, and none is begun when the budget is spent; what happened is printed and written to gpu.json.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def end_all(part: subprocess.Popen[str]) -> None:
 
 
 def main() -> None:
-    """Run the programme; print and store what became of it."""
+    """Parse the command line; run the programme."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -127,8 +128,19 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: does everything run?")
     parser.add_argument("--budget", type=float, default=460, help="seconds for everything (default 460)")
     parser.add_argument("--only", help="parts, with commas")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--output", type=Path, help=f"default: {RESULTS.name}/, and with --tiny a folder that goes"
+    )
     chosen = parser.parse_args()
+    if chosen.output is None and chosen.tiny:
+        with tempfile.TemporaryDirectory() as rehearsal:
+            measure(chosen, Path(rehearsal))
+    else:
+        measure(chosen, chosen.output or RESULTS)
+
+
+def measure(chosen: argparse.Namespace, output: Path) -> None:
+    """Every part, one after another; their results and gpu.json go to ``output``."""
     memory, name = 0.0, "cpu"
     if chosen.device != "cpu":
         import torch
@@ -138,7 +150,7 @@ def main() -> None:
         about = torch.cuda.get_device_properties(chosen.device)
         memory, name = about.total_memory / 2**30, about.name
     deadline = time.perf_counter() + chosen.budget
-    chosen.output.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     found = []
     for part in parts(chosen.device, chosen.tiny, memory):
         if chosen.only and part.name not in chosen.only.split(","):
@@ -147,9 +159,9 @@ def main() -> None:
         if left < 10:
             found.append({"name": part.name, "ended": "not begun: the budget is spent"})
         else:
-            found.append(run(part, chosen.output, left))
+            found.append(run(part, output, left))
         text = json.dumps({"device": name, "parts": found}, indent=2) + "\n"
-        (chosen.output / "gpu.json").write_text(text, encoding="utf-8")
+        (output / "gpu.json").write_text(text, encoding="utf-8")
     print("\n".join(f"{part['name']:13s} {part.get('seconds', 0):>6} s  {part['ended']}" for part in found))
     if any(part["ended"] != "done" for part in found):
         sys.exit(1)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from vlsi_cli.commands import _launch, _output, _progress, _tables, data_answer
 from vlsi_cli.commands import _options as opt
-from vlsi_cli.commands import _output, _progress, _tables, data_answer
 from vlsi_cli.config import catalog, loading, reach, recipes
 from vlsi_cli.config.presence import data_needs
 from vlsi_cli.config.words import sources_from_words
@@ -110,4 +110,4 @@ def fetch(
         raise typer.Exit(DataError.exit_code)
 
 
-app.command("answer")(data_answer.answer)
+app.command("answer", cls=_launch.Launched)(data_answer.answer)

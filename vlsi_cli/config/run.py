@@ -13,6 +13,7 @@ from vlsi_cli.config.base import Config
 from vlsi_cli.config.data import (
     DataConfig,
     HubSource,
+    ImagesSource,
     ImageUrlsConfig,
     LlavaSource,
     MessagesSource,
@@ -46,6 +47,7 @@ __all__ = [
     "EvaluationConfig",
     "HubSource",
     "ImageUrlsConfig",
+    "ImagesSource",
     "InteractionConfig",
     "LayerLoss",
     "LayersConfig",
