@@ -98,7 +98,7 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
         ("distill --set precision=bf17", 2, "not 'bf17'\nhint: did you mean bf16?"),
         ("distill --set student.targets.layers=2,3", 2, "layers: input should be a list, in [ ], not '2,3'"),
         ("distill --set interaction=3", 2, "interaction: input should be a mapping of keys to values, not 3"),
-        ("distill --set data.sources.0.kind=lava", 2, "huggingface', not 'lava'\nhint: did you mean llava?"),
+        ("distill --set data.sources.0.kind=lava", 2, "'images', not 'lava'\nhint: did you mean llava?"),
         ("distill --teacher Qwen/Qwen2-VL-7B", 2, "--teacher is given without --student"),
         ("distill --teacher Qwen/Qwen2-VL-7B --student 3b", 2, "the family Qwen2-VL has no size '3b'"),
         ("distill --teacher a/large --student b/small", 2, "data is not given\nhint: pass --data PATH"),

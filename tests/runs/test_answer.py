@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.runs.answering import LARGE, answered, labelled, questions, refused, rows, said, vlsi
+from tests.runs.answering import LARGE, answered, labelled, puzzles, questions, refused, rows, said, vlsi
 from vlsi_cli.engine.backbones import quantization
 from vlsi_cli.engine.evaluation.generation import Answerer
 from vlsi_cli.engine.evaluation.journal import Journal
@@ -55,6 +55,27 @@ def test_batches_do_not_change_answers(whole: Path, asked: tuple[Path, list[str]
         output = asked[0].parent / f"by-{size}.jsonl"
         answered(asked[0], *LARGE, "-o", output, "--batch-size", size)
         assert output.read_bytes() == whole.read_bytes()
+
+
+def test_neither_batches_nor_workers_change_what_is_said(tmp_path: Path) -> None:
+    """Prompts of unlike length, with a picture, with two and without, in an order that is not theirs by length."""
+    drawn = puzzles(tmp_path, 8)
+    lines = []
+    for number, puzzle in enumerate(drawn):
+        names = [f"photos/{number}.png", "photos/0.png"][: (number + 1) % 3]
+        text = "<image>" * len(names) + "well " * (17 * number % 40) + puzzle.turns[0].text
+        lines.append({"messages": [{"role": "user", "content": text}], "images": names})
+    lines.insert(4, {"messages": lines[3]["messages"], "images": ["photos/none.png"]})
+    file = tmp_path / "asked.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    found = []
+    for name, more in {"one": (1,), "four": (4,), "workers": (2, "--workers", 2)}.items():
+        words = (file, *LARGE, "-o", tmp_path / f"{name}.jsonl", "--max-new-tokens", 6, "--batch-size", *more)
+        report = answered(*words)
+        assert (report["generated"], report["unusable"]) == (8, {"image-missing": 1})
+        journal = sorted((tmp_path / f"{name}.work" / "answers.jsonl").read_text("utf-8").splitlines())
+        found.append(((tmp_path / f"{name}.jsonl").read_bytes(), journal, report["examples"]))
+    assert found[0] == found[1] == found[2]
 
 
 def test_draws_depend_on_the_seed_and_the_question_alone(

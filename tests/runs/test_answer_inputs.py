@@ -15,12 +15,8 @@ import pytest
 from tests.image_server import HOST, ImageServer
 from tests.runs.answering import LARGE, answered, labelled, puzzles, questions, refused, rows, said, vlsi
 from tests.tiny import tiny_folder
-from vlsi_cli.config.answering import AnsweringConfig
-from vlsi_cli.engine import processes
 from vlsi_cli.engine.data import fetching
 from vlsi_cli.engine.evaluation.labelling import Labeller
-from vlsi_cli.engine.runs import answer
-from vlsi_cli.errors import ConfigError
 
 
 @pytest.fixture
@@ -40,6 +36,15 @@ def asked(tmp_path: Path) -> Path:
         ("questions.json --model demo/large -o photos", 2, "records are written as JSON Lines"),
         ("none.json --model demo/large -o out.jsonl", 3, "none.json"),
         ("patterns --model demo/large -o out.jsonl", 2, "draws puzzles without end"),
+        ("photos --model demo/large -o out.jsonl", 3, "said with --prompt"),
+        ("questions.json --prompt why --model demo/large -o out.jsonl", 2, "questions.json is no folder"),
+        ("--recipe demo --prompt why -o out.jsonl", 2, "no folder is named"),
+        (
+            "text -p why --model demo/large -o out.jsonl",
+            3,
+            "text holds no pictures, but .json 1, .safetensors 1",
+        ),
+        ("questions.json --model demo/large -o out.jsonl -- --nnodes 2", 2, "after -- need --processes"),
         ("questions.json --model nowhere/at-all -o out.jsonl", 4, "nowhere/at-all"),
         (
             "questions.json --model text -o out.jsonl",
@@ -210,6 +215,36 @@ def test_streamed_and_stored_tables_and_files_together(tmp_path: Path) -> None:
         assert vlsi("data", "preview", output, *root, "--index", index).exit_code == 0
 
 
+def test_a_folder_of_pictures_and_one_question(tmp_path: Path) -> None:
+    """The file lies among them: it reads back, and is no picture of the next time."""
+    output = tmp_path / "photos" / "train.jsonl"
+    puzzles(tmp_path, 3)
+    (tmp_path / "photos" / "deep").mkdir()
+    shutil.copy(tmp_path / "photos" / "1.png", tmp_path / "photos" / "deep" / "again.png")
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "photos" / "notes.txt").touch()
+    words = (tmp_path / "photos", "--prompt", "How many circles are there?", *LARGE, "-o", output)
+    plan = json.loads(vlsi("data", "answer", *words, "--dry-run", "--json").stdout)
+    assert (plan["answerable"], plan["passed_over"]) == (5, {".txt": 1})
+    more = ("--data", "patterns", "--replace", "--limit", 6)  # their pictures are kept beside the file
+    done = vlsi("data", "answer", *words, *more)
+    assert done.exit_code == 0, done.output
+    assert "no pictures, and passed over: .txt 1" in done.stdout
+    kept = rows(output)
+    assert [row["images"] for row in kept[:4]] == [["0.png"], ["1.png"], ["2.png"], ["deep/again.png"]]
+    assert kept[3]["id"] == "photos/deep/again.png"
+    assert kept[1]["messages"] == kept[3]["messages"]
+    assert {texts[0] for texts in said(output)[:4]} <= {"zero", "one", "two", "three", "four", "five"}
+    assert vlsi("data", "preview", output, "--index", 3).exit_code == 0
+    report = answered(*words, *more)
+    assert (report["generated"], report["records"], report["passed_over"]) == (0, len(kept), {".txt": 1})
+    assert "(asked 'How many circles are there?')" in refused(6, *words[:2], "Why?", *words[3:], *more)
+    source = f"data.sources=[{{kind: images, path: {tmp_path / 'photos'}, prompt: why}}]"
+    told = vlsi("distill", "--set", source, "--dry-run")
+    assert told.exit_code == 3
+    assert "have no answers to train on" in told.stderr
+
+
 def test_prompts_that_are_too_long_say_what_to_do(asked: Path, tmp_path: Path) -> None:
     told = refused(3, asked, *LARGE, "-o", tmp_path / "out.jsonl", "--set", "data.max_length=8")
     assert "no record could be answered (too-long 3); the first: " in told
@@ -269,17 +304,6 @@ def test_on_a_gpu(tmp_path: Path) -> None:
         lines = rows(tmp_path / f"{size}.work" / "answers.jsonl")
         drawn.append([line["text"] for line in lines])
     assert sum(one == other for one, other in zip(*drawn, strict=True)) >= 19
-
-
-def test_processes_that_were_told_something_else_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, settings = AnsweringConfig(output=Path("out.jsonl")), {"weights": "a"}
-    answer._require_alike(settings, asked)
-    for other in ({"weights": "b"}, None), (settings, 3):
-        with monkeypatch.context() as patch:
-            patch.setattr(processes, "gather", lambda mine, other=other: [mine, mine, other])
-            with pytest.raises(ConfigError, match="process 2 was started with another model") as caught:
-                answer._require_alike(settings, asked)
-        assert caught.value.shared  # all of them end, and one of them tells
 
 
 def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:

@@ -13,18 +13,22 @@ from typing import Any
 
 import pytest
 
+from tests.evaluation import needs_harness
 from tests.ports import free_port
 from tests.runs.conftest import short
-from vlsi_cli.config.loading import resolve
+from vlsi_cli.config import harness
+from vlsi_cli.config.evaluating import Asked, EvaluationPlan
+from vlsi_cli.config.evaluation import EvaluationConfig
+from vlsi_cli.config.loading import Resolved, resolve
 from vlsi_cli.engine import processes
-from vlsi_cli.engine.runs import agreement
+from vlsi_cli.engine.runs import agreement, evaluate
 from vlsi_cli.errors import ConfigError, DataError, OutputError, ProcessError, VlsiError
 
 ROOT = Path(__file__).parents[2]
 
 
 def launchers(*words: list[str]) -> list[subprocess.CompletedProcess[str]]:
-    """``vlsi distill`` on each of so many "machines", which meet on the loopback."""
+    """A command on each of so many "machines", which meet on the loopback."""
     meet = [f"--nnodes={len(words)}", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     started = [
         subprocess.Popen(
@@ -32,7 +36,6 @@ def launchers(*words: list[str]) -> list[subprocess.CompletedProcess[str]]:
                 sys.executable,
                 "-m",
                 "vlsi_cli",
-                "distill",
                 *each,
                 "--processes=1",
                 "--",
@@ -62,13 +65,28 @@ def test_a_machine_with_another_command_is_refused(pair: tuple[Path, Path], tmp_
     """By both launchers, told by the first; nothing is left behind. Met, they have a common store and a common word."""
     same = [f"--set=teacher.id={pair[0]}", f"--set=student.id={pair[1]}", "--set=student.targets.stride=1"]
     same += ["--set=teacher.targets.stride=1", "--output", str(tmp_path / "run")]
-    first, second = launchers(same, [*same, "--set=seed=5"])
+    first, second = launchers(["distill", *same], ["distill", *same, "--set=seed=5"])
     assert (first.returncode, second.returncode) == (2, 2), first.stderr + second.stderr
     assert "process 1 was started with another configuration than the first" in first.stderr
     assert "seed is 0 in the first, 5 in process 1" in first.stderr
     assert "Traceback" not in first.stderr + second.stderr
     assert "error:" not in second.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_answers_are_asked_for_alike(tmp_path: Path) -> None:
+    """The words behind -- are the launcher's; the rest has to be the same everywhere, but for where the output lies."""
+    words = ["data", "answer", "patterns", "--replace", "--model", "demo/large"]
+    first, second = launchers(
+        *(
+            [*words, f"--output={tmp_path / name}.jsonl", f"--limit={limit}"]
+            for name, limit in (("a", 2), ("b", 3))
+        )
+    )
+    assert (first.returncode, second.returncode) == (2, 2), first.stderr + second.stderr
+    assert "limit is 2 in the first, 3 in process 1" in first.stderr
+    assert "Traceback" not in first.stderr + second.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_nobody_keeps_the_place_where_machines_meet(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -112,12 +130,20 @@ def two(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return held
 
 
+def files(resolved: Resolved) -> agreement.Held:
+    return agreement.files_of((resolved.config.teacher, resolved.config.student), (resolved.config.data,))
+
+
+def alike(resolved: Resolved) -> None:
+    agreement.require_alike(resolved.config, held=files(resolved))
+
+
 def test_what_all_machines_must_have(pair: tuple[Path, Path], two: dict[str, Any]) -> None:
     resolved = short(pair)
-    agreement.require_alike(resolved)
+    alike(resolved)
     cases: list[tuple[Any, type[VlsiError], str]] = [
         (
-            lambda c, v, f: (c.model_copy(update={"seed": 9}), v, f),
+            lambda c, v, f: ((c[0].model_copy(update={"seed": 9}),), v, f),
             ConfigError,
             "seed is 0 in the first, 9 in process 1",
         ),
@@ -134,11 +160,11 @@ def test_what_all_machines_must_have(pair: tuple[Path, Path], two: dict[str, Any
     ]
     # a model that one has yet to fetch, and a package that only one has, are told of where they are needed
     two["then"] = lambda own: (own[0], own[1] | {"peft": None}, own[2] | {str(pair[1]): {}})
-    agreement.require_alike(resolved)
+    alike(resolved)
     for change, kind, message in cases:
         two["then"] = lambda own, change=change: change(*own)
         with pytest.raises(kind, match=message) as caught:
-            agreement.require_alike(resolved)
+            alike(resolved)
         assert caught.value.shared
 
 
@@ -165,27 +191,53 @@ def test_a_copy_of_the_same_size(
         other = bytearray(whole)
         other[place_of_it] ^= 1
         place.write_bytes(other)
-        theirs = agreement._held(resolved.config)
+        theirs = files(resolved)
         place.write_bytes(whole)
         return lambda own: (*own[:2], theirs)
 
     two["then"] = edited(-20)
     with pytest.raises(DataError, match=f"process 1 has other files than the first: {place} is not the same"):
-        agreement.require_alike(resolved)
+        alike(resolved)
     two["then"] = edited(min(20, len(whole) - 1))
     with pytest.raises(DataError, match="is not the same"):
-        agreement.require_alike(resolved)
+        alike(resolved)
     two["then"] = lambda own: own
-    agreement.require_alike(resolved)
+    alike(resolved)
     place.unlink()  # what is missing of a model is told of, or fetched, when it is read; data have to be there
-    theirs = agreement._held(resolved.config)
+    theirs = files(resolved)
     place.write_bytes(whole)
     two["then"] = lambda own: (*own[:2], theirs)
     if file == "train.jsonl":
         with pytest.raises(DataError, match="is not the same"):
-            agreement.require_alike(resolved)
+            alike(resolved)
     else:
-        agreement.require_alike(resolved)
+        alike(resolved)
+
+
+@needs_harness
+def test_models_are_evaluated_alike(two: dict[str, Any], tmp_path: Path) -> None:
+    """Also the files of one's own tasks, and lmms-eval's version; where the folder lies, each may say in its way."""
+    task = tmp_path / "mine.yaml"
+    task.write_text("task: mine\n", "utf-8")
+    config = EvaluationConfig(models=("demo/small",), tasks_dir=tmp_path)
+    plan = EvaluationPlan((Asked("demo/small", None),), (), ())
+    elsewhere = config.model_copy(update={"output": Path("elsewhere")})
+    evaluate._require_alike(config, plan)
+    told: list[Any] = []
+    two["then"] = lambda own: told.append(own) or own
+    evaluate._require_alike(elsewhere, plan)
+    two["then"] = lambda own: told[0]
+    evaluate._require_alike(config, plan)
+    for changed, message in (
+        (config.model_copy(update={"limit": 3}), "limit is 3 in the first, null in process 1"),
+        (config, f"process 1 has other files than the first: {tmp_path}/mine.yaml is not the same"),
+    ):
+        with pytest.raises(VlsiError, match=message):
+            evaluate._require_alike(changed, plan)
+        task.write_text("task: yours\n", "utf-8")
+    two["then"] = lambda own: (own[0], own[1] | {harness.PACKAGE: "0.1"}, own[2])
+    with pytest.raises(ConfigError, match=f"process 1 has {harness.PACKAGE} 0.1, and the first has"):
+        evaluate._require_alike(config, plan)
 
 
 def test_a_run_folder_on_a_disk_of_its_own(
@@ -194,7 +246,7 @@ def test_a_run_folder_on_a_disk_of_its_own(
     agreement.require_shared(tmp_path)
     monkeypatch.setattr(agreement, "SHOWING", timedelta(0))
     two["then"] = lambda own: False
-    with pytest.raises(OutputError, match="process 1 does not see the run folder") as caught:
+    with pytest.raises(OutputError, match="process 1 does not see the folder") as caught:
         agreement.require_shared(tmp_path)
     assert caught.value.shared
     assert not list(tmp_path.iterdir())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from vlsi_cli.config import launching
 from vlsi_cli.errors import ConfigError
@@ -15,7 +17,8 @@ ProcessesOption = Annotated[
     typer.Option(
         "--processes",
         metavar="N|auto",
-        help="Run in N processes, one a GPU, through torchrun; auto: one for each GPU of this machine.",
+        help="Run in N processes, one a GPU, through torchrun, which gets what stands behind --; auto: one for each "
+        "GPU of this machine.",
         show_default=False,
         rich_help_panel="Run",
     ),
@@ -28,6 +31,41 @@ LauncherArgument = Annotated[
         show_default=False,
     ),
 ]
+#: The same for a command with words of its own or with subcommands, which :class:`Launched` and :class:`LaunchedGroup`
+#: tell from those of the launcher.
+LauncherOption = Annotated[list[str] | None, typer.Option("--launcher", hidden=True)]
+_USAGE = "[-- LAUNCHER]..."
+
+
+class Launched(TyperCommand):
+    """A command that hands what stands behind ``--`` to its option ``--launcher``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words."""
+        return super().parse_args(ctx, _handed_on(args))
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """What the line of usage says."""
+        return [*super().collect_usage_pieces(ctx), _USAGE]
+
+
+class LaunchedGroup(TyperGroup):
+    """The same for a command that has subcommands, which are not launched."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words before the subcommand."""
+        return super().parse_args(
+            ctx, args if any(word in self.commands for word in args) else _handed_on(args)
+        )
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """What the line of usage says."""
+        return [*super().collect_usage_pieces(ctx), _USAGE]
+
+
+def _handed_on(words: Sequence[str]) -> list[str]:
+    end = words.index("--") if "--" in words else len(words)
+    return [*words[:end], *(f"--launcher={word}" for word in words[end + 1 :])]
 
 
 def is_first() -> bool:

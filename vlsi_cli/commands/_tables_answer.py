@@ -21,6 +21,7 @@ def report_parts(report: AnswerReport) -> Iterator[RenderableType]:
     why = {"answered": report.answered, "had answers": report.kept, **report.left_out, **report.unusable}
     yield _table(why)
     yield from _examples(report.examples)
+    yield from _passed_over(report.passed_over)
     before = f", {report.reused:,} from before" if report.reused else ""
     yield (
         f"{report.output}: {report.records:,} records; {report.generated:,} answers of {report.tokens:,} tokens "
@@ -36,6 +37,7 @@ def plan_parts(plan: AnswerPlan) -> Iterator[RenderableType]:
     """How many records would be answered, and why others would not."""
     yield _table({"to be answered": plan.answerable, "have answers": plan.kept, **plan.unusable})
     yield from _examples(plan.examples)
+    yield from _passed_over(plan.passed_over)
     yield f"{plan.model} would answer into {plan.output}"
 
 
@@ -62,3 +64,10 @@ def _examples(examples: dict[str, list[str]]) -> Iterator[str]:
     for reason, some in examples.items():
         for each in some:
             yield f"{reason}: {each}"
+
+
+def _passed_over(others: dict[str, int]) -> Iterator[str]:
+    if others:
+        yield "no pictures, and passed over: " + ", ".join(
+            f"{kind} {count:,}" for kind, count in others.items()
+        )

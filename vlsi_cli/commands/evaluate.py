@@ -15,7 +15,7 @@ from vlsi_cli.config.evaluation import OUTPUT, EvaluationConfig
 from vlsi_cli.config.words import batch_size_from_word
 from vlsi_cli.errors import ConfigError, EvaluationError
 
-app = typer.Typer(invoke_without_command=True)
+app = typer.Typer(cls=_launch.LaunchedGroup, invoke_without_command=True)
 
 
 @app.callback()
@@ -38,6 +38,7 @@ def evaluate(
     device: opt.DeviceOption = None,
     precision: opt.PrecisionOption = None,
     processes: _launch.ProcessesOption = None,
+    launcher: _launch.LauncherOption = None,
     output: ask.FolderOption = OUTPUT,
     html: ask.HtmlOption = False,
     json: opt.JsonOption = False,
@@ -70,7 +71,7 @@ def evaluate(
         {name: value for name, value in given.items() if value is not None}
     )
     plan = evaluating.plan(config)
-    _launch.start(processes, None)
+    _launch.start(processes, launcher)
 
     from vlsi_cli.engine.runs import evaluate as engine  # here, so that --help and --list import no torch
 

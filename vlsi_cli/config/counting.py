@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from vlsi_cli.config.data import DataConfig, HubSource, PatternsSource, Source
+from vlsi_cli.config.data import DataConfig, HubSource, ImagesSource, PatternsSource, Source, unanswered
 from vlsi_cli.errors import DataError
 
 #: Seconds after which a file is estimated from what was read.
@@ -53,12 +53,14 @@ def epoch(data: DataConfig) -> Count | None:
 
 
 def require_some(data: DataConfig) -> None:
-    """Refuse a source on this machine that is empty.
+    """Refuse a source that has no answers, and one on this machine that is empty.
 
     Raises:
-        DataError: it is.
+        DataError: there is one.
     """
     for source in data.located_sources():
+        if isinstance(source, ImagesSource):
+            raise unanswered(source)
         if not isinstance(source, PatternsSource) and _here(source) == Count(0):
             raise DataError(f"{source.id if isinstance(source, HubSource) else source.path} holds no records")
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from vlsi_cli.config.base import Config
+from vlsi_cli.errors import DataError
 
 
 class _SourceConfig(Config):
@@ -77,7 +78,27 @@ class HubSource(_SourceConfig):
     conversations; null: `messages` or `conversations` is looked for."""
 
 
-Source = Annotated[PatternsSource | LlavaSource | MessagesSource | HubSource, Field(discriminator="kind")]
+class ImagesSource(_SourceConfig):
+    """A folder of pictures and one question about each, for `vlsi data answer`: there is no answer to train on."""
+
+    kind: Literal["images"] = "images"
+    path: Path
+    """The folder; those below it are read too. Pictures are told by the endings of their names."""
+    prompt: str = Field(min_length=1, pattern=r"\S")
+    """What is asked of each, behind the picture or with `<image>` where it is to stand."""
+
+
+Source = Annotated[
+    PatternsSource | LlavaSource | MessagesSource | HubSource | ImagesSource, Field(discriminator="kind")
+]
+
+
+def unanswered(source: ImagesSource) -> DataError:
+    """What to say where it is to be trained on."""
+    return DataError(
+        f"the pictures in {source.path} have no answers to train on",
+        hint="have a model answer them first, and train on the file that `vlsi data answer` writes",
+    )
 
 
 class ImageUrlsConfig(Config):
@@ -168,6 +189,8 @@ def _located(source: Source, root: Path | None) -> Source:
         change["path"] = root / source.path
         if source.image_root is not None:
             change["image_root"] = root / source.image_root
+    elif isinstance(source, ImagesSource):
+        change["path"] = root / source.path
     elif isinstance(source, HubSource) and (root / source.id).exists():
         change["id"] = str(root / source.id)
     return source.model_copy(update=change)

@@ -19,6 +19,7 @@ import yaml
 from pydantic import ValidationError
 
 from vlsi_cli.config import catalog, missing, recipes, yamls
+from vlsi_cli.config.base import Config
 from vlsi_cli.config.complaints import complain
 from vlsi_cli.config.redaction import redact_tree
 from vlsi_cli.config.run import DistillConfig
@@ -183,7 +184,7 @@ def load_saved(folder: Path) -> Resolved:
         raise CheckpointError(f"the configuration of the run {folder} is damaged: {error}") from error
 
 
-def difference(held: DistillConfig, wanted: DistillConfig) -> str | None:
+def difference(held: Config, wanted: Config) -> str | None:
     """The first key in which two configurations differ, with both values; None when they are equal."""
     there, here = (dict(flatten(config.model_dump(mode="json"))) for config in (held, wanted))
     for key in [*here, *there]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vlsi_cli.config.data import DataConfig, HubSource, LlavaSource, MessagesSource
+from vlsi_cli.config.data import DataConfig, HubSource, ImagesSource, LlavaSource, MessagesSource
 from vlsi_cli.config.models import ModelConfig
 
 _PATTERNS = ("*.safetensors", "*.bin")
@@ -91,6 +91,8 @@ def data_needs(what: str, data: DataConfig) -> Iterable[Need]:
                 yield Need(
                     f"{place}.image_root", "data", str(source.image_root), source.image_root.is_dir(), None
                 )
+        elif isinstance(source, ImagesSource):
+            yield Need(place, "data", str(source.path), source.path.is_dir(), None)
         elif isinstance(source, HubSource):
             path = Path(source.id)
             if path.exists() or looks_local(source.id):

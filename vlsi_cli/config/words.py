@@ -12,12 +12,15 @@ from vlsi_cli.errors import ConfigError, DataError, did_you_mean
 _PEEK = 1 << 16
 
 
-def source_from_word(word: str) -> dict[str, Any]:
+def source_from_word(word: str, prompt: str | None = None) -> dict[str, Any]:
     """A source as a recipe would spell it, from a file, a folder, a hub id, or the word ``patterns``.
 
     A ``.json`` or ``.jsonl`` file is told by the first of ``conversations`` and ``messages`` that occurs in
     it. Paths become absolute: they are relative to where the command was typed, not to a recipe's
     ``data.root``.
+
+    Args:
+        prompt: makes every folder one of pictures, of which this is asked.
 
     Raises:
         ConfigError: the word is none of these.
@@ -30,6 +33,8 @@ def source_from_word(word: str) -> dict[str, Any]:
             "--data is given without a word", hint="give a file, a folder, a hub id, or patterns"
         )
     path = Path(word).expanduser()
+    if prompt is not None and path.is_dir():
+        return {"kind": "images", "path": str(path.absolute()), "prompt": prompt}
     if path.suffix in (".json", ".jsonl"):
         return {"kind": _shape(path), "path": str(path.absolute())}
     if path.exists() or path.suffix == ".parquet":
@@ -45,13 +50,26 @@ def source_from_word(word: str) -> dict[str, Any]:
     )
 
 
-def sources_from_words(*words: list[str] | None) -> list[dict[str, Any]] | None:
+def sources_from_words(*words: list[str] | None, prompt: str | None = None) -> list[dict[str, Any]] | None:
     """Sources from the words of several places of a command line; None where there are none.
 
+    Args:
+        prompt: what is asked of each picture in the folders among them.
+
     Raises:
-        ConfigError, DataError: as :func:`source_from_word`.
+        ConfigError, DataError: as :func:`source_from_word`; or a prompt and no folder.
     """
-    return [source_from_word(word) for each in words for word in each or ()] or None
+    named = [word for each in words for word in each or ()]
+    if prompt is not None and not prompt.strip():
+        raise ConfigError("--prompt is empty", hint="say what is to be asked of each picture")
+    found = [source_from_word(word, prompt) for word in named]
+    if prompt is not None and not any(each["kind"] == "images" for each in found):
+        raise ConfigError(
+            "--prompt asks one question of every picture in a folder, and "
+            + (f"{', '.join(named)} is no folder" if named else "no folder is named"),
+            hint="name a folder of pictures; records in files have questions of their own",
+        )
+    return found or None
 
 
 def _shape(path: Path) -> str:

@@ -199,6 +199,14 @@ def test_missing_data_alone_are_a_data_error(tmp_path: Path) -> None:
     reach.require(needs(resolve("demo").config))
 
 
+def test_relative_paths_of_a_run_start_from_where_the_command_is_given(tmp_path: Path) -> None:
+    for path, told in (("none.json", True), (f"{tmp_path}/none.json", False)):
+        wanted = needs(resolve("demo", [f"data.sources=[{{kind: llava, path: {path}}}]"]).config)
+        with pytest.raises(DataError) as caught:
+            reach.require(wanted, of_run=True)
+        assert ("give it where the run was begun" in (caught.value.hint or "")) == told
+
+
 def test_a_reachable_hub_is_left_to_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reach, "hub_is_reachable", lambda: True)
     reach.require([model_need("student", ModelConfig(id="someone/model"))])

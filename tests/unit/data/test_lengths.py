@@ -11,7 +11,7 @@ from PIL import Image
 from tests.tiny import FAMILIES
 from tests.unit.data.kit import encoded_bytes, picture, processor_of
 from vlsi_cli.engine.data.images import image_size, load_image
-from vlsi_cli.engine.data.lengths import record_length
+from vlsi_cli.engine.data.lengths import prompt_length, record_length
 from vlsi_cli.engine.data.records import BadRecord, ImageRef, Message, Record, make_record
 from vlsi_cli.engine.data.template import ChatEncoder
 
@@ -35,6 +35,11 @@ def test_lengths_are_those_of_the_encoded_records(family: str, tmp_path: Path) -
             assert found > true
         else:
             assert found == true
+        prompt = prompt_length(encoder, record)
+        if family == "qwen3_5":  # its template drops the block of thoughts of the first response
+            assert prompt > len(encoder.encode_prompt(record).input_ids)
+        else:
+            assert found - prompt == true - len(encoder.encode_prompt(record).input_ids)
     longest = talk(picture(30, 70))
     encoder.max_length = len(encoder.encode(longest).input_ids)
     assert record_length(encoder, longest) == encoder.max_length

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlsi_cli.engine.data.pictures import open_pictures, puzzle
+from vlsi_cli.engine.data.images import locate
+from vlsi_cli.engine.data.pictures import PicturesSource, open_pictures, puzzle
+from vlsi_cli.engine.data.records import BadRecord
 from vlsi_cli.errors import ConfigError, DataError
 
 NOTHING = io.BytesIO()
@@ -39,6 +42,54 @@ def test_files_folders_and_standard_input(tmp_path: Path) -> None:
     assert [picture.name for picture in found] == names
     assert [picture.load().getpixel((0, 0))[0] for picture in found] == [1, 2, 3, 4, 2]
     assert {(picture.question, picture.reference) for picture in found} == {(None, None)}
+
+
+def test_a_folder_s_pictures_with_a_question(tmp_path: Path) -> None:
+    """In the order of their paths, folder by folder; all else is counted, and the output is no part of it."""
+    folder = tmp_path / "photos"
+    for name in (
+        "b/2.PNG",
+        "b/10.jpg",
+        "a.webp",
+        "b.png",
+        ".hidden/x.png",
+        ".x.png",
+        "out.images/ab/kept.png",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save(folder / name)
+    for name in ("notes.txt", "b/more.TXT", "b/README", "out.jsonl"):
+        (folder / name).touch()
+    (folder / "link").symlink_to(tmp_path)
+    (folder / "c.png").symlink_to(save(tmp_path / "elsewhere.png"))
+    source = PicturesSource(folder, "What is it?", (folder / "out.jsonl", folder / "out.images"))
+    assert source.paths == ["a.webp", "b/10.jpg", "b/2.PNG", "b.png", "c.png"]
+    assert source.others == {"hidden": 2, ".txt": 2, "without an ending": 1, "links to folders": 1}
+    record = source.read(1)
+    assert (record.id, record.where) == ("photos/b/10.jpg", str(folder / "b" / "10.jpg"))
+    assert [message.parts for message in record.messages] == [(0, "What is it?")]
+    assert locate(record.images[0]) == folder.resolve() / "b" / "10.jpg"
+    with pytest.raises(BadRecord, match="the image path leaves the image folder"):
+        locate(source.read(4).images[0])
+    (asked,) = PicturesSource(folder, "This:\n<image>\nWhat is it?").read(0).messages
+    assert asked.parts == ("This:", 0, "What is it?")
+    with pytest.raises(BadRecord, match="2 in the text, 1 images"):
+        PicturesSource(folder, "<image> or <image>?").read(0)
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff.png")).touch()
+    with pytest.raises(BadRecord, match="a file name that is no text") as caught:
+        PicturesSource(tmp_path, "?").read(0)
+    str(caught.value).encode()
+
+
+def test_a_folder_without_pictures_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.heic").touch()
+    with pytest.raises(DataError, match=r"holds no pictures, but \.heic 1") as caught:
+        PicturesSource(tmp_path, "?")
+    assert caught.value.hint is not None
+    assert ".jpeg, .jpg" in caught.value.hint
 
 
 def test_a_puzzle_brings_its_question_and_answer() -> None:

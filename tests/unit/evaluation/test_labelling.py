@@ -15,7 +15,8 @@ from vlsi_cli.engine.data.records import BadRecord, ImageRef, Message, Record, m
 from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.engine.evaluation.generation import Question, Reply, Settings
 from vlsi_cli.engine.evaluation.journal import Journal
-from vlsi_cli.engine.evaluation.labelling import Labeller, Manner, Outcome, Place, with_answers
+from vlsi_cli.engine.evaluation.labelling import Labeller, Manner
+from vlsi_cli.engine.evaluation.labels import Outcome, Place, with_answers
 
 
 class Model:
@@ -154,6 +155,26 @@ def test_a_record_that_cannot_be_asked_is_told(plain: ChatEncoder) -> None:
     assert [(each.record, each.reason) for each in bad] == [("long", "too-long")]
     assert outcomes[0] is None
     assert texts == ["fine"]
+
+
+def test_a_batch_holds_prompts_of_like_length(plain: ChatEncoder) -> None:
+    """Longest first, whatever the order of the records, in which the outcomes are; a picture counts as its tokens."""
+    texts = [letter + " word" * words for letter, words in zip("abcd", (3, 9, 0, 5), strict=True)]
+    asked = [record(text) for text in texts] + [record("e", picture=Image.new("RGB", (112, 112)))]
+    model = Model("B", "D", "E", "A", "C")
+    outcomes, _, said = label(plain, model, asked)
+    assert [question.record.messages[0].text[0] for question in model.asked] == list("bdeac")
+    lengths = [len(question.prompt.input_ids) for question in model.asked if question.prompt]
+    assert lengths == sorted(lengths, reverse=True)
+    assert said == list("ABCDE")
+    assert None not in outcomes
+
+
+def test_equal_questions_that_cannot_be_asked_are_told_each(plain: ChatEncoder) -> None:
+    twins = [record("word " * 99, id=name) for name in "ab"]
+    outcomes, bad, _ = label(plain, Model("fine"), [*twins, record("c")])
+    assert [(each.record, each.reason) for each in bad] == [("a", "too-long"), ("b", "too-long")]
+    assert [each is None for each in outcomes] == [True, True, False]
 
 
 def test_answers_are_on_the_disk_before_the_next(plain: ChatEncoder, tmp_path: Path) -> None:

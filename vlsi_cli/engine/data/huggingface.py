@@ -118,9 +118,12 @@ class HuggingFaceSource:
             if missing and names:
                 raise DataError(f"{self.name} has no column {', '.join(missing)}; it has {', '.join(names)}")
         elif names and not any(talk in names for talk in _TALKS):
+            pictures = self._unanswered and set(names) <= {"image", "label"}
             raise DataError(
                 f"{self.name} has no column {', '.join(_TALKS)}; it has {', '.join(names)}",
-                hint="name them in the source: columns: {question: ..., answer: ..., image: ...}",
+                hint="what is to be asked of a folder of pictures is said with --prompt 'Describe the picture.'"
+                if pictures
+                else "name them in the source: columns: {question: ..., answer: ..., image: ...}",
             )
 
 

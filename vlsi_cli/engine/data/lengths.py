@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vlsi_cli.engine.data.images import image_size
-from vlsi_cli.engine.data.records import BadRecord, Record
+from vlsi_cli.engine.data.records import BadRecord, ImageRef, Record
 from vlsi_cli.engine.data.template import ChatEncoder
 
 
@@ -19,21 +20,38 @@ def record_length(encoder: ChatEncoder, record: Record) -> int:
     Raises:
         BadRecord: as :meth:`ChatEncoder.encode`, but damaged pixels are not seen.
     """
-    count = getattr(encoder.processor, "_get_num_multimodal_tokens", None)
-    if record.images and count is None:
-        return len(encoder.encode(record).input_ids)
     try:
         segments = [piece for turn in encoder.turns(record) for piece in turn]
-        sizes = [image_size(ref, encoder.limits, encoder.fetch) for ref in record.images]
+        length = _length(encoder, segments, record.images)
     except BadRecord as bad:
         raise bad.at(record=record.id, where=record.where) from bad
-    texts = [segment.replace(encoder.image_token, "") for segment in segments]
-    length = sum(len(encoder.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
-    if sizes:
-        length += _image_tokens(count, sizes) + len(sizes) * _around(encoder)
-    if encoder.max_length is not None and length > encoder.max_length:
+    if length is None or (encoder.max_length is not None and length > encoder.max_length):
         return len(encoder.encode(record).input_ids)
     return length
+
+
+def prompt_length(encoder: ChatEncoder, record: Record) -> int:
+    """Tokens of what the record's last response is generated from, found and good as :func:`record_length`.
+
+    Thoughts of earlier responses, which a template drops from a prompt, are counted too.
+
+    Raises:
+        BadRecord: as :meth:`ChatEncoder.encode`, but neither damaged pixels nor too many tokens are seen.
+    """
+    *texts, _ = (piece for turn in encoder.turns(record) for piece in turn)
+    length = _length(encoder, texts, record.images)
+    return len(encoder.encode_prompt(record).input_ids) if length is None else length
+
+
+def _length(encoder: ChatEncoder, texts: Sequence[str], images: Sequence[ImageRef]) -> int | None:
+    """Tokens of texts and of the images among them; None where the processor does not know."""
+    count = getattr(encoder.processor, "_get_num_multimodal_tokens", None)
+    if images and count is None:
+        return None
+    sizes = [image_size(ref, encoder.limits, encoder.fetch) for ref in images]
+    plain = (text.replace(encoder.image_token, "") for text in texts)
+    length = sum(len(encoder.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in plain)
+    return length + (_image_tokens(count, sizes) + len(sizes) * _around(encoder) if sizes else 0)
 
 
 def _around(encoder: ChatEncoder) -> int:

@@ -1,9 +1,13 @@
-"""Pictures as a user names them: files, folders of them, standard input, or one of the built-in puzzles."""
+"""Pictures as a user names them: files, folders of them, standard input, or one of the built-in puzzles.
+
+:class:`PicturesSource` makes records of a folder of them, with one question about each.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +16,16 @@ from PIL import Image
 
 from vlsi_cli.engine.data.images import FORMATS, load_image
 from vlsi_cli.engine.data.patterns import pattern_record
-from vlsi_cli.engine.data.records import REASONS, BadRecord, ImageRef
+from vlsi_cli.engine.data.records import (
+    PLACEHOLDER,
+    REASONS,
+    BadRecord,
+    ImageRef,
+    Message,
+    Numbering,
+    Record,
+    make_record,
+)
 from vlsi_cli.errors import ConfigError, DataError
 
 STANDARD_INPUT = "-"
@@ -126,3 +139,81 @@ def _is_deep(file: Path | BinaryIO) -> bool:
             return picture.mode.startswith("I;16")
     except Exception:  # noqa: BLE001 - what is wrong with it is told when it is loaded
         return False
+
+
+class PicturesSource:
+    """The pictures of a folder and of those below it, in the order of their paths, with one question about each.
+
+    Pictures are told by their endings. Names that begin with a dot and links to folders are passed over.
+
+    Args:
+        folder: where they are; no picture may lie elsewhere, not by a link either.
+        prompt: the question; it stands behind the picture, or the picture where it says ``<image>``.
+        without: files and folders that do not belong to it.
+
+    Attributes:
+        others: what was passed over, by its ending, or in words: how many.
+
+    Raises:
+        DataError: no such folder, one that cannot be read, or one without pictures.
+    """
+
+    shuffles_itself = streamed = held = False
+
+    def __init__(self, folder: Path, prompt: str, without: Collection[Path] = ()) -> None:
+        self.name, self._folder = str(folder), folder
+        text = prompt if PLACEHOLDER in prompt else f"{PLACEHOLDER}\n{prompt}"
+        self._parts = Numbering().split(text)
+        self.others: dict[str, int] = {}
+        self.paths = self._found({path.absolute() for path in without})
+        self.size = len(self.paths)
+        if not self.paths:
+            there = ", ".join(f"{kind} {count:,}" for kind, count in self.others.items())
+            raise DataError(
+                f"the folder {folder} holds no pictures" + (f", but {there}" if there else ""),
+                hint=f"pictures end in {', '.join(sorted(_ENDINGS))}",
+            )
+
+    def read(self, index: int, epoch: int = 0) -> Record:
+        """The question about a picture. It is called by its path, from the folder's name on."""
+        path = self.paths[index]
+        shown = path.encode(errors="backslashreplace").decode()
+        id, where = f"{self._folder.resolve().name}/{shown}", str(self._folder / shown)
+        if shown != path:
+            raise BadRecord("bad-format", "a file name that is no text", record=id, where=where)
+        images = [ImageRef(path=path, root=self._folder)]
+        return make_record(id, [Message("user", self._parts)], images, where=where, unanswered=True)
+
+    def _found(self, without: set[Path]) -> list[str]:
+        found: list[tuple[str, ...]] = []
+        top = self._folder.absolute()
+        for place, folders, files in os.walk(top, onerror=self._refuse):
+            here = Path(place)
+            for name in folders:
+                if (here / name).is_symlink() and not name.startswith("."):
+                    self._pass_over("links to folders")
+            folders[:] = [name for name in folders if self._belongs(here / name, without)]
+            for name in files:
+                if not self._belongs(here / name, without):
+                    continue
+                ending = Path(name).suffix.lower()
+                if ending in _ENDINGS:
+                    found.append((*here.relative_to(top).parts, name))
+                else:
+                    self._pass_over(ending or "without an ending")
+        self.others = dict(sorted(self.others.items(), key=lambda item: (-item[1], item[0])))
+        return ["/".join(parts) for parts in sorted(found)]
+
+    def _belongs(self, path: Path, without: set[Path]) -> bool:
+        if path in without:
+            return False
+        if path.name.startswith("."):
+            self._pass_over("hidden")
+            return False
+        return True
+
+    def _pass_over(self, kind: str) -> None:
+        self.others[kind] = self.others.get(kind, 0) + 1
+
+    def _refuse(self, error: OSError) -> None:
+        raise DataError(f"the folder {error.filename} cannot be read: {error.strerror or error}") from error

@@ -93,57 +93,42 @@ class Pending(Protocol[Out]):
         """It is not needed any more."""
 
 
-class Pool(Generic[Item]):
-    """Workers that read draws; without any (``count`` 0), draws are read here when they are asked for.
+class Workers:
+    """Processes that each have a copy of one object and do its work; without any, it is done here when it is asked for.
 
     Args:
-        reader: what they do.
-        count: worker processes; started when the first draw is given to them.
+        doer: what works. It and what it is given have to be picklable, and what it makes too.
+        count: processes; started when the first work is given to them.
     """
 
-    def __init__(self, reader: Reader[Item], count: int = 0) -> None:
-        self._reader, self.count = reader, count
+    def __init__(self, doer: object, count: int = 0) -> None:
+        self._doer, self.count = doer, count
         self._executor: ProcessPoolExecutor | None = None
         if count:
             self._prepare()
 
-    def read(self, draw: Draw) -> Pending[Item | BadRecord]:
-        """The encoded record of a draw."""
-        return self._give("read", draw)
-
-    def length(self, draw: Draw) -> Pending[int | BadRecord]:
-        """The length of a draw's record."""
-        return self._give("length", draw)
-
-    def close(self) -> None:
-        """End the workers; what they have begun is thrown away."""
-        executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.shutdown(wait=True, cancel_futures=True)
-
-    def _give(self, what: str, draw: Draw) -> Any:
+    def give(self, what: str, *given: Any) -> Pending[Any]:
+        """What a method of the object makes of what it is given."""
         if not self.count:
-            return _Here(lambda: getattr(self._reader, what)(draw))
-        source = self._reader.sources[draw.source]
-        if draw.record is None and source is not None and source.held:
-            draw = Draw(draw.source, draw.index, draw.epoch, _record(source, draw))
+            return _Here(lambda: getattr(self._doer, what)(*given))
         try:
             if self._executor is None:
                 self._executor = self._start()
-            return _There(self._executor.submit(_work, what, draw))
+            return _There(self._executor.submit(_work, what, *given))
         except BrokenProcessPool as error:
             raise _ended() from error
+
+    def close(self) -> None:
+        """End the processes; what they have begun is thrown away."""
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=True, cancel_futures=True)
 
     def _prepare(self) -> None:
         """Let the server that workers are forked from begin to import what they need, which takes seconds."""
         packed = io.BytesIO()
         pickler = _ModulesPickler(packed)
-        # Sources whose records are sent with their draws stay here.
-        away = [
-            None if source is None or source.streamed or source.held else source
-            for source in self._reader.sources
-        ]
-        pickler.dump(Reader(away, self._reader.encode, self._reader.measure))
+        pickler.dump(self._doer)
         self._packed = packed.getvalue()
         self._context: Any = multiprocessing.get_context("forkserver" if FORKSERVER else "spawn")
         if FORKSERVER:
@@ -157,6 +142,44 @@ class Pool(Generic[Item]):
         return ProcessPoolExecutor(
             self.count, mp_context=self._context, initializer=_set_up, initargs=(self._packed,)
         )
+
+
+class Pool(Generic[Item]):
+    """Workers that read draws; without any (``count`` 0), draws are read here when they are asked for.
+
+    Args:
+        reader: what they do.
+        count: worker processes; started when the first draw is given to them.
+    """
+
+    def __init__(self, reader: Reader[Item], count: int = 0) -> None:
+        self._reader, self.count = reader, count
+        if count:
+            # Sources whose records are sent with their draws stay here.
+            away = [
+                None if source is None or source.streamed or source.held else source
+                for source in reader.sources
+            ]
+            reader = Reader(away, reader.encode, reader.measure)
+        self._workers = Workers(reader, count)
+
+    def read(self, draw: Draw) -> Pending[Item | BadRecord]:
+        """The encoded record of a draw."""
+        return self._give("read", draw)
+
+    def length(self, draw: Draw) -> Pending[int | BadRecord]:
+        """The length of a draw's record."""
+        return self._give("length", draw)
+
+    def close(self) -> None:
+        """End the workers; what they have begun is thrown away."""
+        self._workers.close()
+
+    def _give(self, what: str, draw: Draw) -> Any:
+        source = self._reader.sources[draw.source]
+        if self.count and draw.record is None and source is not None and source.held:
+            draw = Draw(draw.source, draw.index, draw.epoch, _record(source, draw))
+        return self._workers.give(what, draw)
 
 
 class _Here(Generic[Value]):
@@ -227,11 +250,11 @@ def _deaf() -> Iterator[None]:
 # ---------------------------------------------------------------- in a worker
 
 
-_reader: Reader[Any] | None = None
+_doer: Any = None
 
 
-def _set_up(reader: bytes) -> None:
-    global _reader  # the only state that a worker has
+def _set_up(doer: bytes) -> None:
+    global _doer  # the only state that a worker has
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C goes to all; the process that trains ends the others
@@ -245,7 +268,7 @@ def _set_up(reader: bytes) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)  # as many workers as wanted, not as many times the cores
-    _reader = pickle.loads(reader)
+    _doer = pickle.loads(doer)
     if transformers := sys.modules.get("transformers"):
         transformers.logging.set_verbosity_error()  # it would speak into the run's progress
 
@@ -262,9 +285,8 @@ def _end_when_told(parent: int) -> None:
     os._exit(1)
 
 
-def _work(what: str, draw: Draw) -> _Parcel:
-    assert _reader is not None
-    return _Parcel.of(getattr(_reader, what)(draw))
+def _work(what: str, *given: Any) -> _Parcel:
+    return _Parcel.of(getattr(_doer, what)(*given))
 
 
 class _ModulesPickler(pickle.Pickler):

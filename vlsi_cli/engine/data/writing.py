@@ -41,7 +41,7 @@ class RecordWriter:
 
     def __init__(self, file: Path, roots: Iterable[Path], *, keeps: bool) -> None:
         self.folder = file.absolute().parent.resolve()
-        self.images = self.folder / f"{file.stem}.images"
+        self.images = pictures_folder(file.absolute().parent.resolve() / file.name)
         self.root = _common(file, self.folder, [root.resolve() for root in roots], keeps)
         self.named = self._unflushed = False
 
@@ -116,6 +116,11 @@ class RecordWriter:
                 part.write_bytes(data)
             self._unflushed = True
         return path.relative_to(self.root).as_posix()
+
+
+def pictures_folder(file: Path) -> Path:
+    """Where the pictures that a file of records keeps lie."""
+    return file.with_name(f"{file.stem}.images")
 
 
 def _common(file: Path, folder: Path, roots: list[Path], keeps: bool) -> Path:

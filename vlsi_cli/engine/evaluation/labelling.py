@@ -3,33 +3,41 @@
 Records are taken in windows. In each, the first open turn of all of them is answered in batches, then the second given
 the first, and so on. Every answer is in the journal before the next batch begins, under a key of what it depends on:
 model and manner, the conversation before it, the pixels. What is known is not asked again.
+
+A batch holds prompts of like length, so that little of it is padding. The longest come first: where memory is too small
+for so many of them, that shows at once. With workers, the next batch is read and decoded while the model answers this
+one, and the pictures of the next window are looked at.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import islice
 from typing import Any
 
 from vlsi_cli.engine.data import thinking
-from vlsi_cli.engine.data.collate import in_groups
-from vlsi_cli.engine.data.images import is_address, locate
-from vlsi_cli.engine.data.records import PLACEHOLDER, BadRecord, ImageRef, Message, Record
-from vlsi_cli.engine.data.template import ChatEncoder
+from vlsi_cli.engine.data.records import PLACEHOLDER, BadRecord, Message, Record
+from vlsi_cli.engine.data.template import ChatEncoder, EncodedPrompt
+from vlsi_cli.engine.data.workers import Pending, Workers
 from vlsi_cli.engine.evaluation.generation import AUTO_BATCH, Answerer, Question, Settings, as_dict
 from vlsi_cli.engine.evaluation.journal import Journal
-from vlsi_cli.engine.files import file_sha256
+from vlsi_cli.engine.evaluation.labels import (
+    CUT,
+    EMPTY,
+    Outcome,
+    Place,
+    known_answer,
+    open_turns,
+    record_digest,
+    with_answers,
+)
+from vlsi_cli.engine.evaluation.prompting import PromptMaker
 
-#: Where a record stands: number of its source, and its index there.
-Place = tuple[int, int]
-
-#: Why an answer is not taken, beside the reasons for which a reader of the record would refuse it.
-CUT, EMPTY = "answer-cut", "answer-empty"
-#: Batches in a window: the last batch of each turn of a window is not full.
+#: Batches in a window: the last batch of each turn of a window is not full, and lengths are alike in a window only.
 _BATCHES = 16
 _STAND_IN = "."
 
@@ -51,65 +59,40 @@ class Manner:
     think: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a record that could be read.
-
-    Attributes:
-        digest: of its text and its pictures' names: who reads it again can tell that it is the same.
-        keys: of its answers in the journal, in the order of the turns; empty for one that was answered already.
-        left_out: why it is not to be written; None for one that is.
-    """
-
-    digest: bytes
-    keys: tuple[str, ...] = ()
-    left_out: str | None = None
-
-
 def can_think(encoder: ChatEncoder) -> bool:
     """Whether a model can be had to think before it answers, or always does."""
     return encoder.always_thinks or thinking.can_be_told(encoder.processor.chat_template)
 
 
-def open_turns(record: Record, *, anew: bool) -> list[int]:
-    """Places among the messages at which an answer is wanted: a missing last one, or every one."""
-    count = len(record.messages)
-    missing = [count] if record.messages[-1].role == "user" else []
-    given = [place for place, message in enumerate(record.messages) if message.role == "assistant"]
-    return (given if anew else []) + missing
-
-
-def with_answers(record: Record, places: Sequence[int], texts: Sequence[str]) -> Record:
-    """The record with these texts for the answers at these places."""
-    messages = list(record.messages)
-    for place, text in zip(places, texts, strict=True):
-        messages[place : place + 1] = [Message("assistant", (text,))]
-    return replace(record, messages=tuple(messages))
-
-
-def record_digest(record: Record) -> bytes:
-    """16 bytes of a record's text, roles and the names of its pictures."""
-    names = [ref.path for ref in record.images]
-    talk = [(message.role, message.parts) for message in record.messages]
-    return hashlib.blake2b(json.dumps([record.id, talk, names]).encode(), digest_size=16).digest()
-
-
 @dataclass
 class _Talk:
-    """A record that is being answered: the places that are open, and the answers so far with their keys."""
+    """A record that is being answered: the places that are open, and the answers so far with their keys.
+
+    ``looking`` finds the digests of its pictures, which ``pictures`` then are.
+    """
 
     place: Place
     record: Record
     open: list[int]
+    looking: Pending[tuple[str, ...] | BadRecord] | None
+    pictures: tuple[str, ...] = ()
     texts: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
-    pictures: dict[int, str] = field(default_factory=dict)
     left_out: str | None = None
 
     @property
     def so_far(self) -> Record:
         """The record with the answers so far."""
         return with_answers(self.record, self.open[: len(self.texts)], self.texts)
+
+
+@dataclass
+class _Asked:
+    """A question that has to be asked, as a record that ends in a stand-in; ``talks`` wait for its answer."""
+
+    key: str
+    record: Record
+    talks: list[_Talk]
 
 
 class Labeller:
@@ -122,6 +105,8 @@ class Labeller:
         manner: how they are answered.
         skip: hears of a record that the model cannot be asked, and may raise.
         batch_size: questions together, None for `auto`.
+        workers: processes that read and decode ahead; they change no answer.
+        prefetch: questions that they are ahead of the model; None for a batch.
         told: hears about how many records are done, and how many answers were generated, whenever there are more.
 
     Attributes:
@@ -138,33 +123,53 @@ class Labeller:
         earlier: dict[str, dict[str, Any]],
         skip: Callable[[Place, BadRecord], None],
         batch_size: int | None = None,
+        workers: int = 0,
+        prefetch: int | None = None,
         told: Callable[[int, int], None] = lambda records, answers: None,
     ) -> None:
         self._answerer, self._encoder, self._journal, self._manner = answerer, encoder, journal, manner
         self._earlier, self._skip, self._told = earlier, skip, told
         self._can_think = can_think(encoder)
-        self._window = (batch_size or AUTO_BATCH) * _BATCHES
+        batch = batch_size or AUTO_BATCH
+        self._window = batch * _BATCHES
+        self._workers = Workers(PromptMaker(encoder), workers)
+        self._ahead = (prefetch or batch) if workers else 0
+        self._records: Iterator[tuple[Place, Record]] = iter(())
+        self._begun: deque[_Talk] = deque()
         self.generated = self.tokens = self._done = 0
 
     def run(self, records: Iterable[tuple[Place, Record]]) -> dict[Place, Outcome]:
         """Answer records; those that the model cannot be asked are not in the result."""
         found: dict[Place, Outcome] = {}
-        for window in in_groups(records, self._window):
-            talks = [
-                _Talk(place, record, open_turns(record, anew=self._manner.replace))
-                for place, record in window
-            ]
-            asking = [talk for talk in talks if talk.open]
-            before = self.generated, len(talks) / max(1, sum(len(talk.open) for talk in talks))
-            while asking:
-                self._ask(asking, before)
-                asking = [talk for talk in asking if self._goes_on(talk)]
-            self._done += len(talks)
-            self._told(self._done, self.generated)
-            for talk in talks:
-                if talk.left_out != _UNUSABLE:
-                    found[talk.place] = Outcome(record_digest(talk.record), tuple(talk.keys), talk.left_out)
+        self._records = iter(records)
+        try:
+            while talks := self._next_window():
+                asking = [talk for talk in talks if talk.open]
+                before = self.generated, len(talks) / max(1, sum(len(talk.open) for talk in talks))
+                while asking:
+                    self._ask(asking, before)
+                    asking = [talk for talk in asking if self._goes_on(talk)]
+                self._done += len(talks)
+                self._told(self._done, self.generated)
+                for talk in talks:
+                    if talk.left_out != _UNUSABLE:
+                        digest = record_digest(talk.record)
+                        found[talk.place] = Outcome(digest, tuple(talk.keys), talk.left_out)
+        finally:
+            self._workers.close()
         return found
+
+    def _next_window(self) -> list[_Talk]:
+        self._begin(self._window - len(self._begun))
+        return [self._begun.popleft() for _ in range(len(self._begun))]
+
+    def _begin(self, count: int) -> None:
+        """Have the pictures of some records of the next window looked at."""
+        for place, record in islice(self._records, min(count, self._window - len(self._begun))):
+            places = open_turns(record, anew=self._manner.replace)
+            wanted = places and record.images
+            looking = self._workers.give("pictures", replace(record, more=None)) if wanted else None
+            self._begun.append(_Talk(place, record, places, looking))
 
     # ---------------------------------------------------------------- one turn of a window
 
@@ -174,11 +179,10 @@ class Labeller:
         Args:
             before: answers generated before this window, and records of it that each more stands for.
         """
-        questions = self._missing(talks)
-        first = next(questions, None)
-        if first is None:
+        missing = self._missing(talks)
+        if not missing:
             return  # the model need not even be loaded
-        for question, reply in self._answerer().answer(chain([first], questions)):
+        for question, reply in self._answerer().answer(self._questions(missing)):
             self._journal.add(
                 self._stored_as(question.key, cut=reply.cut), {"sample": question.record.id, **as_dict(reply)}
             )
@@ -186,26 +190,58 @@ class Labeller:
             self.tokens += reply.tokens
             self._told(self._done + int((self.generated - before[0]) * before[1]), self.generated)
 
-    def _missing(self, talks: list[_Talk]) -> Iterator[Question]:
-        """The questions whose answers are not known; each question once, however often it comes."""
-        waiting: set[str] = set()
+    def _missing(self, talks: list[_Talk]) -> list[_Asked]:
+        """The questions whose answers are not known, longest first; each question once, however often it comes."""
+        missing: dict[str, _Asked] = {}
         for talk in talks:
             place = talk.open[len(talk.texts)]
             try:
                 key = self._key(talk, place)
-                talk.keys.append(key)
-                if key in waiting or self._known(key) is not None:
-                    continue
-                stand_in = _thought(_STAND_IN, _STAND_IN) if self._manner.think else _STAND_IN
-                asked = talk.so_far.messages[:place]
-                record = replace(talk.record, messages=(*asked, Message("assistant", (stand_in,))))
-                prompt = self._encoder.encode_prompt(record)
             except BadRecord as bad:
-                talk.left_out = _UNUSABLE
-                self._skip(talk.place, bad.at(record=talk.record.id, where=talk.record.where))
+                self._give_up(talk, bad)
                 continue
-            waiting.add(key)
-            yield Question(key, record, self._manner.settings, prompt)
+            talk.keys.append(key)
+            if key in missing:
+                missing[key].talks.append(talk)
+            elif self._known(key) is None:
+                missing[key] = _Asked(key, self._asked(talk, place), [talk])
+        pending = [self._workers.give("length", asked.record) for asked in missing.values()]
+        lengths = {key: each.result() for key, each in zip(missing, pending, strict=True)}
+        return sorted(missing.values(), key=lambda asked: -lengths[asked.key])
+
+    def _asked(self, talk: _Talk, place: int) -> Record:
+        """The conversation up to a place, where a stand-in is the answer; it is told by it whether to think."""
+        stand_in = _thought(_STAND_IN, _STAND_IN) if self._manner.think else _STAND_IN
+        before = talk.so_far.messages[:place]
+        shown = sum(isinstance(part, int) for message in before for part in message.parts)
+        messages = (*before, Message("assistant", (stand_in,)))
+        return replace(talk.record, messages=messages, images=talk.record.images[:shown], more=None)
+
+    def _questions(self, missing: list[_Asked]) -> Iterator[Question]:
+        """The questions with their prompts; the workers are ahead of whoever takes them."""
+        begun: deque[tuple[_Asked, Pending[EncodedPrompt | BadRecord]]] = deque()
+        rest = iter(missing)
+        while True:
+            for asked in islice(rest, self._ahead + 1 - len(begun)):
+                begun.append((asked, self._workers.give("prompt", asked.record)))
+                if self._ahead:
+                    self._begin(1)
+            if not begun:
+                return
+            asked, pending = begun.popleft()
+            prompt = pending.result()
+            if isinstance(prompt, BadRecord):
+                for talk in asked.talks:
+                    self._give_up(talk, prompt)
+            else:
+                yield Question(asked.key, asked.record, self._manner.settings, prompt)
+
+    def _give_up(self, talk: _Talk, bad: BadRecord) -> None:
+        talk.left_out = _UNUSABLE
+        self._skip(
+            talk.place,
+            BadRecord(bad.reason, bad.detail, record=talk.record.id, where=talk.record.where),
+        )
 
     def _goes_on(self, talk: _Talk) -> bool:
         """Take the answer of this turn; whether there is another turn."""
@@ -246,17 +282,21 @@ class Labeller:
     # ---------------------------------------------------------------- keys
 
     def _key(self, talk: _Talk, place: int) -> str:
-        """A digest of everything that the answer at a place depends on."""
+        """A digest of everything that the answer at a place depends on.
+
+        Raises:
+            BadRecord: a picture is not there.
+        """
+        if talk.looking is not None:
+            found, talk.looking = talk.looking.result(), None
+            if isinstance(found, BadRecord):
+                raise found
+            talk.pictures = found
         digest = hashlib.sha256(self._manner.identity.encode())
         for message in talk.so_far.messages[:place]:
-            parts = [part if isinstance(part, str) else [self._pixels(talk, part)] for part in message.parts]
+            parts = [part if isinstance(part, str) else [talk.pictures[part]] for part in message.parts]
             digest.update(json.dumps([message.role, parts]).encode())
         return digest.hexdigest()
-
-    def _pixels(self, talk: _Talk, number: int) -> str:
-        if number not in talk.pictures:
-            talk.pictures[number] = _content(talk.record.images[number], self._encoder)
-        return talk.pictures[number]
 
     def _stored_as(self, key: str, *, cut: bool) -> str:
         """Under what an answer lies in the journal: one that did not end is another under every bound."""
@@ -269,40 +309,5 @@ class Labeller:
 _UNUSABLE = "unusable"
 
 
-def known_answer(key: str, longest: int, *journals: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """An answer by its key, with ``cut`` as it is under this bound of tokens; None where it has to be generated."""
-    for lines in journals:
-        if (line := lines.get(key)) is not None:
-            return {**line, "cut": line["tokens"] >= longest}  # its end of turn is a token too
-        if (line := lines.get(f"{key}/{longest}")) is not None:
-            return line
-    return None
-
-
 def _thought(thoughts: str, words: str) -> str:
     return f"{thinking.OPEN}\n{thoughts}\n{thinking.CLOSE}\n\n{words}"
-
-
-def _content(ref: ImageRef, encoder: ChatEncoder) -> str:
-    """A digest of a picture's bytes, or of its pixels where it is not a file.
-
-    Raises:
-        BadRecord: it is not there.
-    """
-    if ref.picture is not None:
-        about = f"{ref.picture.mode}{ref.picture.size}".encode()
-        return hashlib.sha256(about + ref.picture.tobytes()).hexdigest()
-    if ref.data is not None:
-        return hashlib.sha256(ref.data).hexdigest()
-    if is_address(ref) and encoder.fetch is not None:
-        return hashlib.sha256(encoder.fetch(str(ref.path))).hexdigest()
-    path = locate(ref)
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise BadRecord("image-unreadable", f"{ref.path}: {error.strerror or error}") from error
-
-
-def left_out(outcomes: Iterable[Outcome]) -> dict[str, int]:
-    """How many records are not written, by why, most frequent first."""
-    return dict(Counter(each.left_out for each in outcomes if each.left_out is not None).most_common())

@@ -1,16 +1,18 @@
-"""Whether the processes of a run were started alike and see one run folder: each machine is told its own command."""
+"""Whether the processes of a command were started alike and see one folder: each machine is told its own command."""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
 import time
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
-from vlsi_cli.config.data import HubSource, PatternsSource
-from vlsi_cli.config.loading import Resolved, difference
-from vlsi_cli.config.run import DistillConfig
+from vlsi_cli.config.base import Config
+from vlsi_cli.config.data import DataConfig, HubSource, PatternsSource
+from vlsi_cli.config.loading import difference
+from vlsi_cli.config.models import ModelConfig
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.folders import local_folder
 from vlsi_cli.engine.files import writing
@@ -40,8 +42,13 @@ _READING = (
 Held = dict[str, dict[str, str]]
 
 
-def require_alike(resolved: Resolved) -> None:
-    """All processes must train the same models on the same data, in the same software.
+def require_alike(*configs: Config, held: Held, versions: Mapping[str, str | None] | None = None) -> None:
+    """All processes must work with the same models on the same data in the same way, in the same software.
+
+    Args:
+        configs: what this process was told.
+        held: the files that it has for it: :func:`files_of`.
+        versions: of further software that decides what comes of it.
 
     Raises:
         ConfigError: one has another configuration or other versions than the first; every process raises it.
@@ -49,13 +56,16 @@ def require_alike(resolved: Resolved) -> None:
     """
     if processes.size() == 1:
         return
-    versions = environment()
-    own = {"vlsi": versions["vlsi"]} | {name: versions["packages"].get(name) for name in _ALIKE}
-    everyone = processes.gather((resolved.config, own, _held(resolved.config)))
-    first, known, held = everyone[0]
+    here = environment()
+    own = (
+        {"vlsi": here["vlsi"]} | {name: here["packages"].get(name) for name in _ALIKE} | dict(versions or {})
+    )
+    everyone = processes.gather((configs, own, held))
+    first, known, files = everyone[0]
     problem: VlsiError | None = None
-    for number, (config, theirs, here) in enumerate(everyone):
-        if differs := difference(first, config):
+    for number, (others, theirs, there) in enumerate(everyone):
+        differences = (difference(*pair) for pair in zip(first, others, strict=True))
+        if differs := next(filter(None, differences), None):
             problem = ConfigError(
                 f"process {number} was started with another configuration than the first: {_named(differs, number)}",
                 hint="give every machine the same command, and the same recipe where it is a file",
@@ -65,7 +75,7 @@ def require_alike(resolved: Resolved) -> None:
                 f"process {number} has {odd[0]} {theirs[odd[0]]}, and the first has {known[odd[0]]}",
                 hint="install the same versions on every machine",
             )
-        elif other := _difference(held, here):
+        elif other := _difference(files, there):
             problem = DataError(
                 f"process {number} has other files than the first: {other} is not the same",
                 hint="copy models and data anew, or keep them on a file system that all machines of the run share",
@@ -75,22 +85,28 @@ def require_alike(resolved: Resolved) -> None:
             raise problem
 
 
-def _held(config: DistillConfig) -> Held:
+def files_of(models: Iterable[ModelConfig | None], mixes: Iterable[DataConfig | None] = ()) -> Held:
     """The files of models and data here. Nothing of a model that is not here: it will be fetched."""
     found: Held = {}
-    for model in filter(None, (config.teacher, config.student)):
+    for model in filter(None, models):
         folder = local_folder(model.id, model.revision)
         files = (
             [] if folder is None else [file for each in (_WEIGHTS, *_READING) for file in folder.glob(each)]
         )
         found[model.id] = {file.name: _told(file) for file in files if file.is_file()}
-    for data in filter(None, (config.data, config.evaluation.data)):
+    for data in filter(None, mixes):
         for source in data.located_sources():
             if not isinstance(source, PatternsSource):
                 path = Path(source.id if isinstance(source, HubSource) else source.path)
                 if path.is_file() or not isinstance(source, HubSource):
                     found[str(path)] = {path.name: _told(path)}
     return found
+
+
+def files_in(folder: Path, *endings: str) -> Held:
+    """The files of a folder and those below it that end like this."""
+    files = (file for file in sorted(folder.rglob("*")) if file.suffix in endings and file.is_file())
+    return {str(folder): {file.relative_to(folder).as_posix(): _told(file) for file in files}}
 
 
 def _told(file: Path) -> str:
@@ -129,11 +145,11 @@ def _named(differs: str, number: int) -> str:
     return differs.replace(" there,", " in the first,").removesuffix(" here") + f" in process {number}"
 
 
-def require_shared(run: Path) -> None:
-    """All processes must see the run folder that the first has made: a run goes on from what lies in it.
+def require_shared(folder: Path) -> None:
+    """All processes must see the folder that the first has made: they go on from what lies in it.
 
     Args:
-        run: the folder as the first process names it.
+        folder: as the first process names it.
 
     Raises:
         OutputError: one does not see it; every process raises it.
@@ -143,8 +159,8 @@ def require_shared(run: Path) -> None:
 
     def leave() -> Path:
         # what a kill leaves of it, the next run sweeps away
-        mark = run / f".shared.partial.{secrets.token_hex(8)}"
-        with writing(run):
+        mark = folder / f".shared.partial.{secrets.token_hex(8)}"
+        with writing(folder):
             mark.touch()
         return mark
 
@@ -159,7 +175,7 @@ def require_shared(run: Path) -> None:
             mark.unlink(missing_ok=True)
     if blind:
         problem = OutputError(
-            f"process {blind[0]} does not see the run folder {run}, which the first process has made",
+            f"process {blind[0]} does not see the folder {folder}, which the first process has made",
             hint="give --output as an absolute path on a file system that all machines of the run share",
         )
         problem.shared = True

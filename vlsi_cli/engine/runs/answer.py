@@ -12,11 +12,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from vlsi_cli.config.answering import AnsweringConfig, who
+from vlsi_cli.config.answering import BESIDE_A_GPU, AnsweringConfig, who
 from vlsi_cli.config.run import DistillConfig, ModelConfig
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.folders import resolve_folder
@@ -26,13 +27,11 @@ from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.engine.data.writing import RecordWriter
 from vlsi_cli.engine.evaluation.generation import Answerer, Settings
 from vlsi_cli.engine.evaluation.journal import answers_in
-from vlsi_cli.engine.evaluation.labelling import (
+from vlsi_cli.engine.evaluation.labelling import Labeller, Manner, can_think
+from vlsi_cli.engine.evaluation.labels import (
     CUT,
-    Labeller,
-    Manner,
     Outcome,
     Place,
-    can_think,
     known_answer,
     left_out,
     open_turns,
@@ -44,7 +43,7 @@ from vlsi_cli.engine.evaluation.sharing import open_journal
 from vlsi_cli.engine.files import new_file, sweep
 from vlsi_cli.engine.runs import answer_output as place
 from vlsi_cli.engine.runs import models
-from vlsi_cli.engine.runs.agreement import require_shared
+from vlsi_cli.engine.runs.agreement import files_of, require_alike, require_shared
 from vlsi_cli.engine.runs.answer_reading import Reading, Survey, reasons
 from vlsi_cli.engine.runs.answer_reports import AnswerPlan, AnswerReport
 from vlsi_cli.engine.runs.data import encoder_for
@@ -63,11 +62,17 @@ def plan(config: DistillConfig, asked: AnsweringConfig) -> AnswerPlan:
     Raises:
         DataError: a source that cannot be read, or nothing to answer.
     """
-    reading = Reading(config.data, asked.limit)
+    reading = Reading(config.data, asked.limit, asked.output)
     found = reading.survey(anew=asked.replace, whole=True)
     found.require_work(reading.names)
     return AnswerPlan(
-        asked.output, who(config).id, found.answerable, found.kept, found.unusable, found.examples
+        output=asked.output,
+        model=who(config).id,
+        answerable=found.answerable,
+        kept=found.kept,
+        unusable=found.unusable,
+        examples=found.examples,
+        passed_over=reading.passed_over,
     )
 
 
@@ -83,17 +88,18 @@ def run(config: DistillConfig, asked: AnsweringConfig, events: Events) -> Answer
         The report; None in every process but the first.
 
     Raises:
-        ConfigError: no such device, or thoughts of a model that has none.
-        DataError: nothing to answer, or no answer that could be taken.
+        ConfigError: no such device, thoughts of a model that has none, or processes that were not started alike.
+        DataError: nothing to answer, no answer that could be taken, or files that differ between processes.
         ModelError: a model that cannot be loaded.
         EvaluationError: memory ran out with one question.
-        OutputError: the output cannot be written, was made otherwise, or another process works on it.
+        OutputError: the output cannot be written, was made otherwise, another process works on it, or not all of one
+            command see it.
         ProcessError: another process has ended before its time.
         Interrupted: Ctrl-C or SIGTERM; the answers so far are kept.
     """
     device, dtype = models.place(config)
     with keeping_answers(), processes.joined(torch.device("cpu"), _PATIENCE, events):
-        reading = Reading(config.data, asked.limit)
+        reading = Reading(config.data, asked.limit, asked.output)
         processes.on_first(
             lambda: reading.survey(anew=asked.replace, whole=False).require_work(reading.names)
         )
@@ -109,9 +115,14 @@ def run(config: DistillConfig, asked: AnsweringConfig, events: Events) -> Answer
             raise ConfigError(f"--think: the chat template of {model.id} knows no thoughts")
         folder = resolve_folder(model.id, model.revision)
         settings = place.settings_of(config, model, asked, folder, about.processor)
-        _require_alike(settings, asked)
+        # By now, what had to be fetched of the model is here. Where the file lies, each may name in its way.
+        held = files_of([model], [config.data]) | reading.listings
+        require_alike(config, asked.model_copy(update={"output": Path()}), held=held)
         writer = RecordWriter(asked.output, reading.roots, keeps=reading.others)
-        job = _Job(config, model, asked, settings, reading, encoder, events)
+        workers = asked.workers
+        if workers is None:
+            workers = config.data.workers or (0 if device.type == "cpu" else BESIDE_A_GPU)
+        job = _Job(config, model, asked, settings, reading, encoder, workers, events)
         answerer = cache(lambda: job.answerer(device, dtype))
         if asked.overwrite and processes.on_first(lambda: place.is_other(asked.output, settings)):
             answerer()  # what is there is only given up for a model that can be loaded
@@ -119,19 +130,6 @@ def run(config: DistillConfig, asked: AnsweringConfig, events: Events) -> Answer
         with own if processes.is_first() else nullcontext():
             require_shared(place.work_folder(asked.output))
             return job.run(writer, answerer)
-
-
-def _require_alike(settings: dict[str, Any], asked: AnsweringConfig) -> None:
-    """All processes must answer the same records in the same way: each machine is told its own command."""
-    everyone = processes.gather((settings, asked.limit))
-    odd = next((number for number, each in enumerate(everyone) if each != everyone[0]), None)
-    if odd is not None:
-        problem = ConfigError(
-            f"process {odd} was started with another model, other settings or other data than the first",
-            hint="give every machine the same command and the same files",
-        )
-        problem.shared = True
-        raise problem
 
 
 @dataclass
@@ -154,6 +152,7 @@ class _Job:
     settings: dict[str, Any]
     reading: Reading
     encoder: ChatEncoder
+    workers: int
     events: Events
     skipped: Survey = field(default_factory=Survey)
 
@@ -176,6 +175,8 @@ class _Job:
                 earlier=earlier,
                 skip=self._skip,
                 batch_size=None if asked.batch_size == "auto" else asked.batch_size,
+                workers=self.workers,
+                prefetch=self.config.data.prefetch,
                 told=_Progress(self.events, self.reading.total, sharing.size),
             )
             mine = self.reading.records(self._skip, rank=sharing.rank, size=sharing.size)
@@ -197,6 +198,7 @@ class _Job:
             left_out=left_out(whole.outcomes.values()),
             unusable=whole.skipped.unusable,
             examples=whole.skipped.examples,
+            passed_over=self.reading.passed_over,
             image_root=writer.root if writer.named and writer.root != writer.folder else None,
             settings=self.settings,
             seconds=time.perf_counter() - started,
@@ -250,7 +252,7 @@ class _Job:
                 if outcome.digest != record_digest(record):
                     raise _changed(record.where)
                 if outcome.left_out is not None:
-                    whole.skipped.show(outcome.left_out, record.where)
+                    whole.skipped.show(outcome.left_out, where, record.where)
                     continue
                 more: dict[str, Any] = {}
                 if outcome.keys:
@@ -278,7 +280,7 @@ class _Job:
 
     def _nothing(self, whole: _Share) -> DataError:
         found = left_out(whole.outcomes.values()) | whole.skipped.unusable
-        bad = whole.skipped.first
+        bad = whole.skipped.first[1] if whole.skipped.first else None
         hint = "raise --max-new-tokens: what did not end within it is asked again" if CUT in found else None
         return DataError(
             f"no record could be answered ({reasons(found)})" + (f"; the first: {bad}" if bad else ""),

@@ -15,6 +15,7 @@ from vlsi_cli.config.answering import AnsweringConfig
 from vlsi_cli.config.data import DataConfig
 from vlsi_cli.config.run import DistillConfig, ModelConfig
 from vlsi_cli.engine.backbones.fingerprint import weights_fingerprint
+from vlsi_cli.engine.data.writing import pictures_folder
 from vlsi_cli.engine.evaluation.identity import file_digests
 from vlsi_cli.engine.files import is_half, only_process, require_writable, write_json, writing
 from vlsi_cli.engine.runs.identity import stored_dtype
@@ -87,6 +88,11 @@ def made_by(settings: dict[str, Any], turns: list[int]) -> dict[str, Any]:
 def work_folder(output: Path) -> Path:
     """Where answers are kept as they come."""
     return output.with_name(f"{output.stem}.work")
+
+
+def own_paths(output: Path) -> tuple[Path, ...]:
+    """What an answering writes: the file, and what it keeps beside it."""
+    return output, work_folder(output), pictures_folder(output)
 
 
 @contextmanager
@@ -172,10 +178,13 @@ def _difference(output: Path, known: dict[str, Any], settings: dict[str, Any]) -
 
 def _said(words: str, value: Any) -> str:
     if isinstance(value, list) and all(isinstance(each, dict) for each in value):
-        return words.format(
-            ", ".join(str(each.get("path") or each.get("id") or each["kind"]) for each in value)
-        )
+        return words.format(", ".join(map(_named, value)))
     return words.format(json.dumps(value))
+
+
+def _named(source: dict[str, Any]) -> str:
+    name = str(source.get("path") or source.get("id") or source["kind"])
+    return f"{name} (asked {source['prompt']!r})" if "prompt" in source else name
 
 
 def _data(data: DataConfig, output: Path) -> list[dict[str, Any]]:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from bisect import insort
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 
-from vlsi_cli.config.data import LlavaSource, MessagesSource
-from vlsi_cli.config.run import DataConfig
+from vlsi_cli.config.data import ImagesSource, LlavaSource, MessagesSource
+from vlsi_cli.config.run import DataConfig, Source
 from vlsi_cli.engine.data.images import is_address, locate
+from vlsi_cli.engine.data.pictures import PicturesSource
 from vlsi_cli.engine.data.records import BadRecord, Record
 from vlsi_cli.engine.data.schedule import EndOfSource
-from vlsi_cli.engine.evaluation.labelling import Place, open_turns
+from vlsi_cli.engine.evaluation.labels import Place, open_turns
+from vlsi_cli.engine.runs.agreement import Held
+from vlsi_cli.engine.runs.answer_output import own_paths
 from vlsi_cli.engine.runs.data import open_source
 from vlsi_cli.errors import DataError
 
@@ -28,25 +35,46 @@ class Reading:
     Args:
         config: the data; weights and shuffling are nothing here.
         limit: records of each source, from the first.
+        output: the file that will be written; it and what lies beside it are no part of a folder of pictures.
 
     Raises:
         DataError: a source that is not there or cannot be read.
     """
 
-    def __init__(self, config: DataConfig, limit: int | None) -> None:
-        located = config.located_sources()
-        self._sources = [open_source(source, shuffle_seed=None, unanswered=True) for source in located]
+    def __init__(self, config: DataConfig, limit: int | None, output: Path) -> None:
+        located, own = config.located_sources(), own_paths(output)
+        self._sources = [
+            open_source(source, shuffle_seed=None, unanswered=True, without=own) for source in located
+        ]
         self._limit, self._fetches = limit, config.image_urls.fetch
-        files = [source for source in located if isinstance(source, LlavaSource | MessagesSource)]
         #: Folders of pictures of those sources that have them in files.
-        self.roots = [Path(source.image_root or source.path.parent) for source in files]
+        self.roots = [root for root in map(_root, located) if root is not None]
         #: Whether there are other sources.
-        self.others = len(files) < len(located)
+        self.others = len(self.roots) < len(located)
 
     @property
     def names(self) -> list[str]:
         """What messages call the sources."""
         return [source.name for source in self._sources]
+
+    @property
+    def listings(self) -> Held:
+        """What tells the pictures of folders from those that another process finds there, by their names."""
+        found: Held = {}
+        for source in self._sources:
+            if isinstance(source, PicturesSource):
+                names = json.dumps(source.paths).encode()
+                found[source.name] = {Path(source.name).name: hashlib.sha256(names).hexdigest()}
+        return found
+
+    @property
+    def passed_over(self) -> dict[str, int]:
+        """What lies in folders of pictures and is none, by its ending, most frequent first."""
+        found: Counter[str] = Counter()
+        for source in self._sources:
+            if isinstance(source, PicturesSource):
+                found.update(source.others)
+        return dict(found.most_common())
 
     @property
     def total(self) -> int | None:
@@ -97,6 +125,15 @@ class Reading:
         return found
 
 
+def _root(source: Source) -> Path | None:
+    """The folder from which a source names pictures."""
+    if isinstance(source, ImagesSource):
+        return source.path
+    if isinstance(source, LlavaSource | MessagesSource):
+        return source.image_root or source.path.parent
+    return None
+
+
 @dataclass
 class Survey:
     """What is in the data.
@@ -104,36 +141,48 @@ class Survey:
     Attributes:
         answerable: records that want an answer and whose pictures are there.
         kept: records that have their answers.
-        unusable: the others, by reason; ``examples`` names some of each.
-        first: the first of those.
+        unusable: the others, by reason.
+        shown: the first of those of each reason, and of others that are to be named: where they are, and in words.
+        first: the first that cannot be used.
     """
 
     answerable: int = 0
     kept: int = 0
     unusable: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-    first: BadRecord | None = None
+    shown: dict[str, list[tuple[Place, str]]] = field(default_factory=dict)
+    first: tuple[Place, BadRecord] | None = None
+
+    @property
+    def examples(self) -> dict[str, list[str]]:
+        """The words alone."""
+        return {reason: [text for _, text in some] for reason, some in self.shown.items()}
 
     def skip(self, place: Place, bad: BadRecord) -> None:
         """Count a record that cannot be used."""
-        self.first = self.first or bad
+        self._stand_first((place, bad))
         self.unusable[bad.reason] = self.unusable.get(bad.reason, 0) + 1
         name = bad.where or bad.record
-        self.show(bad.reason, f"{name}: {bad.detail}" if bad.detail else name)
+        self.show(bad.reason, place, f"{name}: {bad.detail}" if bad.detail else name)
 
-    def show(self, reason: str, example: str) -> None:
-        """Name a record as one of those to which something happened, if not enough are named."""
-        some = self.examples.setdefault(reason, [])
-        if len(some) < EXAMPLES:
-            some.append(example)
+    def show(self, reason: str, place: Place, example: str) -> None:
+        """Name a record as one of those to which something happened, if not enough before it are named."""
+        some = self.shown.setdefault(reason, [])
+        insort(some, (place, example))
+        del some[EXAMPLES:]
 
     def add(self, other: Survey) -> None:
         """Take over what another process could not use."""
-        self.first = self.first or other.first
+        if other.first is not None:
+            self._stand_first(other.first)
         for reason, number in other.unusable.items():
             self.unusable[reason] = self.unusable.get(reason, 0) + number
-            some = [*self.examples.get(reason, []), *other.examples[reason]]
-            self.examples[reason] = list(islice(some, EXAMPLES))
+        for reason, some in other.shown.items():
+            for place, example in some:
+                self.show(reason, place, example)
+
+    def _stand_first(self, found: tuple[Place, BadRecord]) -> None:
+        if self.first is None or found[0] < self.first[0]:
+            self.first = found
 
     def require_work(self, names: list[str]) -> None:
         """Refuse data in which there is nothing to answer.
@@ -154,8 +203,8 @@ class Survey:
         have = f", and the other {self.kept:,} have answers" if self.kept else ""
         raise DataError(
             f"{where}: nothing can be answered, {bad:,} records cannot be used ({reasons(self.unusable)}){have}; "
-            f"the first: {self.first}",
-            hint=self.first.hint,
+            f"the first: {self.first[1]}",
+            hint=self.first[1].hint,
         )
 
 

@@ -18,6 +18,7 @@ class AnswerReport:
         left_out: records that are not in the file since an answer could not be taken, by reason.
         unusable: records that are not in the file since the model could not be asked, by reason.
         examples: some of both, by reason: where, and what is wrong.
+        passed_over: what lies in folders of pictures and is none, by its ending.
         image_root: the folder that paths of pictures start from, to be given to whoever reads the file; null where
             it is the file's own.
         settings: the model, its fingerprint, and how it answered.
@@ -34,6 +35,7 @@ class AnswerReport:
     left_out: dict[str, int]
     unusable: dict[str, int]
     examples: dict[str, list[str]]
+    passed_over: dict[str, int]
     image_root: Path | None
     settings: dict[str, Any]
     seconds: float
@@ -50,6 +52,7 @@ class AnswerPlan:
         kept: records that have their answers.
         unusable: records that cannot be used, by reason.
         examples: some of these, by reason: where, and what is wrong.
+        passed_over: what lies in folders of pictures and is none, by its ending.
     """
 
     output: Path
@@ -58,3 +61,4 @@ class AnswerPlan:
     kept: int
     unusable: dict[str, int]
     examples: dict[str, list[str]]
+    passed_over: dict[str, int]

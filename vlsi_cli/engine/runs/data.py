@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vlsi_cli.config.data import unanswered as without_answers
 from vlsi_cli.config.run import (
     DataConfig,
     HubSource,
+    ImagesSource,
     ImageUrlsConfig,
     LlavaSource,
     PatternsSource,
@@ -21,6 +24,7 @@ from vlsi_cli.engine.data.digests import with_digest
 from vlsi_cli.engine.data.huggingface import HuggingFaceSource
 from vlsi_cli.engine.data.lengths import record_length
 from vlsi_cli.engine.data.order import Exchange
+from vlsi_cli.engine.data.pictures import PicturesSource
 from vlsi_cli.engine.data.records import Record
 from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.data.schedule import RecordSource
@@ -34,12 +38,19 @@ _Item = TypeVar("_Item")
 _Out = TypeVar("_Out")
 
 
-def open_source(config: Source, *, shuffle_seed: int | None, unanswered: bool = False) -> RecordSource:
+def open_source(
+    config: Source,
+    *,
+    shuffle_seed: int | None,
+    unanswered: bool = False,
+    without: Collection[Path] = (),
+) -> RecordSource:
     """One source.
 
     Args:
         shuffle_seed: for streamed data sets, which shuffle in their own buffer.
         unanswered: take records too that end with the user's message.
+        without: files and folders that are no part of a folder of pictures.
 
     Raises:
         DataError: it is not there or cannot be read.
@@ -63,6 +74,10 @@ def open_source(config: Source, *, shuffle_seed: int | None, unanswered: bool = 
             shuffle_seed=shuffle_seed,
             unanswered=unanswered,
         )
+    if isinstance(config, ImagesSource):
+        if not unanswered:
+            raise without_answers(config)
+        return PicturesSource(config.path, config.prompt, without)
     style: sources.Style = "llava" if isinstance(config, LlavaSource) else "messages"
     return sources.JsonSource(config.path, style, image_root=config.image_root, unanswered=unanswered)
 

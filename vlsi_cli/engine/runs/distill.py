@@ -17,7 +17,7 @@ from vlsi_cli.engine.backbones.compiled import compiled_layers
 from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.losses import fused
 from vlsi_cli.engine.runs import models
-from vlsi_cli.engine.runs.agreement import require_alike, require_shared
+from vlsi_cli.engine.runs.agreement import files_of, require_alike, require_shared
 from vlsi_cli.engine.runs.checks import RunChecks
 from vlsi_cli.engine.runs.choices import chosen
 from vlsi_cli.engine.runs.data import encoder_for, training_stream
@@ -72,7 +72,9 @@ def _run(
     resolved: Resolved, output: Path, events: Events, resume: bool, overwrite: bool, skip_damaged: bool
 ) -> Report:
     started = time.perf_counter()
-    require_alike(resolved)
+    config = resolved.config
+    files = files_of((config.teacher, config.student), (config.data, config.evaluation.data))
+    require_alike(config, held=files)
     with ExitStack() as stack:
 
         def begin() -> RunFolder:

@@ -24,6 +24,7 @@ from vlsi_cli.config import harness as place
 from vlsi_cli.config.benchmarks import Benchmark, paper
 from vlsi_cli.config.evaluating import Asked, EvaluationPlan
 from vlsi_cli.config.evaluation import EvaluationConfig
+from vlsi_cli.config.models import ModelConfig
 from vlsi_cli.config.redaction import redact_tree
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.load import load_backbone
@@ -35,6 +36,7 @@ from vlsi_cli.engine.evaluation.judge import Judge
 from vlsi_cli.engine.evaluation.scores import Paired, Result, Sample, paired
 from vlsi_cli.engine.files import only_process, sweep, write_json, writing
 from vlsi_cli.engine.runs import evaluation_report as report_files
+from vlsi_cli.engine.runs.agreement import files_in, files_of, require_alike, require_shared
 from vlsi_cli.engine.runs.folder import environment
 from vlsi_cli.engine.runs.stopping import keeping_answers
 from vlsi_cli.events import BenchmarkStarted, Events, Warn
@@ -80,23 +82,34 @@ def run(config: EvaluationConfig, plan: EvaluationPlan, events: Events) -> Evalu
         The report; None in every process but the first.
 
     Raises:
-        ConfigError: no such device, or a task that cannot be asked.
-        DataError: a data set that cannot be read.
+        ConfigError: no such device, a task that cannot be asked, or processes that were not started alike.
+        DataError: a data set that cannot be read, or files that differ between processes.
         EvaluationError: the judge failed, or memory ran out with one question.
-        OutputError: the folder cannot be written, or another process works in it.
+        OutputError: the folder cannot be written, another process works in it, or not all processes see it.
         ProcessError: another process has ended before its time.
         Interrupted: Ctrl-C or SIGTERM; the answers so far are kept.
     """
     device = processes.own_device(resolve_device(config.device), chosen=":" in config.device)
     dtype = resolve_precision(config.precision, device)
     with keeping_answers(), processes.joined(torch.device("cpu"), _PATIENCE, events):
+        _require_alike(config, plan)
         judge = None
         if processes.is_first():
             judge = _judge(config, plan)
             for title in plan.skipped:
                 events(Warn(f"{title} is left out: it needs a judge"))
         with _held(config.output) if processes.is_first() else nullcontext():
+            require_shared(config.output)
             return _run(config, plan, events, device, dtype, judge)
+
+
+def _require_alike(config: EvaluationConfig, plan: EvaluationPlan) -> None:
+    """All processes must ask the same models the same questions; where the folder lies, each may name in its way."""
+    held = files_of(ModelConfig(id=asked.id) for asked in plan.models)
+    if config.tasks_dir is not None:
+        held |= files_in(config.tasks_dir, ".yaml", ".yml", ".py")
+    told = config.model_copy(update={"output": Path()})
+    require_alike(told, held=held, versions={place.PACKAGE: place.installed()})
 
 
 def _judge(config: EvaluationConfig, plan: EvaluationPlan) -> Judge | None:
