@@ -16,6 +16,8 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from benchmarks.meters import device_name
 from benchmarks.plan import typical
 from vlsi_cli.config import loading, planning
 from vlsi_cli.config.stage_plans import Records
+from vlsi_cli.engine import gauges
 
 RESULTS = Path(__file__).parent / "results"
 PLACEMENTS = {
@@ -92,28 +95,32 @@ class Bench:
         if not path.exists():
             hollow.write_model(path, self.word(layers), image_tokens=self.length // 2)
 
-    def planned(self, layers: int, placement: str, records: Records) -> int:
-        """Bytes of the interaction step by the plan."""
+    def planned(self, layers: int, placement: str, records: Records) -> tuple[int, int]:
+        """Bytes of the interaction step on the device, and of layers in host memory, by the plan."""
         self.describe(layers)
-        resolved = loading.resolve("demo", self.sets(layers, placement), {})
-        stage = next(each for each in planning.plan(resolved, records).stages if each.stage == "interaction")
+        made = planning.plan(loading.resolve("demo", self.sets(layers, placement), {}), records)
+        stage = next(each for each in made.stages if each.stage == "interaction")
         assert stage.memory is not None
-        return stage.memory.total
+        return stage.memory.total, made.host_memory
 
     def most_layers(self, placement: str, memory: int, records: Records) -> int:
         """Layers of the largest model that the plan lets through, found by halving."""
         fits = len(shapes.shape_of(self.small).targets) + 2  # a target layer for each of the small one's
         above = shapes.SHAPES[self.large].layers + 1
-        if self.planned(fits, placement, records) > memory:
+        host = gauges.host_memory() or 0
+
+        def fit(layers: int) -> bool:
+            device_bytes, host_bytes = self.planned(layers, placement, records)
+            return device_bytes <= memory and host_bytes <= 0.8 * host  # beside what the run itself takes
+
+        if not fit(fits):
             return 0
         while above - fits > 1:
             middle = (fits + above) // 2
-            fits, above = (
-                (middle, above) if self.planned(middle, placement, records) <= memory else (fits, middle)
-            )
+            fits, above = (middle, above) if fit(middle) else (fits, middle)
         return fits
 
-    def run(self, layers: int, placement: str, limit: int) -> dict[str, Any]:
+    def run(self, layers: int, placement: str, limit: float) -> dict[str, Any]:
         """`vlsi distill` from so many layers: how it ended, and its peak."""
         word, model, words = self.word(layers), self.model(layers), self.verbalizers(layers)
         if not words.exists():
@@ -134,24 +141,29 @@ class Bench:
             return {"ended": "done" if done.returncode == 0 else said, "peak": max(peaks, default=None)}
 
 
-def measure(bench: Bench, memory: int, placements: list[str], limit: int) -> list[dict[str, Any]]:
+def measure(
+    bench: Bench, memory: int, placements: list[str], limit: int, budget: float
+) -> Iterator[dict[str, Any]]:
     """Two rows a placement: the most layers that the plan lets through, and a tenth more."""
+    deadline = time.monotonic() + budget
     hollow.write_model(bench.folder / bench.small, bench.small, image_tokens=bench.length // 2)
     hollow.write_weights(bench.folder / bench.small, bench.small)
     all_layers = shapes.SHAPES[bench.large].layers
     bench.describe(all_layers)
     records = typical(loading.resolve("demo", bench.sets(all_layers, "device"), {}))
-    rows = []
     for placement in placements:
         fits = bench.most_layers(placement, memory, records)
-        more = min(fits + max(1, fits // 10), all_layers)
+        # Beyond what fits into host memory the system would end the run, and say nothing of the device.
+        more = fits if placement == "cpu" else min(fits + max(1, fits // 10), all_layers)
         for layers in sorted({fits, more} - {0}):
-            planned = bench.planned(layers, placement, records)
+            planned, _ = bench.planned(layers, placement, records)
             row = {"placement": placement, "layers": layers, "planned": planned}
-            row |= bench.run(layers, placement, limit)
-            print(json.dumps(row), file=sys.stderr, flush=True)
-            rows.append(row)
-    return rows
+            left = deadline - time.monotonic()
+            if left < 10:
+                row |= {"ended": "not begun: the budget is spent", "peak": None}
+            else:
+                row |= bench.run(layers, placement, min(limit, left))
+            yield row
 
 
 def table(found: dict[str, Any]) -> str:
@@ -180,6 +192,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, help="most tokens of a record (default 1024; 256 when tiny)")
     parser.add_argument("--only", help=f"of {', '.join(PLACEMENTS)}; default: device,8bit,4bit,cpu")
     parser.add_argument("--limit", type=int, default=240, help="seconds of a run")
+    parser.add_argument("--budget", type=float, default=540, help="seconds for everything (default 540)")
     parser.add_argument("--output", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     on_cpu = torch.device(chosen.device).type == "cpu"
@@ -193,18 +206,20 @@ def main() -> None:
         bench = Bench(
             Path(folder), small, large, chosen.device, chosen.length or (256 if chosen.tiny else 1024)
         )
-        rows = measure(bench, memory, placements, chosen.limit)
-    found = {
-        "device": device_name(chosen.device),
-        "small": small,
-        "large": large,
-        "memory": memory,
-        "versions": {"torch": torch.__version__.split("+")[0]},
-        "rows": rows,
-    }
-    chosen.output.mkdir(parents=True, exist_ok=True)
-    path = chosen.output / f"placements-{chosen.device.split(':')[0]}.json"
-    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        found: dict[str, Any] = {
+            "device": device_name(chosen.device),
+            "small": small,
+            "large": large,
+            "memory": memory,
+            "versions": {"torch": torch.__version__.split("+")[0]},
+            "rows": [],
+        }
+        chosen.output.mkdir(parents=True, exist_ok=True)
+        path = chosen.output / f"placements-{chosen.device.split(':')[0]}.json"
+        for row in measure(bench, memory, placements, chosen.limit, chosen.budget):
+            found["rows"].append(row)
+            path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            print(json.dumps(row), file=sys.stderr, flush=True)
     print(table(found))
 
 

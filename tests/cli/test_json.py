@@ -48,6 +48,16 @@ def test_a_preview() -> None:
     assert set(record["pieces"][0]) == named("Piece")
 
 
+def test_a_preview_reads_data_of_ones_own_by_the_defaults(tmp_path: Path) -> None:
+    """Not by the demo's recipe, whose records are short, with `--set` or without."""
+    file = tmp_path / "long.jsonl"
+    talk = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "word " * 600}]
+    file.write_text(json.dumps({"messages": talk}))
+    plain, changed = (printed(f"data preview {file}{more}") for more in ("", " --set data.shuffle=false"))
+    assert plain == changed
+    assert plain["tokens"] > 512
+
+
 def test_answers(tmp_path: Path) -> None:
     asked = f"data answer patterns --limit 1 --replace --model demo/large --output {tmp_path / 'out.jsonl'}"
     assert set(printed(asked)) == named("`vlsi data answer`")

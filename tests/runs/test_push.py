@@ -92,6 +92,7 @@ def test_the_card_of_a_run(whole: Path, hub: HubServer, monkeypatch: pytest.Monk
     values = {result.metric_type: result.metric_value for result in data.eval_results}
     assert values["accuracy"] == pytest.approx(scores["small after"]["accuracy"], abs=1e-6)
     assert values["loss"] == pytest.approx(scores["small after"]["loss"], abs=1e-6)
+    assert "began from the shipped recipe `demo`" in text
     assert "| small | `small` | 4 | 32 |" in text
     assert "| large | `large` | 6 | 64 |" in text
     assert (
@@ -109,10 +110,15 @@ def test_the_records_of_a_step_are_those_of_all_processes(whole: Path, tmp_path:
     begun = shutil.copytree(whole, tmp_path / "begun")
     progress = begun / "progress.json"
     progress.write_text(json.dumps(json.loads(progress.read_text("utf-8")) | {"processes": 2}))
+    origins = (
+        begun / "origins.json"
+    )  # of a run from a file of one's own, which readers of the card do not have
+    origins.write_text(origins.read_text("utf-8").replace('"recipe demo"', '"recipe demo.yaml"'))
     done = vlsi("push", begun, "--repo", "me/thing", "--dry-run")
     assert done.exit_code == 0, done.output
     assert "| interaction | small model | 5 | 8 |" in done.stdout
     assert "vlsi distill --recipe training/recipe.yaml --processes 2\n" in done.stdout
+    assert "shipped recipe" not in done.stdout
 
 
 def test_pushing_again_changes_nothing(whole: Path, hub: HubServer) -> None:

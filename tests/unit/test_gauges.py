@@ -5,11 +5,13 @@ from __future__ import annotations
 import mmap
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from vlsi_cli.engine.gauges import DeviceClock, forget_peak, memory_in_use, peak_memory
+from vlsi_cli.engine import gauges
+from vlsi_cli.engine.gauges import DeviceClock, forget_peak, host_memory, memory_in_use, peak_memory
 
 CPU = torch.device("cpu")
 
@@ -42,6 +44,41 @@ def test_memory_of_the_process() -> None:
     assert peak >= now * 0.99
     forget_peak(CPU)
     held.close()
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "limit"),
+    [
+        ("0::/a.slice/job\n", {"a.slice/memory.max": "4096\n", "a.slice/job/memory.max": "max\n"}, 4096),
+        ("0::/\n", {"memory.max": "8192\n"}, 8192),
+        (
+            "9:cpu:/a\n4:memory,hugetlb:/a\n",
+            {"memory/a/memory.limit_in_bytes": "4096\n", "a/memory.max": "1"},
+            4096,
+        ),
+        ("0::/gone\n", {}, None),
+        (None, {}, None),
+    ],
+    ids=["a parent's", "a container's", "version 1", "none", "not Linux"],
+)
+def test_memory_that_a_control_group_allows(
+    groups: str | None,
+    files: dict[str, str],
+    limit: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, text in files.items():
+        (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fs" / name).write_text(text)
+    if groups is not None:
+        (tmp_path / "cgroup").write_text(groups)
+    monkeypatch.setattr(gauges, "_GROUP_FILES", tmp_path / "fs")
+    monkeypatch.setattr(gauges, "_GROUPS", tmp_path / "nothing")
+    whole = host_memory()
+    assert whole is None or whole > 2**20
+    monkeypatch.setattr(gauges, "_GROUPS", tmp_path / "cgroup")
+    assert host_memory() == (limit or whole)
 
 
 @pytest.mark.gpu

@@ -60,17 +60,19 @@ def use_json(asked: bool) -> None:
 
 def speech() -> Console:
     """The console of standard error; made anew, since tests and redirections change what that is."""
-    return Console(file=sys.stderr, soft_wrap=not sys.stderr.isatty(), highlight=False, quiet=_state.silent)
+    return Console(
+        file=sys.stderr, soft_wrap=not sys.stderr.isatty(), highlight=False, markup=False, quiet=_state.silent
+    )
 
 
 def data(value: RenderableType) -> None:
     """Print data for people. Without a terminal, tables are wide enough to be cut by no one."""
     if _state.silent:
         return
-    console = Console(file=sys.stdout, highlight=False)
+    console = Console(file=sys.stdout, highlight=False, markup=False)  # names may hold [ ]
     if not console.is_terminal:
-        console = Console(file=sys.stdout, highlight=False, width=200)
-    console.print(value, soft_wrap=isinstance(value, str), markup=not isinstance(value, str))
+        console = Console(file=sys.stdout, highlight=False, markup=False, width=200)
+    console.print(value, soft_wrap=isinstance(value, str))
 
 
 def document(value: Any) -> None:
@@ -97,7 +99,7 @@ def document(value: Any) -> None:
 def say(text: RenderableType) -> None:
     """Say something in passing."""
     if not _state.quiet:
-        speech().print(redact(text) if isinstance(text, str) else text, markup=False)
+        speech().print(redact(text) if isinstance(text, str) else text)
 
 
 def warn(text: str) -> None:

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vlsi_cli.commands._fitting import FittingTable
 from vlsi_cli.commands._progress import duration, number, percent
 from vlsi_cli.config.plans import Plan, SidePlan, StagePlan
 from vlsi_cli.config.recipes import Recipe
@@ -72,7 +73,9 @@ def recipes_table(recipes: list[Recipe]) -> Table:
 
 def preview_parts(report: PreviewReport, *, colours: bool) -> Iterator[RenderableType]:
     """One record: where it is from, its tokens with the trained ones marked, and its numbers."""
-    yield f"{report.source}, record {report.record} ({report.where}), as {report.model} sees it"
+    named = "" if report.where.endswith(report.record) else f", record {report.record}"
+    held = "" if report.records is None else f" ({counted(report.records, 'record')} in all)"
+    yield f"{report.where}{named}{held}, as {report.model} sees it"
     text, open_mark = Text(), False
     for piece in report.pieces:
         if not colours and piece.trained != open_mark:
@@ -181,12 +184,7 @@ def _needs(plan: Plan) -> Table:
 
 def new_table(title: str, *columns: str) -> Table:
     """An empty table in the style of all of them."""
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
-    )
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+    return FittingTable(title, *columns)
 
 
 def _layers(layers: tuple[int, ...]) -> str:

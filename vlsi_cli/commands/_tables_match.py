@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vlsi_cli.commands._tables import counted
+from vlsi_cli.commands._tables import counted, new_table
 
 if TYPE_CHECKING:
     from vlsi_cli.engine.runs.match_history import History
@@ -155,7 +155,7 @@ def _list(layers: Sequence[int]) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right", overflow="fold")
+    table = new_table(f"\n{title}", *columns)
+    for column in table.columns:
+        column.justify = "right"
     return table

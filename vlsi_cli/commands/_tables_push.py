@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
-from rich.table import Table
 
-from vlsi_cli.commands._tables import counted, size
+from vlsi_cli.commands._tables import counted, new_table, size
 
 if TYPE_CHECKING:
     from vlsi_cli.engine.runs.push import PushReport
@@ -18,15 +17,8 @@ def push_parts(report: PushReport) -> Iterator[RenderableType]:
     """What was sent and where it is; in a dry run every file and the card."""
     total = f"{counted(len(report.files), 'file')}, {size(report.size)}"
     if report.dry_run:
-        table = Table(
-            title=f"Files for {report.repo}",
-            title_justify="left",
-            title_style="bold",
-            box=None,
-            padding=(0, 2, 0, 0),
-        )
-        table.add_column("file", overflow="fold")
-        table.add_column("size", justify="right")
+        table = new_table(f"Files for {report.repo}", "file", "size")
+        table.columns[1].justify = "right"
         for file in report.files:
             table.add_row(file.path, size(file.size))
         yield table

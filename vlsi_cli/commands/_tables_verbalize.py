@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -43,7 +42,7 @@ def _layers_table(report: VerbalizeReport, picture: PictureReading) -> Table:
         if number:
             table.add_column("")  # the mark between the two
         table.add_column("layer", justify="right")
-        table.add_column(escape(model.model), overflow="fold", ratio=1)
+        table.add_column(model.model, overflow="fold", ratio=1)
         table.add_column("log p", justify="right")
         table.add_column("entropy", justify="right")
         table.add_column("final")

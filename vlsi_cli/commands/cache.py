@@ -89,7 +89,7 @@ def build(
         if verbalizers is None and trained.is_dir():
             flags["teacher.verbalizers"] = str(trained.absolute())
         resolved = loading.resolve(run / loading.CONFIG_FILE, sets or (), flags)
-    reach.require(planning.needs(resolved.config), dry_run=False)
+    reach.require(planning.needs(resolved.config), dry_run=False, of_run=run is not None)
 
     from vlsi_cli.engine.runs import cache as engine
 

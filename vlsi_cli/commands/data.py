@@ -10,7 +10,6 @@ from vlsi_cli.commands import _launch, _output, _progress, _tables, data_answer
 from vlsi_cli.commands import _options as opt
 from vlsi_cli.config import catalog, loading, reach, recipes
 from vlsi_cli.config.presence import data_needs
-from vlsi_cli.config.run import DataConfig
 from vlsi_cli.config.words import sources_from_words
 from vlsi_cli.errors import ConfigError, DataError
 
@@ -48,16 +47,17 @@ def preview(
     """
     _output.use_json(json)
     words = sources_from_words(named, data)
-    revision = None
-    if words and recipe is None and not sets:
-        config, student = DataConfig.model_validate({"sources": words}), "demo/small"
+    if words and recipe is None:  # read as the defaults say, not as the demo's recipe does
+        sets = ["teacher.id=demo/large", "student.id=demo/small", *(sets or ())]
     else:
-        resolved = loading.resolve(recipe or recipes.DEFAULT, sets or (), {"data.sources": words})
-        config, student = resolved.config.data, resolved.config.student.id
-        revision = resolved.config.student.revision if model is None else None
-    chosen = student if model is None else catalog.resolve_alias(model)
+        recipe = recipe or recipes.DEFAULT
+    whole = loading.resolve(recipe, sets or (), {"data.sources": words}).config
+    config, student = whole.data, whole.student
+    chosen = student.id if model is None else catalog.resolve_alias(model)
+    revision = student.revision if model is None else None
+    needs = data_needs("data", config)
     reach.require(
-        [need for need in data_needs("data", config) if need.what.startswith(f"data.sources.{source}")]
+        [need for need in needs if f"{need.what}.".startswith(f"data.sources.{source}.")], dry_run=False
     )
 
     from vlsi_cli.engine.runs import preview as engine

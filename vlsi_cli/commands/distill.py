@@ -137,7 +137,7 @@ def distill(
         if resume == "auto":
             going_on = folders.to_go_on_with(output, resolved)
         run = going_on or folders.for_new_run(output, resolved.config.name, overwrite=overwrite)
-    reach.require(planning.needs(resolved.config))
+    reach.require(planning.needs(resolved.config), of_run=going_on is not None)
     require_extras(resolved.config)
 
     if push is not None and _launch.is_first():

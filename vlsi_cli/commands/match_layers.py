@@ -107,7 +107,7 @@ def match_layers(
     )
     if not history:
         needed = [need for need in planning.needs(resolved.config) if not need.what.startswith("evaluation")]
-        reach.require(needed, dry_run=False)
+        reach.require(needed, dry_run=False, of_run=run is not None)
 
     from vlsi_cli.engine.runs import match_layers as engine
 

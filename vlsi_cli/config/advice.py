@@ -131,6 +131,8 @@ def advise(
             continue  # the change does not go together with what was asked for
         settings += change
         peak = _largest(place.peak(stage) for stage in changed.stages)
+        if changed.host_memory:
+            why = f"{why} ({changed.host_memory / 2**30:.0f} GiB a process)"
         ladder.append(Rung(tuple(change), why, peak, peak <= place.device.memory))
     return Advice(peaks, seconds, fits, tuple(ladder))
 

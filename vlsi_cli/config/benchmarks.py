@@ -118,7 +118,9 @@ def _find(word: str, own: dict[str, Path], tasks_dir: Path | None) -> list[Bench
     missing = "" if root is not None else f" ({harness.MISSING}, so its other tasks are not known here)"
     raise ConfigError(
         f"no benchmark is named '{word}'{missing}",
-        hint=(f"did you mean {near}? " if near else "") + "vlsi eval --list shows what there is",
+        hint=(f"did you mean {near}? " if near else "")
+        + "vlsi eval --list shows what there is"
+        + ("; tasks of your own are found with --tasks-dir" if tasks_dir is None else ""),
     )
 
 

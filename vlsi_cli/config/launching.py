@@ -28,6 +28,11 @@ def local_rank() -> int:
     return _number("LOCAL_RANK", 0)
 
 
+def local_size() -> int:
+    """Processes of the launch on this machine; 1 without a launcher."""
+    return _number("LOCAL_WORLD_SIZE", 1)
+
+
 def is_launched() -> bool:
     """Whether torchrun started this process, by itself or for accelerate; a cluster may number machines in its way."""
     return "TORCHELASTIC_RUN_ID" in os.environ

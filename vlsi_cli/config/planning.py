@@ -15,7 +15,7 @@ from vlsi_cli.config.plans import PairPlan, Plan, SidePlan
 from vlsi_cli.config.presence import Need, data_needs
 from vlsi_cli.config.ranges import BEYOND_FP16, require_range
 from vlsi_cli.config.run import DistillConfig, ModelConfig
-from vlsi_cli.config.stage_plans import Records, stage_plans, stored_precision
+from vlsi_cli.config.stage_plans import Records, host_bytes, stage_plans, stored_precision
 from vlsi_cli.errors import CompatibilityError
 
 
@@ -42,6 +42,11 @@ def plan(resolved: Resolved, records: Records | None = None) -> Plan:
         "memory is an estimate for one device that holds the whole stage, at the longest allowed records",
         f"frozen weights count as {stored_precision(config, None)}, what trains as fp32 with two fp32 moments",
     ]
+    host = host_bytes(config, teacher)
+    if host:
+        notes.append(
+            f"the large model's decoder layers lie in {host / 2**30:.1f} GiB of host memory, in every process"
+        )
     if config.teacher and config.teacher.cache is not None:
         notes.append(cache_note(config.teacher.cache))
     notes.extend(counting.notes(config.data))
@@ -76,6 +81,7 @@ def plan(resolved: Resolved, records: Records | None = None) -> Plan:
         student=student,
         pairs=pairs,
         stages=stages,
+        host_memory=host,
         needs=needs(config),
         notes=tuple(notes),
         settings=tuple(resolved.leaves()),

@@ -84,6 +84,8 @@ class Plan:
         teacher, student: the models; no teacher where nothing is learnt from one.
         pairs: small target layers, each with the large ones that it can be matched with.
         stages: in the order in which they run.
+        host_memory: bytes of host memory in which the large model's decoder layers lie, in every process; 0 where they
+            lie elsewhere.
         needs: what the run reads, and whether it is here.
         notes: what the figures assume, and what is odd.
         settings: key, value and origin of every setting.
@@ -95,6 +97,7 @@ class Plan:
     student: SidePlan
     pairs: tuple[PairPlan, ...]
     stages: tuple[StagePlan, ...]
+    host_memory: int
     needs: tuple[Need, ...]
     notes: tuple[str, ...]
     settings: tuple[tuple[str, Any, str], ...] = field(repr=False)

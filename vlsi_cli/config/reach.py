@@ -16,12 +16,13 @@ _TRUE = {"1", "true", "yes", "on"}
 _PATIENCE = 15.0  # seconds for the hub to say anything at all
 
 
-def require(needs: Sequence[Need], *, dry_run: bool = True) -> None:
+def require(needs: Sequence[Need], *, dry_run: bool = True, of_run: bool = False) -> None:
     """End the run at once when something it needs is neither here nor within reach, naming all of it.
 
     Args:
         needs: what it reads.
         dry_run: whether the command has a ``--dry-run`` to point to.
+        of_run: whether a run folder names them, whose relative paths do not start from itself.
 
     Raises:
         ModelError: a model (or its verbalizers) is missing, whatever else is.
@@ -49,6 +50,10 @@ def require(needs: Sequence[Need], *, dry_run: bool = True) -> None:
             steps.insert(0, f"did you mean {near}?")
         if need.kind in ("model", "verbalizers"):
             steps += hint_for(need.where).splitlines() if need.fetch is None else alike(need.where)
+    if of_run and any(need.fetch is None and not Path(need.where).is_absolute() for need in missing):
+        steps.insert(
+            0, "relative paths start from the folder a command is given in: give it where the run was begun"
+        )
     if dry_run:
         steps.append("--dry-run shows the whole plan without any of it")
     only_data = all(need.kind == "data" for need in missing)

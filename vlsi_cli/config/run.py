@@ -77,7 +77,7 @@ class EvaluationConfig(Config):
     samples: int | None = Field(default=None, ge=1)
     """Questions to ask; null: all of the held-out data."""
     max_new_tokens: int = Field(default=32, ge=1)
-    """Longest answer."""
+    """Longest answer. Where every expected answer is longer, no accuracy is measured, only the loss."""
     batch_size: int = Field(default=8, ge=1)
     """Questions answered together."""
 

@@ -227,8 +227,7 @@ def _stage(
 # ---------------------------------------------------------------- what several processes divide (engine.sharding)
 
 _STATES = TRAINED_WEIGHT + GRADIENT + MOMENTS
-#: A unit that runs, and the next one, which is fetched meanwhile.
-_FETCHED = 2
+_FETCHED = 2  # a unit that runs, and the next one, which is fetched meanwhile
 
 
 def _divided_verbalizers(
@@ -282,6 +281,12 @@ def _steps(name: str, stage: StageConfig, data: DataConfig) -> Count | None:
     if draws is None or stage.epochs is None:
         return None
     return Count(max(1, math.ceil(draws.records * stage.epochs / stage.effective_batch)), draws.about)
+
+
+def host_bytes(config: DistillConfig, large: SidePlan | None) -> int:
+    """Bytes of host memory in which the large model's decoder layers lie, in every process."""
+    away = config.teacher is not None and config.teacher.placement == "cpu" and not _cached(config)
+    return large.facts.decoder_parameters * _bytes(config, large) if away and large and large.facts else 0
 
 
 def _cached(config: DistillConfig) -> bool:

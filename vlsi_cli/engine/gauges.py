@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 _STATUS = Path("/proc/self/status")
+_GROUPS = Path("/proc/self/cgroup")
+_GROUP_FILES = Path("/sys/fs/cgroup")
 
 
 class DeviceClock:
@@ -86,6 +89,39 @@ def forget_peak(device: torch.device) -> None:
     """Begin a new count of the peak, where the device allows it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+
+
+def host_memory() -> int | None:
+    """Bytes of host memory that this process may have in all: the machine's, or what its control groups allow of it.
+
+    A container or a job of a scheduler is such a group. None: the system does not say.
+    """
+    known = _control_groups()
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(known, default=None)
+
+
+def _control_groups() -> list[int]:
+    """Limits of this process's control group and of those around it, of Linux's version 2 or 1."""
+    found: list[int] = []
+    try:
+        lines = _GROUPS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return found
+    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, name = (
+            (_GROUP_FILES / "memory", "memory.limit_in_bytes")
+            if controllers
+            else (_GROUP_FILES, "memory.max")
+        )
+        group = top / path.lstrip("/")
+        for each in (group, *group.parents[: len(group.parts) - len(top.parts)]):
+            with suppress(OSError, ValueError):  # no such limit, or the word "max"
+                found.append(int((each / name).read_text("ascii")))
+    return found
 
 
 def _status(name: str) -> int | None:

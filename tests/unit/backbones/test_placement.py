@@ -9,6 +9,7 @@ import torch
 
 from tests import pairs
 from tests.tiny import FAMILIES, tiny_folder
+from vlsi_cli.engine import gauges
 from vlsi_cli.engine.backbones.families import family_of, read_config
 from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.backbones.placement import device_map
@@ -53,11 +54,29 @@ def test_a_map_for_a_gpu_keeps_all_but_the_layers_on_it(tmp_path: Path) -> None:
     folder = tiny_folder("llava_onevision", tmp_path, layers=3)
     family = family_of(read_config(folder), "m")
     config = AutoConfig.from_pretrained(folder)
-    places = device_map(config, family, torch.device("cuda", 1), "cpu", "m")
+    places = device_map(config, family, torch.device("cuda", 1), "cpu", torch.bfloat16, "m")
     layers = {name: place for name, place in places.items() if ".layers." in name and "language" in name}
     assert layers == {f"model.language_model.layers.{n}": "cpu" for n in range(3)}
     assert {place for name, place in places.items() if name not in layers} == {"cuda:1"}
     assert "model.image_newline" in places
+
+
+def test_layers_that_host_memory_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system would end the process without a word; the disk needs no host memory."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    folder = tiny_folder("qwen2_vl", tmp_path, layers=3)
+    family = family_of(read_config(folder), "m")
+    config = AutoConfig.from_pretrained(folder)
+    layers = AutoModelForImageTextToText.from_config(config).model.language_model.layers
+    size = 2 * sum(parameter.numel() for parameter in layers.parameters())
+    where = config, family, torch.device("cuda")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(gauges, "host_memory", lambda: 2 * size)
+    device_map(*where, "cpu", torch.bfloat16, "m")
+    device_map(*where, "disk", torch.float32, "m")
+    with pytest.raises(ConfigError, match=r"in each of 2 processes, and there are .* on this machine"):
+        device_map(*where, "cpu", torch.float32, "m")
 
 
 @pytest.mark.gpu

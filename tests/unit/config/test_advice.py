@@ -111,6 +111,7 @@ def test_zero_2_divides_gradients_and_moments_only() -> None:
 def test_the_last_change_moves_the_large_model_away() -> None:
     found = judged(Accelerator("small", 14 * GIB, 1))
     assert found.ladder[-1].settings == ("teacher.quantization=none", "teacher.placement=cpu")
+    assert " GiB a process)" in found.ladder[-1].why  # of host memory
     bits = [rung.peak for rung in found.ladder if rung.settings[0].startswith("teacher.quantization=")]
     assert bits[0] > bits[1] > bits[2]
     plans = {

@@ -27,6 +27,18 @@ def test_target_layers_and_windows_of_the_papers_pair() -> None:
         assert pair.large == made.teacher.targets[row : 13 + row + 1]
 
 
+def test_host_memory_of_a_large_model_that_lies_there() -> None:
+    elsewhere = plan(resolve(PAIR, ["teacher.placement=disk"]))
+    made = plan(resolve(PAIR, ["teacher.placement=cpu"]))
+    assert made.teacher is not None
+    assert made.teacher.facts is not None
+    assert elsewhere.host_memory == 0
+    assert made.host_memory == 2 * made.teacher.facts.decoder_parameters
+    said = f"lie in {made.host_memory / 2**30:.1f} GiB of host memory, in every process"
+    assert [said in note for note in made.notes].count(True) == 1
+    assert not any("host memory" in note for note in elsewhere.notes)
+
+
 @pytest.mark.parametrize("name", ["llava-ov-72b-to-0.5b", "llava-ov-72b-to-7b"])
 def test_target_layers_of_llava_onevision(name: str) -> None:
     made = plan(resolve(name))
@@ -197,6 +209,14 @@ def test_missing_data_alone_are_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.json"):
         reach.require(needs(resolve("demo", sets).config))
     reach.require(needs(resolve("demo").config))
+
+
+def test_relative_paths_of_a_run_start_from_where_the_command_is_given(tmp_path: Path) -> None:
+    for path, told in (("none.json", True), (f"{tmp_path}/none.json", False)):
+        wanted = needs(resolve("demo", [f"data.sources=[{{kind: llava, path: {path}}}]"]).config)
+        with pytest.raises(DataError) as caught:
+            reach.require(wanted, of_run=True)
+        assert ("give it where the run was begun" in (caught.value.hint or "")) == told
 
 
 def test_a_reachable_hub_is_left_to_the_download(monkeypatch: pytest.MonkeyPatch) -> None:

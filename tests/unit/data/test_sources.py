@@ -108,6 +108,13 @@ def test_llava() -> None:
     ]
 
 
+def test_records_of_another_kind_say_so() -> None:
+    with pytest.raises(BadRecord, match="no list of messages, but 'messages', of another kind"):
+        llava(messages=HI_CHAT)
+    with pytest.raises(BadRecord, match="no list of messages, but 'conversations', of another kind"):
+        from_messages({"conversations": HI}, default_id="d", where="f:1", root=None)
+
+
 def test_llava_without_image_and_with_several() -> None:
     assert llava(conversations=HI).images == ()
     talk = [{"from": "human", "value": "Compare <image>\n<image>\n\nhere"}, HI[1]]
@@ -144,6 +151,30 @@ def test_rows_of_tables() -> None:
         question="q", answer="a", image="i", default_id="d", where="f:1", root=None,
     )  # fmt: skip
     assert asked.messages == record.messages
+
+
+def test_a_question_of_a_column_may_say_where_its_images_stand() -> None:
+    row = {"q": "Is <image> like\n<image>\n?", "a": "No.", "i": ["a.png", "b.png"]}
+    columns = {"question": "q", "answer": "a", "image": "i"}
+    record = from_question(row, **columns, default_id="d", where="f:1", root=None)  # type: ignore[arg-type]
+    assert shown(record)[0] == ("user", ("Is ", 0, " like", 1, "?"))
+    fewer = row | {"i": "a.png"}
+    assert reason_of(from_question, fewer, **columns, default_id="d", where="f:1", root=None) == "image-count"
+
+
+def test_images_as_data_urls() -> None:
+    """Where an address would stand, in each of the shapes that have one; they are bytes and never an address."""
+    url = "data:image/png;base64,iVBO"
+    asked = {"type": "text", "text": "What?"}
+    for source in ({"type": "image", "image": url}, {"type": "image_url", "image_url": {"url": url}}):
+        record = chat(("user", [source, asked]), ("assistant", "A cat."))
+        assert record.images[0].data == b"\x89PN"
+    talk = [{"from": "human", "value": "<image>What?"}, *HI[1:]]
+    wrapped = llava(image="DATA:image/png;charset=utf-8;base64,iV%42\nO", conversations=talk)
+    assert wrapped.images[0].data == b"\x89PN"
+    for broken in ("iVB", "iVB*"):
+        row = {"image": f"data:image/png;base64,{broken}", "conversations": talk}
+        assert reason_of(from_llava, row, default_id="d", where="f:1", root=None) == "image-unreadable"
 
 
 U, A = ("user", "Hi"), ("assistant", "Hello.")

@@ -169,7 +169,7 @@ def load_backbone(
         # Straight to the device: through host memory a 72B model would need its size in RAM first.
         places = {"": str(device)} if device.type == "cuda" else None
         if placement != "device":
-            places = device_map(config, family, device, placement, id)
+            places = device_map(config, family, device, placement, dtype, id)
         options: dict[str, Any] = {} if places is None else {"device_map": places}
         if quantization != "none":
             options["device_map"] = {"": str(device)}

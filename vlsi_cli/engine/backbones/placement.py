@@ -10,13 +10,15 @@ Several processes can divide the layers instead (:func:`divide`), which keeps th
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, Literal
 
 import torch
 from accelerate.hooks import remove_hook_from_module
 from torch import nn
 
-from vlsi_cli.engine import sharding
+from vlsi_cli.config import launching
+from vlsi_cli.engine import gauges, sharding
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.families import Family
 from vlsi_cli.engine.backbones.quiet import quiet_transformers
@@ -26,33 +28,60 @@ Placement = Literal["device", "cpu", "disk"]
 
 
 def device_map(
-    config: Any, family: Family, device: torch.device, placement: Placement, shown: str
+    config: Any, family: Family, device: torch.device, placement: Placement, dtype: torch.dtype, shown: str
 ) -> dict[str, str]:
     """A device for every module, by name: the decoder layers where ``placement`` says, the rest on ``device``.
 
     Args:
         config: the model's config; the model is built without memory to learn its modules' names.
         placement: ``cpu`` or ``disk``.
+        dtype: of its weights.
         shown: what to call the model in a message.
 
     Raises:
-        ConfigError: ``cpu`` on a CPU, where the layers are in host memory as it is.
+        ConfigError: ``cpu`` on a CPU, where the layers are in host memory as it is, or where they cannot all lie there.
     """
     if placement == "cpu" and device.type == "cpu":
         raise ConfigError(
             f"the decoder layers of '{shown}' were to be kept in host memory, but it runs on the CPU, where they are",
             hint="set teacher.placement to device, or to disk where memory is short",
         )
-    layers, others = rooms(config, family)
+    model = _hollow(config)
+    layers, others = _rooms_of(model, family)
+    if placement == "cpu":
+        parts = (model.get_submodule(name).parameters() for name in layers)
+        size = sum(part.numel() for part in chain.from_iterable(parts)) * dtype.itemsize
+        _require_room(size, launching.local_size(), gauges.host_memory(), shown)
     return dict.fromkeys(layers, str(placement)) | dict.fromkeys(others, str(device))
+
+
+def _require_room(size: int, copies: int, memory: int | None, shown: str) -> None:
+    """Refuse what the system would end by killing a process, with no word of why."""
+    if memory is None or size * copies <= memory:
+        return
+    times = f" in each of {copies} processes" if copies > 1 else ""
+    raise ConfigError(
+        f"the decoder layers of '{shown}' take {size / 2**30:.1f} GiB of host memory{times}, and there are "
+        f"{memory / 2**30:.1f} GiB on this machine",
+        hint="set teacher.placement to disk: layers are then read from the checkpoint, one by one",
+    )
 
 
 def rooms(config: Any, family: Family) -> tuple[list[str], list[str]]:
     """Names of the decoder layers, and of every other module or loose parameter, which together are the whole model."""
+    return _rooms_of(_hollow(config), family)
+
+
+def _hollow(config: Any) -> nn.Module:
+    """A model without memory."""
     from transformers import AutoModelForImageTextToText
 
     with quiet_transformers(), torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
+        model: nn.Module = AutoModelForImageTextToText.from_config(config)
+    return model
+
+
+def _rooms_of(model: nn.Module, family: Family) -> tuple[list[str], list[str]]:
     room = f"model.{family.decoder}.layers"
     layers: list[str] = []
     others: list[str] = []

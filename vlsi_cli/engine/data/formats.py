@@ -10,9 +10,13 @@ With ``unanswered`` a conversation may end with the user's message, and an empty
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from vlsi_cli.engine.data.records import (
     MAX_IMAGES,
@@ -37,8 +41,12 @@ _ROLES: dict[str, Role] = {
 
 
 _LONGEST_ID = 200
+#: Where the kinds have their conversations.
+_KEYS = ("messages", "conversations")
 #: Lists in lists that images may lie in.
 _DEEPEST = 4
+#: A data URL (RFC 2397): the bytes of a picture, written where its address would stand.
+_DATA_URL = re.compile(r"data:[^,]*?;base64,", re.IGNORECASE)
 
 
 def from_llava(
@@ -94,7 +102,8 @@ def from_question(
 ) -> Record:
     """A record of one turn from columns of a question, an answer and (optionally) one image or several.
 
-    Without a column of answers, which only ``unanswered`` allows, it ends with the question.
+    Images stand where the question has ``<image>``, or in front of it where it has none. Without a column of answers,
+    which only ``unanswered`` allows, it ends with the question.
     """
     name = record_id(row, default_id)
     texts = [row.get(question), row.get(answer) if answer else None]
@@ -105,7 +114,10 @@ def from_question(
             "bad-format", f"columns {question!r} and {answer!r} must be text", record=name, where=where
         )
     images = image_refs(row.get(image) if image else None, root, name, where)
-    talk = [Message("user", (*range(len(images)), str(texts[0])))]
+    asked = Numbering().split(str(texts[0]))
+    if not any(isinstance(part, int) for part in asked):
+        asked = (*range(len(images)), *asked)
+    talk = [Message("user", asked)]
     talk += [Message("assistant", (str(text),)) for text in texts[1:]]
     return make_record(name, talk, images, where=where, unanswered=unanswered)
 
@@ -122,8 +134,8 @@ def record_id(row: Mapping[str, Any], default: str) -> str:
 def image_refs(value: Any, root: Path | None, record: str, where: str, depth: int = 0) -> list[ImageRef]:
     """References to one image, several, or none.
 
-    An image is a path, ``{"bytes", "path"}`` as Hugging Face tables store it, ``{"image" | "path" | "url":
-    path}``, raw bytes, or a PIL picture.
+    An image is a path, an address, ``{"bytes", "path"}`` as Hugging Face tables store it, ``{"image" | "path" | "url":
+    path}``, raw bytes, a data URL in base64, or a PIL picture.
     """
     if value is None or value == "":
         return []
@@ -134,6 +146,8 @@ def image_refs(value: Any, root: Path | None, record: str, where: str, depth: in
             raise BadRecord("too-large", f"{len(value):,} images", record=record, where=where)
         return [ref for item in value for ref in image_refs(item, root, record, where, depth + 1)]
     if isinstance(value, str):
+        if head := _DATA_URL.match(value):
+            return [ImageRef(data=_decoded(value[head.end() :], record, where))]
         return [ImageRef(path=value, root=root)]
     if isinstance(value, bytes):
         return [ImageRef(data=value)]
@@ -147,6 +161,14 @@ def image_refs(value: Any, root: Path | None, record: str, where: str, depth: in
     if hasattr(value, "getbands"):  # a PIL picture, told without importing PIL
         return [ImageRef(picture=value)]
     raise BadRecord("bad-format", f"an image of type {type(value).__name__}", record=record, where=where)
+
+
+def _decoded(text: str, record: str, where: str) -> bytes:
+    """The bytes of a data URL's base64, whose line breaks and percent signs are not part of it."""
+    try:
+        return base64.b64decode(b"".join(unquote_to_bytes(text).split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadRecord("image-unreadable", f"base64: {error}", record=record, where=where) from error
 
 
 def _pairs(row: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -178,7 +200,10 @@ def _conversation(
         return BadRecord(reason, detail, record=name, where=where)
 
     if not isinstance(talk, list | tuple) or not talk:
-        raise bad("bad-format", "no list of messages")
+        other = next((key for key in _KEYS if talk is None and row.get(key)), None)
+        raise bad(
+            "bad-format", "no list of messages" + (f", but {other!r}, of another kind" if other else "")
+        )
     if len(talk) > MAX_MESSAGES:
         raise bad("too-large", f"{len(talk):,} messages")
     given = row.get("images")

@@ -109,6 +109,12 @@ def record(who: str, shares: Sequence[Share], folder: RunFolder, events: Events)
         by_kind=_by_kind(answers),
     )
     folder.write(f"answers/{who.replace(' ', '-')}.json", [asdict(answer) for answer in answers])
+    if score.accuracy is None and not folder.state.scores:
+        events(
+            Warn(
+                "held-out data: every expected answer is longer than evaluation.max_new_tokens, so there is no accuracy"
+            )
+        )
     folder.state.scores[who] = score
     folder.save_state()
     if shares[0].skipped:

@@ -97,11 +97,17 @@ def run_facts(run: Run, repo: str, family: str, *, licence: str | None, ask: boo
         held_out_id=held_out_id,
         datasets=_datasets(config.data.located_sources()),
         data=[_described(source) for source in config.data.located_sources()],
-        recipe_name=run.resolved.recipe,
+        recipe_name=_shipped_recipe(run.resolved),
         processes=state.processes,
         seed=config.seed,
         versions=_versions(run.folder.path),
     )
+
+
+def _shipped_recipe(resolved: Resolved) -> str | None:
+    """The recipe that readers of the card have too; a file of one's own is told from it by the origin of its values."""
+    shipped = f"recipe {resolved.recipe}" in resolved.origins.values()
+    return resolved.recipe if shipped else None
 
 
 def plain_versions() -> dict[str, str]:
