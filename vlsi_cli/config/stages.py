@@ -119,7 +119,9 @@ class InteractionConfig(StageConfig):
         if self.intermediate == "none" and self.last == "none":
             raise ValueError("`intermediate` and `last` are both none: nothing would be learned")
         if self.features and self.intermediate not in ("l2", "none"):
-            raise ValueError(f"`features` compares by L2, but `intermediate` is {self.intermediate}")
+            raise ValueError(
+                f"`features` compares by L2, but `intermediate` is {self.intermediate}: set it to l2, or to none"
+            )
         return self
 
     @property

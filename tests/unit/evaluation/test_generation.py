@@ -19,6 +19,8 @@ from tests.tiny import ALWAYS_THINKING, tiny_folder
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.data.patterns import pattern_record
+from vlsi_cli.engine.data.template import EncodedPrompt
+from vlsi_cli.engine.evaluation import answer_prompts
 from vlsi_cli.engine.evaluation.generation import Answerer, Question, Settings
 from vlsi_cli.engine.evaluation.questions import question_from, settings_from
 from vlsi_cli.engine.evaluation.sharing import Sharing
@@ -47,6 +49,29 @@ def test_batched_is_unbatched(small: Backbone) -> None:
     """Questions of unlike lengths, with no picture, one and two."""
     questions = [puzzle(n, Settings(16), pictures=n % 3) for n in range(9)]
     assert texts(small, 1, questions) == texts(small, 4, questions)
+
+
+def test_a_checkpoint_that_asks_for_sampling_answers_greedily_and_in_silence(
+    small: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of Qwen2-VL do; transformers would warn of what it does not use."""
+    from transformers.generation import configuration_utils
+
+    told: list[str] = []
+    question = puzzle(0, Settings(16))
+    plain = texts(small, 1, [question])
+    for name, value in {"do_sample": True, "temperature": 0.01, "top_k": 1, "top_p": 0.001}.items():
+        monkeypatch.setattr(small.model.generation_config, name, value)
+    monkeypatch.setattr(configuration_utils.logger, "warning_once", lambda text, *_: told.append(text))
+    prompt = small_prompt(small, question)
+    end = small.tokenizer.eos_token_id
+    found = answer_prompts(small, [prompt], pad_id=end, end_id=end, batch_size=1, max_new_tokens=16)
+    assert texts(small, 1, [question]) == plain == [found[0].prediction]
+    assert not told
+
+
+def small_prompt(model: Backbone, question: Question) -> EncodedPrompt:
+    return Answerer(model, 1).encoder.encode_prompt(question.record)
 
 
 @pytest.mark.parametrize("family", ["llava_onevision", "idefics3", "qwen3_vl"])

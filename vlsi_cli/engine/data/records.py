@@ -65,7 +65,8 @@ _HINTS = {
     "too-long": "raise data.max_length, or make pictures smaller with data.max_pixels",
     "template-thoughts": "take the model's variant that answers at once (Instruct), or change chat_template.jinja in a "
     "local copy of it: the prompt should not end in <think>, or responses begin with a block of thoughts",
-    "image-url": "images are fetched from http and https addresses with --set data.image_urls.fetch=true",
+    "image-url": "images are fetched from http and https addresses with --set data.image_urls.fetch=true; a "
+    "file:// address is written as a plain path",
 }
 
 

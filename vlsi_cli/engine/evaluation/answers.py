@@ -14,6 +14,10 @@ from vlsi_cli.engine.data.collate import collate_prompts, in_groups
 from vlsi_cli.engine.data.patterns import exact_match
 from vlsi_cli.engine.data.template import EncodedPrompt
 
+#: What a greedy answer does not use, as transformers has it where nobody says otherwise. A checkpoint's own values would
+#: be taken in its place (those of Qwen2-VL ask for sampling), and each reading would warn that they are not used.
+NO_SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -62,6 +66,7 @@ def answer_prompts(
     greedy = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
+        **NO_SAMPLING,
         eos_token_id=sorted({end_id, *(end for end in ends if end is not None)}),
         bos_token_id=own.bos_token_id,
         pad_token_id=pad_id,

@@ -17,6 +17,7 @@ from vlsi_cli.engine.data import thinking
 from vlsi_cli.engine.data.collate import collate, collate_prompts
 from vlsi_cli.engine.data.records import BadRecord, Record
 from vlsi_cli.engine.data.template import ChatEncoder, EncodedPrompt
+from vlsi_cli.engine.evaluation.answers import NO_SAMPLING
 from vlsi_cli.engine.evaluation.sampling import Sampling
 from vlsi_cli.errors import DataError, EvaluationError, is_out_of_memory
 
@@ -176,6 +177,7 @@ class Answerer:
         config = GenerationConfig(
             max_new_tokens=settings.max_new_tokens,
             do_sample=False,
+            **NO_SAMPLING,
             eos_token_id=ends,
             bos_token_id=own.bos_token_id,
             pad_token_id=pad,
