@@ -14,8 +14,8 @@ from vlsi_cli.engine.data.collate import collate_prompts, in_groups
 from vlsi_cli.engine.data.patterns import exact_match
 from vlsi_cli.engine.data.template import EncodedPrompt
 
-#: What a greedy answer does not use, as transformers has it where nobody says otherwise. A checkpoint's own values would
-#: be taken in its place (those of Qwen2-VL ask for sampling), and each reading would warn that they are not used.
+#: What a greedy answer does not use, as transformers has it where nobody says otherwise. A checkpoint's own values
+#: would be taken in its place (those of Qwen2-VL ask for sampling), with a warning that they are not used.
 NO_SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
 
 
