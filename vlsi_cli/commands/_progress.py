@@ -83,7 +83,8 @@ class RunView:
         name = title(event.stage, event.side)
         resumed = f", continuing after step {event.first_step}" if event.first_step else ""
         if not self._console.is_terminal:
-            self._print(f"{name}: {event.total_steps} steps{resumed}")
+            plural = "s" * (event.total_steps != 1)
+            self._print(f"{name}: {event.total_steps} step{plural}{resumed}")
             return
         self._show_bar(name, event.total_steps, event.first_step)
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import FAMILIES, tiny_folder
 from vlsi_cli.config.loading import resolve
 from vlsi_cli.engine.backbones import folders as folders_module
+from vlsi_cli.engine.backbones.families import read_config
 from vlsi_cli.engine.backbones.folders import resolve_folder
 from vlsi_cli.engine.backbones.load import describe, load_backbone
 from vlsi_cli.engine.backbones.saving import save_student, verify_student
@@ -286,3 +289,20 @@ def test_an_interrupted_download_is_not_taken_for_a_model(monkeypatch, folders, 
     assert not fetched
     resolve_folder("some/model")
     assert fetched
+
+
+def test_files_that_may_not_be_read_are_named(tmp_path, monkeypatch):
+    """Not by file modes, which do not bind a test that runs as root."""
+    folder = tiny_folder("qwen2_vl", tmp_path / "m")
+
+    def refuse(path, *more, **settings):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", refuse)
+        with pytest.raises(ModelError, match=r"config\.json of .* cannot be read: Permission denied"):
+            read_config(folder)
+    (folder / "model.safetensors").write_bytes(b"")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ModelError, match=r"cannot be loaded: model\.safetensors may not be read"):
+        load_backbone(str(folder))

@@ -237,7 +237,7 @@ def read_config(folder: Path, shown: str | None = None) -> dict[str, Any]:
         shown: what to call it in a message; default the folder itself.
 
     Raises:
-        ModelError: no such file, or not a JSON object with a ``model_type``.
+        ModelError: no such file, one that may not be read, or not a JSON object with a ``model_type``.
     """
     shown = shown or str(folder)
     path = folder / "config.json"
@@ -250,6 +250,10 @@ def read_config(folder: Path, shown: str | None = None) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ModelError(f"config.json of '{shown}' is not readable JSON: {error}") from error
+    except OSError as error:
+        raise ModelError(
+            f"config.json of '{shown}' cannot be read: {error.strerror or error}", hint=f"looked in {folder}"
+        ) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(f"config.json of '{shown}' names no model_type, so its family is unknown")
     return config

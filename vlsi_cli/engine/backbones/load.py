@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -235,8 +236,11 @@ def _pretrained_model(
     except Exception as error:  # damaged files raise errors of many unrelated kinds
         if is_out_of_memory(error):
             raise
+        # safetensors says of a file that may not be read that there is none
+        closed = [file.name for file in sorted(folder.glob("*.safetensors")) if not os.access(file, os.R_OK)]
+        cause = f"{closed[0]} may not be read" if closed else _last_line(error)
         raise ModelError(
-            f"the weights of '{id}' cannot be loaded: {_last_line(error)}", hint=f"folder: {folder}"
+            f"the weights of '{id}' cannot be loaded: {cause}", hint=f"folder: {folder}"
         ) from error
     _require_whole(model, info, id)
     return model if "device_map" in options else model.to(device)
