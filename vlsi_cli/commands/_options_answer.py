@@ -54,8 +54,8 @@ LimitOption = Annotated[
 ]
 WorkersOption = Annotated[
     int | None,
-    typer.Option(min=0, help="Processes that read pictures ahead of the model. Default: data.workers, or 4 beside a "
-                 "GPU.", show_default=False, rich_help_panel=_RUN),
+    typer.Option(min=0, help="Processes that read pictures ahead of the model. Default: as data.workers "
+                 "says.", show_default=False, rich_help_panel=_RUN),
 ]  # fmt: skip
 DryOption = Annotated[
     bool, typer.Option("--dry-run", help="Say what there is to answer; load no weights, write nothing.")

@@ -14,9 +14,6 @@ from vlsi_cli.config.data import LlavaSource, MessagesSource, PatternsSource
 from vlsi_cli.config.run import DistillConfig, ModelConfig
 from vlsi_cli.errors import ConfigError
 
-#: Processes that read ahead of a GPU. The paper's recipes have as many.
-BESIDE_A_GPU = 4
-
 
 class AnsweringConfig(Config):
     """One `vlsi data answer`; the model and the data are those of a :class:`DistillConfig`."""
@@ -28,8 +25,7 @@ class AnsweringConfig(Config):
     batch_size: PositiveInt | Literal["auto"] = "auto"
     """Questions answered together; auto begins with 16 and halves when memory runs out."""
     workers: NonNegativeInt | None = None
-    """Processes that read and decode ahead, for each process that answers; None: as many as ``data.workers``, and where
-    that is 0, ``BESIDE_A_GPU`` where the model is on one and none on a CPU, whose cores it computes on."""
+    """Processes that read and decode ahead, for each process that answers; None: as ``data.workers`` says."""
     limit: PositiveInt | None = None
     """Records of each source, from the first; None for all."""
     temperature: float = Field(0.0, ge=0, le=100)

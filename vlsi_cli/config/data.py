@@ -170,9 +170,9 @@ class DataConfig(Config):
     group_by_length: int = Field(default=0, ge=0)
     """Optimizer steps whose records are cut into micro-batches by length, so that less of a batch is padding; 0: none.
     With 1 every step keeps its records; more leave less padding."""
-    workers: int = Field(default=0, ge=0)
+    workers: int | None = Field(default=None, ge=0)
     """Processes that read, decode and encode records ahead of the step, for each process that trains; 0: records are
-    read between steps. They change no result."""
+    read between steps; null: 4 beside a GPU or as many as there are cores for, 0 on a CPU. They change no result."""
     prefetch: int | None = Field(default=None, ge=1)
     """Records that the workers are ahead, at most one step's; null: a whole step's. Fewer need less memory."""
 

@@ -24,7 +24,7 @@ from vlsi_cli.engine.data import workers
 from vlsi_cli.engine.data.records import BadRecord, Record
 from vlsi_cli.engine.data.stream import RecordStream
 from vlsi_cli.engine.data.template import ChatEncoder, Encoded
-from vlsi_cli.engine.runs.data import training_stream
+from vlsi_cli.engine.runs.data import reading_ahead, training_stream
 from vlsi_cli.errors import DataError
 
 
@@ -243,3 +243,24 @@ def test_ctrl_c_while_the_server_of_workers_is_still_importing_does_not_end_it(t
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "cores", "here", "found"),
+    [
+        (None, "cuda:1", 16, 1, 4),
+        (None, "cuda:1", 16, 8, 1),
+        (None, "cuda:1", 2, 4, 0),
+        (None, "cpu", 16, 1, 0),
+        (None, None, 16, 1, 0),
+        (0, "cuda:1", 16, 1, 0),
+        (3, "cpu", 2, 1, 3),
+    ],
+)
+def test_how_many_read_where_nobody_says(
+    asked: int | None, device: str | None, cores: int, here: int, found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    config = DataConfig(sources=[{"kind": "patterns"}], workers=asked)  # type: ignore[list-item]
+    assert reading_ahead(config, torch.device(device) if device else None) == found

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from vlsi_cli.config.answering import BESIDE_A_GPU, AnsweringConfig, who
+from vlsi_cli.config.answering import AnsweringConfig, who
 from vlsi_cli.config.run import DistillConfig, ModelConfig
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.folders import resolve_folder
@@ -46,7 +46,7 @@ from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.agreement import files_of, place_of_first, require_alike, require_shared
 from vlsi_cli.engine.runs.answer_reading import Reading, Survey, reasons
 from vlsi_cli.engine.runs.answer_reports import AnswerPlan, AnswerReport
-from vlsi_cli.engine.runs.data import encoder_for
+from vlsi_cli.engine.runs.data import encoder_for, reading_ahead
 from vlsi_cli.engine.runs.stopping import keeping_answers
 from vlsi_cli.errors import ConfigError, DataError
 from vlsi_cli.events import Advanced, Events, Note, Warn
@@ -120,9 +120,7 @@ def run(config: DistillConfig, asked: AnsweringConfig, events: Events) -> Answer
         held = files_of([model], [config.data]) | reading.listings
         require_alike(config, asked.model_copy(update={"output": Path()}), held=held)
         writer = RecordWriter(asked.output, reading.roots, keeps=reading.others)
-        workers = asked.workers
-        if workers is None:
-            workers = config.data.workers or (0 if device.type == "cpu" else BESIDE_A_GPU)
+        workers = asked.workers if asked.workers is not None else reading_ahead(config.data, device)
         job = _Job(config, model, asked, settings, reading, encoder, workers, events)
         answerer = cache(lambda: job.answerer(device, dtype))
         if asked.overwrite and processes.on_first(lambda: place.is_other(asked.output, settings)):

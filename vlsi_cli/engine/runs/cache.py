@@ -77,7 +77,7 @@ def build(
     small, large = describe_pair(config, events)
     encoder = encoder_for(small.processor, config.data)
     identity = identity_of(config, small, large, top_k=top_k, fetch=not dry_run)
-    size = _size(identity, _ordered(config, encoder), events)
+    size = _size(identity, _ordered(config, encoder, device), events)
     if dry_run:
         return _report(path, CacheManifest(identity, _made_with(device)), 0.0, size)
     load = partial(_load_teacher, config, identity, small.processor.chat_template, dtype, device)
@@ -97,7 +97,7 @@ def build(
             manifest = replace(manifest, head=write_head(path, teacher.head))
             manifest.write(path)
         records = batch_size or (config.interaction.batch_size if config.interaction else 1)
-        stream = _ordered(config, encoder)
+        stream = _ordered(config, encoder, device)
         too_large = TrainingError(
             f"the large model and {records} records at a time do not fit into the memory of {device}",
             hint=f"lower --batch-size (now {records}), data.max_length or data.max_pixels",
@@ -185,11 +185,11 @@ def _load_teacher(
     return LiveTeacher(backbone, said, identity.targets, dtype)
 
 
-def _ordered(config: DistillConfig, encoder: ChatEncoder) -> RecordStream[Encoded, Any]:
+def _ordered(config: DistillConfig, encoder: ChatEncoder, device: torch.device) -> RecordStream[Encoded, Any]:
     """The data in their own order, each record once, as the small model reads them."""
     once = tuple(source.model_copy(update={"weight": 1.0}) for source in config.data.sources)
     data: DataConfig = config.data.model_copy(update={"sources": once, "shuffle": False})
-    return training_stream(data, encoder, seed=config.seed, digests=True)
+    return training_stream(data, encoder, seed=config.seed, beside=device, digests=True)
 
 
 def _size(identity: CacheIdentity, stream: RecordStream[Encoded, Any], events: Events) -> CacheSize:

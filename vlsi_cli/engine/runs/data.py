@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
+from vlsi_cli.config import launching
 from vlsi_cli.config.data import unanswered as without_answers
 from vlsi_cli.config.run import (
     DataConfig,
@@ -33,6 +37,8 @@ from vlsi_cli.engine.data.template import ChatEncoder, Encoded, EncodedPrompt
 
 if TYPE_CHECKING:
     from vlsi_cli.engine.data.fetched import ImageFetcher
+
+_BESIDE_A_GPU = 4
 
 _Item = TypeVar("_Item")
 _Out = TypeVar("_Out")
@@ -115,11 +121,25 @@ def image_fetcher(config: ImageUrlsConfig) -> ImageFetcher | None:
     )
 
 
+def reading_ahead(config: DataConfig, device: torch.device | None) -> int:
+    """Processes that read ahead of a device: as many as the configuration says, else a few beside a GPU.
+
+    On a CPU the model computes on the cores that they would use; beside a GPU one is left to the process that trains.
+    """
+    if config.workers is not None:
+        return config.workers
+    if device is None or device.type == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_BESIDE_A_GPU, max(0, cores // launching.local_size() - 1))
+
+
 def training_stream(
     config: DataConfig,
     encoder: ChatEncoder,
     *,
     seed: int,
+    beside: torch.device | None = None,
     report: DataReport | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -128,7 +148,8 @@ def training_stream(
 ) -> RecordStream[Encoded, Batch]:
     """Endless training batches of a configuration: ``stream.next_step(n)``. Close it: it may have workers.
 
-    ``rank``, ``world_size`` and ``exchange`` as in :class:`RecordStream`, ``digests`` as in ``collate``.
+    ``beside`` as in :func:`reading_ahead`; ``rank``, ``world_size`` and ``exchange`` as in :class:`RecordStream`,
+    ``digests`` as in ``collate``.
     """
     together = partial(_collate, pad_id=encoder.pad_id, digests=digests)
     return _stream(
@@ -137,6 +158,7 @@ def training_stream(
         together,
         seed,
         report,
+        workers=reading_ahead(config, beside),
         rank=rank,
         world_size=world_size,
         exchange=exchange,
@@ -150,7 +172,7 @@ def prompt_stream(
 ) -> RecordStream[EncodedPrompt, PromptBatch]:
     """Generation prompts of held-out data: ``stream.one_pass(samples)`` gives them one by one."""
     together = partial(_collate_prompts, pad_id=encoder.pad_id)
-    return _stream(config, encoder.encode_prompt, together, seed, report)
+    return _stream(config, encoder.encode_prompt, together, seed, report, workers=reading_ahead(config, None))
 
 
 def _encode_with_digest(encoder: ChatEncoder, record: Record) -> Encoded:
@@ -181,7 +203,6 @@ def _stream(
         shuffle=config.shuffle,
         policy=config.on_bad_record,
         report=report,
-        workers=config.workers,
         prefetch=config.prefetch,
         **settings,
     )

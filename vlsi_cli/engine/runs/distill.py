@@ -208,6 +208,7 @@ class _Distillation(RunChecks):
             config.data,
             encoder_for(backbone.processor, config.data),
             seed=models.derived_seed(config.seed, f"data of {stage.name}"),
+            beside=self.device,
             report=report,
             rank=processes.rank(),
             world_size=processes.size(),

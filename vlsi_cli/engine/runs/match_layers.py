@@ -238,7 +238,9 @@ class _Pair:
     def _batches(self, student: Backbone, samples: int, size: int, report: DataReport) -> Iterator[Batch]:
         encoder = encoder_for(student.processor, self.config.data)
         seed = models.derived_seed(self.config.seed, "data of match-layers")
-        with training_stream(self.config.data, encoder, seed=seed, report=report) as stream:
+        with training_stream(
+            self.config.data, encoder, seed=seed, beside=self.device, report=report
+        ) as stream:
             for group in in_groups(stream.one_pass(samples), size):
                 yield collate(group, encoder.pad_id)
 
