@@ -99,7 +99,7 @@ def _verbalization(
     work = FORWARD * (flops.decoder(facts, load) + flops.vision(facts, load))
     work += THROUGH * flops.heads(facts, load, targets)
     work += TRAINED * flops.verbalizers(facts, load, targets, architecture)
-    words = f"{targets} verbalizers ({architecture})"
+    words = f"{targets} verbalizer{'s' * (targets != 1)} ({architecture})"
     divided = _divided_verbalizers(config, side, trained, other)
     return _stage("verbalization", side.side, config, stage, words, trained, needed, work, divided)
 

@@ -123,7 +123,8 @@ class HuggingFaceSource:
                 f"{self.name} has no column {', '.join(_TALKS)}; it has {', '.join(names)}",
                 hint="what is to be asked of a folder of pictures is said with --prompt 'Describe the picture.'"
                 if pictures
-                else "name them in the source: columns: {question: ..., answer: ..., image: ...}",
+                else "name them in the source: "
+                "--set 'data.sources.0.columns={question: ..., answer: ..., image: ...}'",
             )
 
 
