@@ -104,6 +104,18 @@ def test_says_what_the_live_one_says(folder: Path, tmp_path: Path, dtype: torch.
     assert torch.equal(cached.head, live.head)
 
 
+def test_likeliest_tokens_are_read_while_a_run_computes_in_bf16(folder: Path, tmp_path: Path) -> None:
+    """Their log-probabilities are fp16, which autocast would not join."""
+    live = teacher(folder, torch.float32)
+    cached, two = built(live, tmp_path / "cache", k=5), batch(live, 3, 1)
+    plain = cached.states(two, ()).top_k
+    with torch.autocast("cpu", torch.bfloat16):
+        stored = cached.states(two, ()).top_k
+    assert plain is not None
+    assert stored is not None
+    assert torch.equal(plain.last.log_probs, stored.last.log_probs)
+
+
 def test_records_of_a_batch_come_in_its_order(folder: Path, tmp_path: Path) -> None:
     live = teacher(folder, torch.float32)
     cached = built(live, tmp_path / "cache", size=4)

@@ -92,7 +92,8 @@ class CachedTeacher:
         if len(batch.digests) != len(batch.records):
             raise ValueError("a cached teacher needs batches with digests")
         rows = [self._read(name, digest) for name, digest in zip(batch.records, batch.digests, strict=True)]
-        joined = {key: torch.cat([each[key] for each in rows]) for key in rows[0]}
+        with torch.autocast("cpu", enabled=False):  # which joins no fp16 while it computes in bf16
+            joined = {key: torch.cat([each[key] for each in rows]) for key in rows[0]}
         found = len(next(iter(joined.values())))
         if found != batch.num_tokens:
             raise ValueError(f"{found} cached states for {batch.num_tokens} response tokens")
