@@ -50,12 +50,14 @@ class StageStarted:
         stage: ``verbalization``, ``interaction`` or ``reinforcement``.
         side: which model trains: ``small`` or ``large``.
         total_steps: optimizer steps of the whole stage.
+        records: records of one step, those of all processes together.
         first_step: optimizer steps already done.
     """
 
     stage: str
     side: str
     total_steps: int
+    records: int
     first_step: int = 0
 
 

@@ -11,6 +11,7 @@ from benchmarks.placements import Bench
 from benchmarks.plan import typical
 from vlsi_cli.config import loading
 from vlsi_cli.config.stage_plans import Records
+from vlsi_cli.engine import gauges
 from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.verbalizing import head_fingerprint
 from vlsi_cli.engine.verbalizing.files import load_verbalizers
@@ -47,7 +48,20 @@ def test_the_largest_model_that_the_plan_lets_through(placement: str, tmp_path: 
     bench.describe(14)
     records = typical(loading.resolve("demo", bench.sets(14, "device"), {}))
     assert 128 < (records.length or 0) <= 256
-    memory = bench.planned(9, placement, records)
+    memory, host = bench.planned(9, placement, records)
+    assert host == 0
     assert bench.most_layers(placement, memory, records) == 9
-    assert bench.planned(10, placement, records) > memory
+    assert bench.planned(10, placement, records)[0] > memory
     assert bench.most_layers(placement, 1, Records(256)) == 0
+
+
+def test_layers_in_host_memory_are_no_more_than_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, "small", "large", "cuda", 256)
+    hollow.write_model(tmp_path / "small", "small", image_tokens=64)
+    bench.describe(14)
+    records = typical(loading.resolve("demo", bench.sets(14, "device"), {}))
+    device_bytes, host_bytes = bench.planned(9, "cpu", records)
+    monkeypatch.setattr(gauges, "host_memory", lambda: int(host_bytes / 0.8) + 1)
+    assert bench.most_layers("cpu", 2 * device_bytes, records) == 9

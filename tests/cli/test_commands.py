@@ -155,7 +155,7 @@ def test_errors_as_json() -> None:
 
 def talk(tell: ev.Events, run: Path) -> ev.Report:
     tell(ev.RunStarted(run, ("interaction",)))
-    tell(ev.StageStarted("interaction", "small", 2))
+    tell(ev.StageStarted("interaction", "small", 2, 8))
     for step in (1, 2):
         layers = {"2": 1.5, "6": 1.25, "last": 0.5}
         tell(ev.StepDone("interaction", step, 2, 3.25, layers, {2: 6, 6: 10}, 1e-4, 0.7, 1234.0, 61.0))

@@ -18,7 +18,7 @@ def test_live_display_shows_losses_and_matches(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(_output, "speech", lambda: console)
     step = ev.StepDone("interaction", 3, 9, 3.25, {"2": 1.5, "last": 0.5}, {2: 14}, 1e-4, 0.7, 1234.0, None)
     with _progress.RunView() as view:
-        view(ev.StageStarted("interaction", "small", 9, first_step=2))
+        view(ev.StageStarted("interaction", "small", 9, 8, first_step=2))
         view(step)
         assert view._live is not None
         view._live.refresh()
@@ -29,6 +29,7 @@ def test_live_display_shows_losses_and_matches(monkeypatch: pytest.MonkeyPatch) 
     shown = stream.getvalue()
     for word in (
         "interaction (small)",
+        "9 steps of 8 records, continuing after step 2",
         "3/9",
         "1.50",
         "14",
@@ -65,7 +66,8 @@ def test_an_evaluation_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(3.4, "3 s"), (59.9, "1 min 00 s"), (75, "1 min 15 s"), (7400, "2 h 03 min")]
+    ("seconds", "text"),
+    [(3.4, "3 s"), (59.9, "1 min 00 s"), (75, "1 min 15 s"), (7400, "2 h 03 min"), (1e6, "11 days 13 h")],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert _progress.duration(seconds) == text
@@ -85,7 +87,7 @@ def test_a_plain_line_each_few_seconds_and_at_the_end(
     monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
     _output.begin()
     with _progress.RunView() as view:
-        view(ev.StageStarted("reinforcement", "small", 100))
+        view(ev.StageStarted("reinforcement", "small", 100, 8))
         for number in range(1, 101):
             now[0] += 1.0
             view(ev.StepDone("reinforcement", number, 100, 1.0, {"last": 1.0}, None, 1e-4, 1.0, 10.0, 5.0))

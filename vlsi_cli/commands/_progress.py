@@ -82,11 +82,13 @@ class RunView:
         self._last_line, self._opened = 0.0, time.monotonic()
         name = title(event.stage, event.side)
         resumed = f", continuing after step {event.first_step}" if event.first_step else ""
-        if not self._console.is_terminal:
-            plural = "s" * (event.total_steps != 1)
-            self._print(f"{name}: {event.total_steps} step{plural}{resumed}")
-            return
-        self._show_bar(name, event.total_steps, event.first_step)
+        steps, records = (
+            f"{n:,} {what}{'s' * (n != 1)}"
+            for n, what in ((event.total_steps, "step"), (event.records, "record"))
+        )
+        self._print(f"{name}: {steps} of {records}{resumed}")
+        if self._console.is_terminal:
+            self._show_bar(name, event.total_steps, event.first_step)
 
     def _show_bar(self, name: str, total: int, completed: int) -> None:
         self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -198,7 +200,10 @@ def duration(seconds: float) -> str:
     if whole < 60:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = minutes // 60
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{hours} h {minutes % 60:02d} min" if hours < 72 else f"{hours // 24:,} days {hours % 24:02d} h"
 
 
 def percent(share: float | None) -> str:

@@ -269,12 +269,12 @@ def _steps(name: str, stage: StageConfig, data: DataConfig) -> Count | None:
     for number, source in enumerate(data.sources):
         if isinstance(source, PatternsSource) and source.size is None:
             raise ConfigError(
-                f"{name} runs for {stage.epochs:g} epochs, but data.sources.{number} (patterns) is endless",
+                f"{name} asks for epochs, but data.sources.{number} (patterns) is endless",
                 hint=f"set {name}.steps, or data.sources.{number}.size",
             )
         if isinstance(source, HubSource) and source.streaming:
             raise ConfigError(
-                f"{name} runs for {stage.epochs:g} epochs, but data.sources.{number} is streamed without end",
+                f"{name} asks for epochs, but data.sources.{number} is streamed without end",
                 hint=f"set {name}.steps",
             )
     draws = counting.epoch(data)

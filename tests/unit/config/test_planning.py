@@ -125,7 +125,7 @@ def test_targets_beyond_the_model_are_refused(layers: str) -> None:
 
 
 def test_epochs_over_endless_puzzles_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"runs for 1 epochs, but data.sources.0 \(patterns\) is endless"):
+    with pytest.raises(ConfigError, match=r"asks for epochs, but data.sources.0 \(patterns\) is endless"):
         plan(resolve("demo", ["interaction.epochs=1"]))
 
 

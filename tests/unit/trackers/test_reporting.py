@@ -74,11 +74,11 @@ def test_names_and_one_count_of_steps_over_all_stages(
     heard: list[ev.Event] = []
     told = [
         ev.Evaluated("small before", 0.25, 2.0, 8, {"colour": 0.5}),
-        ev.StageStarted("verbalization", "large", 2),
+        ev.StageStarted("verbalization", "large", 2, 8),
         step("verbalization", 1, 2),
         step("verbalization", 2, 2),
         ev.StageEnded("verbalization", 1.0, 3.0, "large"),
-        ev.StageStarted("interaction", "small", 3),
+        ev.StageStarted("interaction", "small", 3, 8),
         ev.StepDone(
             *("interaction", 1, 3, 3.0, {"2": 2.0, "last": float("inf")}, {2: 8}),
             *(1e-4, float("nan"), 10.0, 1.0, draws, 6, 40, 2.0, 0.5, 1000, 2000),
@@ -121,9 +121,9 @@ def test_names_and_one_count_of_steps_over_all_stages(
 
 def test_a_resumed_run_takes_back_what_comes_again(notebook: type[Notebook], tmp_path: Path) -> None:
     with opened(ev.ignore, tmp_path, resumed=True, done=10) as events:
-        events(ev.StageStarted("interaction", "small", 9, first_step=4))
+        events(ev.StageStarted("interaction", "small", 9, 8, first_step=4))
         events(step("interaction", 5, 9))
-        events(ev.StageStarted("reinforcement", "small", 9))
+        events(ev.StageStarted("reinforcement", "small", 9, 8))
     (made,) = notebook.made
     assert [one[:2] for one in made.told[1:]] == [("rewind", 14), ("numbers", 15), ("finish",)]
 
@@ -131,7 +131,7 @@ def test_a_resumed_run_takes_back_what_comes_again(notebook: type[Notebook], tmp
 def test_a_tracker_that_breaks_is_warned_of_once(notebook: type[Notebook], tmp_path: Path) -> None:
     heard: list[ev.Event] = []
     with opened(heard.append, tmp_path) as events:
-        events(ev.StageStarted("interaction", "small", 9))
+        events(ev.StageStarted("interaction", "small", 9, 8))
         notebook.made[0].breaks = True
         for number in (1, 2, 3):
             events(step("interaction", number, 9))

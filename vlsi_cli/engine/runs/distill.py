@@ -230,6 +230,7 @@ class _Distillation(RunChecks):
             side=side,
             total=steps,
             first=first,
+            records=batch_size * accumulation * processes.size(),
             device=self.device,
             teacher_clock=stage.teacher_clock,
             sample=self._sampler(key, stage, backbone, steps),

@@ -27,6 +27,7 @@ class StageWatch:
         key: the stage's key in the run folder, such as ``verbalization-large``.
         stage: its name; ``side`` which model trains.
         total: steps of the whole stage; ``first`` those already done.
+        records: of one step, in all processes.
         device: whose memory is told.
         teacher_clock: time spent on the large model; None where none is asked.
         sample: called after each step with its number, to take sample answers when they are due.
@@ -44,6 +45,7 @@ class StageWatch:
         side: str,
         total: int,
         first: int,
+        records: int,
         device: torch.device,
         teacher_clock: DeviceClock | None = None,
         sample: Callable[[int], None] = lambda step: None,
@@ -56,7 +58,7 @@ class StageWatch:
         self._started = time.perf_counter()
         self._tokens = 0
         forget_peak(device)
-        events(StageStarted(stage, side, total, first))
+        events(StageStarted(stage, side, total, records, first))
 
     def step(self, progress: Progress) -> None:
         """Log one optimizer step and tell of it."""
