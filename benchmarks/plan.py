@@ -9,8 +9,8 @@ response and image tokens.
 
 from __future__ import annotations
 
+import argparse
 import gc
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -97,8 +97,10 @@ def typical(resolved: loading.Resolved) -> Records:
 
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings as for --set")
     table = Table("stage", "model", "predicted MiB", "measured MiB", "ratio", box=None)
-    for stage, side, predicted, measured in measure(sys.argv[1:]):
+    for stage, side, predicted, measured in measure(parser.parse_args().settings):
         row = (f"{predicted / 2**20:.1f}", f"{measured / 2**20:.1f}", f"{predicted / measured:.2f}")
         table.add_row(stage, side, *row)
     Console(width=100).print(table)

@@ -67,3 +67,21 @@ for name in "bitsandbytes deepspeed httpcore2 lmms_eval onnx onnxruntime peft te
 import vlsi_cli.engine.runs.cache, vlsi_cli.engine.runs.distill, vlsi_cli.engine.runs.verbalize
 """
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_ctrl_c_while_the_command_line_is_loading() -> None:
+    program = """
+import sys
+class Pressed:
+    def find_spec(self, name, path=None, target=None):
+        if name == "vlsi_cli.app":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Pressed())
+from vlsi_cli.__main__ import main
+main()
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "warning: interrupted\n")

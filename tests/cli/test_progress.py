@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from vlsi_cli import events as ev
-from vlsi_cli.commands import _output, _progress, _tables
+from vlsi_cli.commands import _output, _progress, _progress_eval, _tables
 
 
 def test_live_display_shows_losses_and_matches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,6 +38,30 @@ def test_live_display_shows_losses_and_matches(monkeypatch: pytest.MonkeyPatch) 
         "50.0 %",
     ):
         assert word in shown
+
+
+def test_an_evaluation_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=100, highlight=False, color_system=None)
+    monkeypatch.setattr(_output, "speech", lambda: console)
+    with _progress_eval.EvaluationView() as view:
+        view(ev.BenchmarkStarted("m[odel]", "mmmu", 12))
+        view(ev.AnswersDone(5, 12))
+        assert view._bar is not None
+        view._bar.refresh()
+        view(ev.Warn("a word in between"))
+        view(ev.ScoringStarted("mmmu"))
+        assert view._bar is None
+        view(ev.BenchmarkEnded("m[odel]", "mmmu", 0.25, 12, 7, None))
+        view(ev.BenchmarkStarted("m[odel]", "mmvet", 3))
+    assert view._bar is None
+    for word in (
+        "m[odel] on mmmu",
+        "5/12",
+        "a word in between",
+        "0.25 on 12 questions, 7 answers from before",
+    ):
+        assert word in stream.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
     assert set(fields.get_all("Provides-Extra", [])) == {
         *("deepspeed", "eval", "onnx", "peft", "quant", "track", "dev")
     }
-    assert "vlsi = vlsi_cli.app:main" in wheel.read(f"{folder}/entry_points.txt").decode()
+    assert "vlsi = vlsi_cli.__main__:main" in wheel.read(f"{folder}/entry_points.txt").decode()
     assert f"{folder}/licenses/LICENSE" in wheel.namelist()
 
 

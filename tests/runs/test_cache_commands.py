@@ -26,7 +26,10 @@ def test_build_from_a_run_then_info_and_verify(live: Path, cache: Path, tmp_path
     """The run brings configuration and verbalizers; what is built is what the engine's tests compare with."""
     planned = vlsi("cache", "build", tmp_path / "new", "--run", live, "--dry-run", "--json")
     assert planned.exit_code == 0, planned.output
+    shown = vlsi("cache", "build", tmp_path / "new", "--run", live, "--dry-run")
     assert not (tmp_path / "new").exists()
+    size = json.loads(planned.stdout)["size"]
+    assert f"({size['tokens']:,} response tokens x {size['token_bytes']:,} bytes)" in shown.stdout
     done = vlsi("cache", "build", tmp_path / "new", "--run", live, "--json")
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)

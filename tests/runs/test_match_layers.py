@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from tests import pairs
 from tests.runs.conftest import lines, short
 from tests.tiny import tiny_folder
+from vlsi_cli.app import app
 from vlsi_cli.config.loading import Resolved, load_saved, resolve
 from vlsi_cli.engine.losses import divergence
 from vlsi_cli.engine.matching import best_matching, expected_matching
@@ -163,6 +165,11 @@ def test_a_history_alone_loads_no_model(whole: Path, tmp_path: Path, monkeypatch
     assert report.history == read_history(whole)
     assert report.survey is None
     assert (tmp_path / "a.svg").stat().st_size > 1000
+    shown = CliRunner().invoke(app, ["match-layers", "--run", str(whole), "--history"], prog_name="vlsi")
+    assert shown.exit_code == 0, shown.output
+    assert report.history is not None
+    for before, after in zip(report.history.start.mean, report.history.end.mean, strict=True):
+        assert re.search(rf"{before:.2f} +{after:.2f} +{re.escape(f'{after - before:+.2f}')}", shown.stdout)
 
 
 def test_pictures_and_a_page_of_everything(whole: Path, tmp_path: Path) -> None:

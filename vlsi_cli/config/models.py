@@ -74,7 +74,7 @@ class ModelConfig(Config):
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention kernel; `auto` leaves the choice to transformers."""
     trust_remote_code: bool = False
-    """Run code that comes with the checkpoint."""
+    """Code that comes with a checkpoint is never run: `true` is refused."""
     placement: Literal["device", "cpu", "disk"] = "device"
     """Where the decoder layers lie (teacher only): on the device; in host memory or in the checkpoint on the disk, from
     where each is copied to the device when it runs, which takes its time."""

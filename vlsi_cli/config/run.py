@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vlsi_cli.config.base import Config
 from vlsi_cli.config.data import (
@@ -107,7 +107,7 @@ class DistillConfig(Config):
     reinforcement: ReinforcementConfig | None = ReinforcementConfig()
     """Step 3."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """Held-out measurement."""
+    """Held-out measurement; null: none."""
     watch: WatchConfig = WatchConfig()
     """Trackers, and sample answers on the way."""
     seed: int = Field(default=0, ge=0)
@@ -131,6 +131,11 @@ class DistillConfig(Config):
     """Optimizer steps between checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Checkpoints kept on disk, newest first."""
+
+    @field_validator("evaluation", mode="before")
+    @classmethod
+    def _none_asked_for(cls, value: Any) -> Any:
+        return {} if value is None else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

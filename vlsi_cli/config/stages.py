@@ -52,7 +52,7 @@ class StageConfig(Config):
     batch_size: int = Field(default=1, ge=1)
     """Records that are in memory at a time (and that one draw of the matching serves)."""
     gradient_accumulation: int = Field(default=16, ge=1)
-    """Micro-batches in one optimizer step."""
+    """Micro-batches in one optimizer step, of each process."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
     gradient_checkpointing: bool = False

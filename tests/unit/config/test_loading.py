@@ -38,6 +38,13 @@ def test_precedence_and_origins(recipe: Path) -> None:
     assert set(origins) == {key for key, _, _ in resolved.leaves()}
 
 
+def test_no_evaluation() -> None:
+    resolved = resolve("demo", ["evaluation=null"])
+    assert resolved.config.evaluation.data is None
+    assert resolved.origins["evaluation.data"] == "--set"
+    assert set(resolved.origins) == {key for key, _, _ in resolved.leaves()}
+
+
 def test_every_leaf_has_an_origin_even_in_empty_and_null_sections(recipe: Path) -> None:
     resolved = resolve(recipe, ["reinforcement=null", "evaluation={}"])
     assert resolved.config.reinforcement is None
