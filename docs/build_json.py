@@ -21,6 +21,7 @@ from vlsi_cli.config.plans import Plan
 from vlsi_cli.engine.runs.answer_reports import AnswerPlan, AnswerReport
 from vlsi_cli.engine.runs.cache_reports import CacheReport, VerifyReport
 from vlsi_cli.engine.runs.compare import Comparison
+from vlsi_cli.engine.runs.data_check_reports import CheckReport
 from vlsi_cli.engine.runs.evaluate import EvaluationReport
 from vlsi_cli.engine.runs.export import ExportReport
 from vlsi_cli.engine.runs.fetch import FetchReport
@@ -68,6 +69,7 @@ DOCUMENTS: tuple[tuple[str, type, str], ...] = (
     ("vlsi cache build, vlsi cache info", CacheReport, ""),
     ("vlsi cache verify", VerifyReport, ""),
     ("vlsi data preview", PreviewReport, ""),
+    ("vlsi data check", CheckReport, ""),
     ("vlsi data fetch", FetchReport, ""),
     ("vlsi data answer", AnswerReport, ""),
     ("vlsi data answer --dry-run", AnswerPlan, ""),

@@ -1,4 +1,4 @@
-"""``vlsi data``: look at training data the way a model would see them, fetch what they name, have them answered."""
+"""``vlsi data``: look at training data as a model would, check them, fetch what they name, have them answered."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ from typing import Annotated
 
 import typer
 
-from vlsi_cli.commands import _launch, _output, _progress, _tables, data_answer
+from vlsi_cli.commands import _launch, _output, _progress, _reading, _tables, data_answer, data_check
 from vlsi_cli.commands import _options as opt
-from vlsi_cli.config import catalog, loading, reach, recipes
+from vlsi_cli.config import loading, reach, recipes
 from vlsi_cli.config.presence import data_needs
 from vlsi_cli.config.words import sources_from_words
 from vlsi_cli.errors import ConfigError, DataError
 
 app = typer.Typer(
-    help="Look at training data, fetch their images, and have a model answer them.", no_args_is_help=True
+    help="Look at training data, check them, fetch their images, and have a model answer them.",
+    no_args_is_help=True,
 )
 
 
 @app.callback()
 def _data() -> None:
-    """Look at training data, fetch their images, and have a model answer them."""
+    """Look at training data, check them, fetch their images, and have a model answer them."""
 
 
 @app.command("preview")
@@ -29,14 +30,7 @@ def preview(
     data: opt.DataOption = None,
     recipe: opt.RecipeOption = None,
     sets: opt.SetOption = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Whose tokenizer, template and image processor to use; default: the recipe's student, or demo/small.",
-            show_default=False,
-        ),
-    ] = None,
+    model: _reading.ReaderOption = None,
     source: Annotated[int, typer.Option(min=0, help="Which source, counted from 0.")] = 0,
     index: Annotated[int, typer.Option("--index", "-n", min=0, help="Which record, counted from 0.")] = 0,
     json: opt.JsonOption = False,
@@ -46,28 +40,23 @@ def preview(
     Without DATA: the data of `--recipe`, by default those of the demo.
     """
     _output.use_json(json)
-    words = sources_from_words(named, data)
-    if words and recipe is None:  # read as the defaults say, not as the demo's recipe does
-        sets = ["teacher.id=demo/large", "student.id=demo/small", *(sets or ())]
-    else:
-        recipe = recipe or recipes.DEFAULT
-    whole = loading.resolve(recipe, sets or (), {"data.sources": words}).config
-    config, student = whole.data, whole.student
-    chosen = student.id if model is None else catalog.resolve_alias(model)
-    revision = student.revision if model is None else None
-    needs = data_needs("data", config)
+    looked = _reading.resolve(named, data, recipe, sets, model)
+    needs = data_needs("data", looked.data)
     reach.require(
         [need for need in needs if f"{need.what}.".startswith(f"data.sources.{source}.")], dry_run=False
     )
 
     from vlsi_cli.engine.runs import preview as engine
 
-    report = engine.run(config, model=chosen, index=index, source=source, revision=revision)
+    report = engine.run(looked.data, model=looked.model, index=index, source=source, revision=looked.revision)
     if json:
         _output.document(report)
     else:
         for part in _tables.preview_parts(report, colours=_output.has_colours()):
             _output.data(part)
+
+
+app.command("check")(data_check.check)
 
 
 @app.command("fetch")

@@ -130,8 +130,12 @@ def reading_ahead(config: DataConfig, device: torch.device | None) -> int:
         return config.workers
     if device is None or device.type == "cpu":
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_BESIDE_A_GPU, max(0, cores // launching.local_size() - 1))
+    return min(_BESIDE_A_GPU, max(0, cores() // launching.local_size() - 1))
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def training_stream(

@@ -1,0 +1,93 @@
+"""Checked data as tables. Makes them; ``_output`` prints them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import astuple
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from vlsi_cli.commands._progress import duration
+from vlsi_cli.commands._tables import counted, new_table
+
+if TYPE_CHECKING:
+    from vlsi_cli.engine.runs.data_check_reports import CheckReport
+
+#: Records named for each reason; the JSON document names more.
+_SHOWN = 3
+
+
+def check_parts(report: CheckReport) -> Iterator[RenderableType]:
+    """How many records can be used, how long they are, and why others cannot, with the first of each reason."""
+    yield _records(report)
+    if report.usable:
+        yield _lengths(report)
+    if report.unusable:
+        yield _reasons(report)
+    hints: dict[str, str] = {}
+    for source in report.sources:
+        for reason, found in source.reasons.items():
+            for each in found.examples[:_SHOWN]:
+                named = (
+                    f"{each.record} in {each.where}" if each.record not in ("", each.where) else each.where
+                )
+                yield f"{reason}: {named}" + (f": {each.detail}" if each.detail else "")
+            if found.hint is not None:
+                hints[reason] = found.hint
+    for reason, hint in hints.items():
+        yield f"hint for {reason}: {hint}"
+    if written := sum(source.written_images for source in report.sources):
+        yield f"note: the text of {counted(written, 'record')} holds <img>...</img>, which is trained on as words"
+    if report.bad is not None:
+        yield f"{report.bad}: {counted(report.unusable, 'record')} that cannot be used"
+    yield (
+        f"{report.usable:,} of {counted(report.records, 'record')} can be used, as {report.model} sees them in at most "
+        f"{report.max_length:,} tokens; read in {duration(report.seconds)}"
+    )
+
+
+def complaint(report: CheckReport) -> str:
+    """That records cannot be used, in a sentence."""
+    return f"{report.unusable:,} of {counted(report.records, 'record')} cannot be used; the report says why"
+
+
+def _records(report: CheckReport) -> Table:
+    names = ("records", "usable", "unusable", "with pictures")
+    table = _table("Records", "source", names)
+    for number, source in enumerate(report.sources):
+        figures = (source.records, source.usable, source.unusable, source.with_images)
+        name = f"{number}: {source.source}" if len(report.sources) > 1 else source.source
+        table.add_row(name, *(f"{figure:,}" for figure in figures))
+    return table
+
+
+def _lengths(report: CheckReport) -> Table:
+    table = _table("Tokens of usable records", "tokens", ("min", "median", "95 %", "max"))
+    for number, source in enumerate(report.sources):
+        found = {
+            "all": source.tokens, "of pictures": source.image_tokens, "trained": source.trained_tokens,
+        }  # fmt: skip
+        for what, lengths in found.items():
+            if lengths is not None:
+                name = f"{number}: {what}" if len(report.sources) > 1 else what
+                table.add_row(name, *(f"{figure:,}" for figure in astuple(lengths)))
+    return table
+
+
+def _reasons(report: CheckReport) -> Table:
+    table = _table("Unusable records", "reason", ("records",))
+    table.add_column("meaning", overflow="fold")
+    for number, source in enumerate(report.sources):
+        for reason, found in source.reasons.items():
+            name = f"{number}: {reason}" if len(report.sources) > 1 else reason
+            table.add_row(name, f"{found.count:,}", found.meaning)
+    return table
+
+
+def _table(title: str, first: str, figures: tuple[str, ...]) -> Table:
+    table = new_table(title, first, *figures)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
