@@ -55,7 +55,7 @@ def answer(
         )
     given: dict[str, Any] = {
         "output": output, "max_new_tokens": max_new_tokens, "batch_size": batch_size_from_word(batch_size),
-        "workers": workers, "limit": limit, "temperature": temperature, "replace": replace, "think": think,
+        "limit": limit, "temperature": temperature, "replace": replace, "think": think,
         "overwrite": overwrite,
     }  # fmt: skip
     asked = answering.AnsweringConfig.model_validate(
@@ -65,7 +65,13 @@ def answer(
         recipe,
         sets or (),
         model=model_of_run(model) if model is not None else None,
-        flags={"data.sources": words, "seed": seed, "device": device, "precision": precision},
+        flags={
+            "data.sources": words,
+            "data.workers": workers,
+            "seed": seed,
+            "device": device,
+            "precision": precision,
+        },
     )
     answering.check(asked, config)
     needs = [] if dry_run else [model_need("teacher", answering.who(config))]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 
 from vlsi_cli.config import loading
 from vlsi_cli.config.base import Config
@@ -24,8 +24,6 @@ class AnsweringConfig(Config):
     """Longest answer; one that does not end within it is left out."""
     batch_size: PositiveInt | Literal["auto"] = "auto"
     """Questions answered together; auto begins with 16 and halves when memory runs out."""
-    workers: NonNegativeInt | None = None
-    """Processes that read and decode ahead, for each process that answers; None: as ``data.workers`` says."""
     limit: PositiveInt | None = None
     """Records of each source, from the first; None for all."""
     temperature: float = Field(0.0, ge=0, le=100)

@@ -96,10 +96,15 @@ def host_memory() -> int | None:
 
     A container or a job of a scheduler is such a group. None: the system does not say.
     """
-    known = _control_groups()
+    whole = machine_memory()
+    return min([*_control_groups(), *([] if whole is None else [whole])], default=None)
+
+
+def machine_memory() -> int | None:
+    """Bytes of memory that the machine has in all, whoever may use them; None: the system does not say."""
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(known, default=None)
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 def _control_groups() -> list[int]:

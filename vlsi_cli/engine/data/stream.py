@@ -8,7 +8,7 @@ two feed exactly the records of one process with batches of four, and where the 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Generic, Literal, Self, TypeVar
 
@@ -23,7 +23,26 @@ Item = TypeVar("Item")
 Collated = TypeVar("Collated")
 
 #: Records that each worker is ahead in a pass over the data.
-AHEAD_IN_A_PASS = 8
+_AHEAD = 8
+
+
+def read_in_order(
+    pool: Pool[Item], draws: Iterable[tuple[int, Draw]]
+) -> Iterator[tuple[int, Draw, Item | BadRecord]]:
+    """Numbered draws with their items; the workers are ahead of whoever takes them."""
+    begun: deque[tuple[int, Draw, Pending[Item | BadRecord]]] = deque()
+    try:
+        for number, draw in draws:
+            begun.append((number, draw, pool.read(draw)))
+            if len(begun) > pool.count * _AHEAD:
+                number, draw, pending = begun.popleft()
+                yield number, draw, pending.result()
+        while begun:
+            number, draw, pending = begun.popleft()
+            yield number, draw, pending.result()
+    finally:
+        for _, _, pending in begun:
+            pending.cancel()
 
 
 def alone(numbers: list[int]) -> list[list[int]]:
@@ -287,23 +306,15 @@ class RecordStream(Generic[Item, Collated]):
 
     def _read_all(self, first: int = 0) -> Iterator[tuple[int, Draw, Item | BadRecord]]:
         """This process's draws of the first epoch (or without end) from a number on, with their items."""
+        return read_in_order(self._pool, self._own_draws(first))
+
+    def _own_draws(self, first: int) -> Iterator[tuple[int, Draw]]:
         schedule, total = self._make_schedule(), self.records_per_epoch
         schedule.cursor = first  # only a mix with epochs is entered in the middle
-        begun: deque[tuple[int, Draw, Pending[Item | BadRecord]]] = deque()
-        try:
-            while total is None or schedule.cursor < total:
-                number, draw = schedule.cursor, schedule.next()
-                if number % self._world == self._rank:
-                    begun.append((number, draw, self._pool.read(draw)))
-                if len(begun) > self._pool.count * AHEAD_IN_A_PASS:
-                    number, draw, pending = begun.popleft()
-                    yield number, draw, pending.result()
-            while begun:
-                number, draw, pending = begun.popleft()
-                yield number, draw, pending.result()
-        finally:
-            for _, _, pending in begun:
-                pending.cancel()
+        while total is None or schedule.cursor < total:
+            number, draw = schedule.cursor, schedule.next()
+            if number % self._world == self._rank:
+                yield number, draw
 
     def _skip(self, draw: Draw, bad: BadRecord | None) -> None:
         """Count a record that cannot be used, or raise it; None when only another process knows why."""

@@ -135,7 +135,7 @@ class Labeller:
         self._workers = Workers(PromptMaker(encoder), workers)
         self._ahead = (prefetch or batch) if workers else 0
         self._records: Iterator[tuple[Place, Record]] = iter(())
-        self._begun: deque[_Talk] = deque()
+        self._begun: list[_Talk] = []
         self.generated = self.tokens = self._done = 0
 
     def run(self, records: Iterable[tuple[Place, Record]]) -> dict[Place, Outcome]:
@@ -160,11 +160,12 @@ class Labeller:
         return found
 
     def _next_window(self) -> list[_Talk]:
-        self._begin(self._window - len(self._begun))
-        return [self._begun.popleft() for _ in range(len(self._begun))]
+        self._begin(self._window)
+        talks, self._begun = self._begun, []
+        return talks
 
     def _begin(self, count: int) -> None:
-        """Have the pictures of some records of the next window looked at."""
+        """Have the pictures of so many more records looked at, as far as the next window reaches."""
         for place, record in islice(self._records, min(count, self._window - len(self._begun))):
             places = open_turns(record, anew=self._manner.replace)
             wanted = places and record.images

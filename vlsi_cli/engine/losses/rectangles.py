@@ -15,11 +15,12 @@ memory, which varies, is not asked; a resumed run must be equal bit for bit):
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+
+from vlsi_cli.engine.gauges import machine_memory
 
 MIB = 2**20
 #: Tokens a block, where nothing else limits it.
@@ -112,9 +113,7 @@ def memory_of(device: torch.device) -> int:
     """Bytes of memory that a device has in all, used or not."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 8 * 2**30  # a system that does not say; what is taken is a 32nd of it
+    return machine_memory() or 8 * 2**30  # a system that does not say; what is taken is a 32nd of it
 
 
 def _even(total: int, limit: int) -> int:

@@ -213,21 +213,20 @@ def _tiling(readout: Readout, tile_tokens: int | None) -> Tiling:
     )
 
 
-def _rows(readout: Readout, tiling: Tiling) -> Tensor:
-    """``[t, V]`` whole rows of logits of a block."""
+def _rows(readout: Readout, tiling: Tiling, log_sums: Tensor | None = None) -> Tensor:
+    """``[t, V]`` whole rows of logits of a block; what they add to ``log_sums [t]``, if given, is added on the way."""
     z = readout.x.new_empty(len(readout.x), readout.vocabulary, dtype=readout.dtype)
     for tokens, words in tiling.rectangles(*z.shape):
-        readout.logits(tokens, words, z[tokens, words])
+        tile = readout.logits(tokens, words, z[tokens, words])
+        if log_sums is not None:
+            log_sums[tokens] = bodies.with_log_sum(tile, log_sums[tokens])
     return z
 
 
 def _normalised(readout: Readout, tiling: Tiling) -> tuple[Tensor, Tensor]:
     """``[t, V]`` whole rows of logits of a block, and ``[t]`` their log-normalisers."""
-    z = _rows(readout, tiling)
-    log_sums = torch.full_like(z[:, 0], -torch.inf)
-    for tokens, words in tiling.rectangles(*z.shape):
-        log_sums[tokens] = bodies.with_log_sum(z[tokens, words], log_sums[tokens])
-    return z, log_sums
+    log_sums = readout.x.new_full((len(readout.x),), -torch.inf, dtype=readout.dtype)
+    return _rows(readout, tiling, log_sums), log_sums
 
 
 def _empty(k: int, like: Readout) -> TopK:

@@ -120,7 +120,7 @@ def run(config: DistillConfig, asked: AnsweringConfig, events: Events) -> Answer
         held = files_of([model], [config.data]) | reading.listings
         require_alike(config, asked.model_copy(update={"output": Path()}), held=held)
         writer = RecordWriter(asked.output, reading.roots, keeps=reading.others)
-        workers = asked.workers if asked.workers is not None else reading_ahead(config.data, device)
+        workers = reading_ahead(config.data, device)
         job = _Job(config, model, asked, settings, reading, encoder, workers, events)
         answerer = cache(lambda: job.answerer(device, dtype))
         if asked.overwrite and processes.on_first(lambda: place.is_other(asked.output, settings)):

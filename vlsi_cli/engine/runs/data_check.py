@@ -6,7 +6,6 @@ import json
 import re
 import time
 from array import array
-from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,9 +20,9 @@ from vlsi_cli.engine.backbones.quiet import quiet_transformers
 from vlsi_cli.engine.data.records import BadRecord, Record
 from vlsi_cli.engine.data.report import DataReport
 from vlsi_cli.engine.data.schedule import Draw, EndOfSource, RecordSource
-from vlsi_cli.engine.data.stream import AHEAD_IN_A_PASS
+from vlsi_cli.engine.data.stream import read_in_order
 from vlsi_cli.engine.data.template import ChatEncoder
-from vlsi_cli.engine.data.workers import Pending, Pool, Reader
+from vlsi_cli.engine.data.workers import Pool, Reader
 from vlsi_cli.engine.files import new_file, require_writable
 from vlsi_cli.engine.runs.data import cores, encoder_for, open_source
 from vlsi_cli.engine.runs.data_check_reports import BadExample, BadReason, CheckReport, Lengths, SourceCheck
@@ -92,7 +91,7 @@ def run(
             told = stack.enter_context(part.open("w", encoding="utf-8", errors=_AS_JSON))
         stack.callback(pool.close)
         try:
-            for draw, item in _read_all(pool, sources, wanted):
+            for _, draw, item in read_in_order(pool, enumerate(_draws(sources, wanted))):
                 found[draw.source].add(draw, item)
                 if told is not None and isinstance(item, BadRecord):
                     told.write(_line(sources[draw.source], draw, item))
@@ -160,28 +159,6 @@ def _records_of(source: RecordSource, limit: int | None) -> int:
             hint="--limit 1000, for example",
         )
     return limit
-
-
-def _read_all(
-    pool: Pool[_Measured], sources: list[RecordSource], wanted: list[int]
-) -> Iterator[tuple[Draw, _Measured | BadRecord]]:
-    """Every record in order, with what came of it; the workers are ahead of whoever takes them."""
-    begun: deque[tuple[Draw, Pending[_Measured | BadRecord]]] = deque()
-
-    def taken() -> tuple[Draw, _Measured | BadRecord]:
-        draw, pending = begun.popleft()
-        return draw, pending.result()
-
-    try:
-        for draw in _draws(sources, wanted):
-            begun.append((draw, pool.read(draw)))
-            if len(begun) > pool.count * AHEAD_IN_A_PASS:
-                yield taken()
-        while begun:
-            yield taken()
-    finally:
-        for _, pending in begun:
-            pending.cancel()
 
 
 def _draws(sources: list[RecordSource], wanted: list[int]) -> Iterator[Draw]:
