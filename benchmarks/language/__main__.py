@@ -42,6 +42,8 @@ RATES, TUNING_SEED = (5e-4, 1e-3), 100
 SEEDS = (0, 1, 2, 3, 4)
 #: Learning rate of the reinforcement where it is another one than the interaction's.
 SLOW = 1e-4
+#: Weight of the target layers' losses beside the last layer's where it is not the paper's 1.
+LIGHT = 0.1
 #: Of the large model, which is to know the records as the paper's knows its data: plain fine-tuning of the whole.
 TEACHING = Run(
     intermediate="none", last="none", reinforcement_steps=150, rate=3e-4, seed=200, split="validation"
@@ -75,7 +77,8 @@ def stored(file: Path) -> Store:
 
 
 def arms(settings: Settings) -> dict[str, Run]:
-    """The rows: ways of the proof's main table; with a slower last step; and with all steps in the interaction."""
+    """The rows: ways of the proof's main table; with a slower last step; with all steps in the interaction; and of these
+    VLsI with less weight on the target layers."""
     whole = settings.interaction_steps + settings.reinforcement_steps
     ways = {"last-layer KLD": last_layer(settings), "VLsI": vlsi(settings)}
     slow = {
@@ -85,7 +88,8 @@ def arms(settings: Settings) -> dict[str, Run]:
         f"{label}, no reinforcement": replace(run, interaction_steps=whole, reinforcement_steps=0)
         for label, run in ways.items()
     }
-    return {"SFT": fine_tuning(settings), **ways, **slow, **alone}
+    light = replace(alone["VLsI, no reinforcement"], intermediate_weight=LIGHT)
+    return {"SFT": fine_tuning(settings), **ways, **slow, **alone, "VLsI, light, no reinforcement": light}
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from vlsi_cli.config.run import (
     DistillConfig,
     InteractionConfig,
     LayersConfig,
+    LossWeights,
     MatchingConfig,
     ModelConfig,
     OptimizerConfig,
@@ -152,6 +153,7 @@ class Laboratory:
             intermediate=run.intermediate,
             last=run.last,
             features=run.features,
+            weights=LossWeights(intermediate=run.intermediate_weight),
             matching=MatchingConfig(
                 strategy=run.strategy,
                 k=run.k,

@@ -89,6 +89,7 @@ class Run:
         intermediate, last: losses of the interaction step; both ``none`` leaves it out, and reinforcement is
             then plain supervised fine-tuning.
         features: intermediate states are compared without verbalizers.
+        intermediate_weight: of the target layers' losses beside the last layer's.
         strategy, k, search_range, order_preservation, adaptive_temperature: of the matching.
         architecture: of the verbalizers, on both sides.
         interaction_steps, reinforcement_steps: of the student.
@@ -101,6 +102,7 @@ class Run:
     intermediate: Literal["kld", "l2", "ce", "none"] = "kld"
     last: Literal["kld", "l2", "ce", "none"] = "kld"
     features: bool = False
+    intermediate_weight: float = 1.0
     strategy: Literal["random", "uniform", "bottom-k", "multinomial"] = "multinomial"
     k: int = 1
     search_range: bool = True
