@@ -309,7 +309,10 @@ def test_recipes_check() -> None:
     done = vlsi("recipes", "check", "demo", "bad.yaml", "--json")
     assert done.exit_code == 2
     results = json.loads(done.stdout)  # one document
-    assert [(result["recipe"], result["valid"]) for result in results] == [("demo", True), ("bad.yaml", False)]
+    assert [(result["recipe"], result["valid"]) for result in results] == [
+        ("demo", True),
+        ("bad.yaml", False),
+    ]
     assert done.stderr == "error: not valid: bad.yaml\n"
 
 

@@ -130,7 +130,9 @@ def test_strict_fails_where_a_stage_does_not_fit() -> None:
     told = f"error: the run does not fit 25GiB: interaction (small) asks for {largest:.1f} GiB of 25.0 GiB\n"
     assert done.stderr.startswith(told)
     settings = [word for rung in placed["ladder"] for word in rung["settings"]]
-    assert done.stderr[len(told) :] == f"hint: it fits with {' '.join(f'--set {word}' for word in settings)}\n"
+    assert (
+        done.stderr[len(told) :] == f"hint: it fits with {' '.join(f'--set {word}' for word in settings)}\n"
+    )
     again = [word for setting in settings for word in ("--set", setting)]
     assert vlsi(*PAIR, "--device", "25GiB", "--strict", *again).exit_code == 0, "what the hint says is so"
     done = vlsi(*PAIR, "--device", "2GiB", "--strict")

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tests.evaluation import needs_harness
+from tests.examples import run_example
 from vlsi_cli.app import app
 
 pytestmark = needs_harness
@@ -162,3 +163,23 @@ def test_several_models_whose_names_say_nothing(asked: tuple[Result, Path], tmp_
     )
     done = vlsi("eval", "compare", output, other, "--no-worse", "--first", "demo/small", "--second", "mine/")
     assert done.exit_code == 0, done.output  # a run stands for its student
+
+
+# ---------------------------------------------------------------- the script of docs/ci.md
+
+
+def test_the_script_of_the_page(asked: tuple[Result, Path], tmp_path: Path) -> None:
+    """The model is good enough, and held against a better one of the same name it is worse."""
+    _, output = asked
+    for name in ("runs/eval", "baseline"):
+        shutil.copytree(output, tmp_path / name)  # answers from before
+    for file in (
+        "report.json",
+        *(f"models/{each.name}/model.json" for each in (output / "models").iterdir()),
+    ):
+        path = tmp_path / "baseline" / file
+        path.write_text(path.read_text().replace("demo/small", "other").replace("demo/large", "demo/small"))
+    done = run_example("ci-gate.sh", tmp_path, {"LIMIT": str(LIMIT), "REQUIRE": "patterns>=5"})
+    assert done.returncode == 10, done.stderr
+    assert ">= 5      yes" in done.stdout
+    assert "error: patterns: runs/eval: demo/small is worse than baseline: demo/small" in done.stderr
