@@ -42,9 +42,12 @@ def check_parts(report: CheckReport) -> Iterator[RenderableType]:
         yield f"note: the text of {counted(written, 'record')} holds <img>...</img>, which is trained on as words"
     if report.bad is not None:
         yield f"{report.bad}: {counted(report.unusable, 'record')} that cannot be used"
+    bounds = {report.max_length: f"{report.max_length:,} tokens"}
+    for source in report.sources:
+        bounds.setdefault(source.max_length, f"{source.max_length:,} of the held-out data")
     yield (
         f"{report.usable:,} of {counted(report.records, 'record')} can be used, as {report.model} sees them in at most "
-        f"{report.max_length:,} tokens; read in {duration(report.seconds)}"
+        f"{', '.join(bounds.values())}; read in {duration(report.seconds)}"
     )
 
 
@@ -59,6 +62,8 @@ def _records(report: CheckReport) -> Table:
     for number, source in enumerate(report.sources):
         figures = (source.records, source.usable, source.unusable, source.with_images)
         name = f"{number}: {source.source}" if len(report.sources) > 1 else source.source
+        if source.held_out:
+            name += ", held out"
         table.add_row(name, *(f"{figure:,}" for figure in figures))
     return table
 

@@ -90,8 +90,10 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(target: Path) -> Iterator[None]:
+def writing(target: Path, *, alone: Path | None = None) -> Iterator[None]:
     """Tell a failed write as one sentence that names ``target`` and the cause.
+
+    ``alone`` is the only file that the block writes, where that is so: an error that names another is let through.
 
     Raises:
         OutputError: instead of an OSError (or safetensors' own error for a full disk) raised in the block.
@@ -101,6 +103,9 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
+        named = getattr(error, "filename", None)
+        if alone is not None and isinstance(named, str) and Path(named) != alone:
+            raise
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         cause = "no space is left on the disk" if full else (getattr(error, "strerror", None) or str(error))
         hint = "free some space, or choose another disk with --output" if full else None
@@ -115,24 +120,26 @@ def new_file(target: Path, *, flush: bool = True) -> Iterator[Path]:
         A path beside ``target``, with its ending, to be written.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it cannot be written. (What the block raises of another file, which it reads, stays as it is.)
     """
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{target.stem}-", suffix=f".partial{target.suffix}", dir=target.parent
-        )
+        suffix = f".partial{target.suffix}"
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=suffix, dir=target.parent)
         os.close(handle)
-        part = Path(name)
-        try:
+    part = Path(name)
+    try:
+        with writing(target, alone=part):
             yield part
+        with writing(target):
             if flush:
                 _flush(part)
             part.chmod(0o666 & ~_UMASK)
             part.replace(target)
             if flush:
                 _flush(target.parent)
-        finally:
+    finally:
+        with suppress(OSError):
             part.unlink(missing_ok=True)
 
 
@@ -202,14 +209,11 @@ def require_space(target: Path, needed: int, what: str) -> None:
     """
     free = shutil.disk_usage(target).free
     if free < needed:
+        has, lacks = (f"{count / 2**30:.2f} GiB" for count in (free, needed))
         raise OutputError(
-            f"{target} is on a disk with {_gib(free)} free, and {_gib(needed)} are needed for {what}",
+            f"{target} is on a disk with {has} free, and {lacks} are needed for {what}",
             hint="free some space, or choose another disk with --output",
         )
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"
 
 
 def flush_folder(folder: Path) -> None:
@@ -291,10 +295,7 @@ def sweep(folder: Path) -> None:
 
 def is_half(name: str) -> bool:
     """Whether this is the name of something that is being written or replaced."""
-    return _HALF.fullmatch(name) is not None
-
-
-_HALF = re.compile(r"\..*\.(partial(\.\w+)?|old)")
+    return re.fullmatch(r"\..*\.(partial(\.\w+)?|old)", name) is not None
 
 
 def _sweep_dead(target: Path) -> None:

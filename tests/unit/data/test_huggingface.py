@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -180,3 +183,28 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
         HuggingFaceSource(stored("parquet", tmp_path).replace("parquet.parquet", ""), split="test")
     with pytest.raises(DataError, match="splits are train"):
         HuggingFaceSource(stored("saved-splits", tmp_path), split="test")
+
+
+def test_text_that_is_none_is_a_record_that_cannot_be_used(tmp_path: Path) -> None:
+    said = pa.array([b"What?", b"\xff\xfe"], pa.binary()).cast(pa.large_binary())
+    texts = pa.LargeStringArray.from_buffers(2, said.buffers()[1], said.buffers()[2])
+    pq.write_table(pa.table({"question": texts, "answer": ["yes", "no"]}), tmp_path / "a.parquet")
+    source = HuggingFaceSource(
+        str(tmp_path / "a.parquet"), columns={"question": "question", "answer": "answer"}
+    )
+    assert source.read(0).messages[0].text == "What?"
+    with pytest.raises(BadRecord, match="can't decode byte"):
+        source.read(1)
+
+
+def test_a_table_whose_disk_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table().to_parquet(tmp_path / "a.parquet")
+    source = HuggingFaceSource(str(tmp_path / "a.parquet"))
+
+    class Broken:
+        def __getitem__(self, index: int) -> Any:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(source, "_data", Broken())
+    with pytest.raises(DataError, match=r"a.parquet \(train\) row 0 cannot be read: Input/output error"):
+        source.read(0)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlsi_cli.engine.data.formats import from_question, from_row
-from vlsi_cli.engine.data.records import Record
+from vlsi_cli.engine.data.records import BadRecord, Record
 from vlsi_cli.engine.data.rows import RowStream
 from vlsi_cli.errors import DataError
 
@@ -77,10 +77,18 @@ class HuggingFaceSource:
         Raises:
             BadRecord: the row cannot be used.
             EndOfSource: a streamed data set has fewer rows.
+            DataError: the data set cannot be read any more.
         """
-        row = self._data[index] if self._rows is None else self._rows.row(index, epoch)
-        values = row.to_pylist()[0]
         where = f"{self.name} row {index}"
+        try:
+            row = self._data[index] if self._rows is None else self._rows.row(index, epoch)
+        except OSError as error:
+            raise DataError(f"{where} cannot be read: {error.strerror or error}") from error
+        try:
+            values = row.to_pylist()[0]
+        except (ValueError, OverflowError) as error:
+            # text that is no UTF-8, a time that Python does not know
+            raise BadRecord("bad-format", str(error), where=where) from error
         if self._columns:
             return from_question(
                 values,
