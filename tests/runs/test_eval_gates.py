@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.evaluation import needs_harness
+from tests.evaluation import needs_harness, write_tasks
 from tests.examples import run_example
 from vlsi_cli.app import app
 
@@ -79,6 +79,25 @@ def test_what_cannot_be_answered_ends_before_anything_is_written(tmp_path: Path)
         assert done.exit_code == 2, done.output
         assert "error: --require " in done.stderr
         assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_score_meets_nothing(tmp_path: Path) -> None:
+    """A metric that is no number: without a requirement the code is that of a score that would not be true."""
+    tasks = write_tasks(tmp_path, 1)
+    with (tasks / "code.py").open("a") as file:
+        file.write('\ndef nothing(doc, results):\n    return {"right": float("nan")}\n')
+    text = (tasks / "open.yaml").read_text()
+    (tasks / "nan.yaml").write_text(
+        text.replace("task: open", "task: nan").replace("code.score", "code.nothing")
+    )
+    words = ("eval", "-m", "demo/small", "-b", "nan", "--tasks-dir", tasks, "-o", tmp_path / "out", "--html")
+    assert vlsi(*words).exit_code == 11
+    done = vlsi(*words, "--require", "nan<=100")
+    assert done.exit_code == 10, done.output
+    told = "nan of demo/small should be at most 100, and has no score: nan: the metric 'right,none' is nan"
+    assert f"error: {told}" in done.stderr
+    page = (tmp_path / "out/report.html").read_text("utf-8")
+    assert '<span class="wrong">not met</span>: nan of demo/small should be at most 100' in page
 
 
 # ---------------------------------------------------------------- one stored model against another

@@ -18,8 +18,10 @@ def result(score: float | None, bench: str = "mmmu", **more: Any) -> Result:
     return Result(bench, bench, "m", score, n=100, **more)
 
 
-def held(bound: float, score: float | None, relation: Any = ">=", **more: Any) -> tuple[bool, Any, str]:
-    (one,) = hold([Requirement("m", "mmmu", relation, bound)], [result(score, **more)])
+def held(
+    bound: float, score: float | None, relation: Any = ">=", bench: str = "mmmu", **more: Any
+) -> tuple[bool, Any, str]:
+    (one,) = hold([Requirement("m", bench, relation, bound)], [result(score, bench, **more)])
     return one.met, one.close, one.sentence
 
 
@@ -44,7 +46,8 @@ def test_a_missing_score_meets_nothing() -> None:
 
 
 def test_a_bound_of_points_on_a_score_of_shares_is_told() -> None:
-    met, _, told = held(50, 0.83)
+    assert held(50, 0.0, error=0.0) == (False, None, "mmmu of m is 0.0, and should be at least 50")
+    met, _, told = held(50, 0.83, bench="colours")
     assert not met
     assert told.endswith("shown as the harness gives them, and may be shares of 1")
 

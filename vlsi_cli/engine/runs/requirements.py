@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from vlsi_cli.config.benchmarks import table
 from vlsi_cli.config.requirements import Relation, Requirement
 from vlsi_cli.engine.evaluation.scores import Z95, Result
 
@@ -25,7 +26,8 @@ class RequirementOutcome:
         n: questions.
         met: whether the score itself, without regard to its error, is what was asked; a missing one is not.
         close: whether the bound lies within the 95 % interval of the score, so that another drawing of questions could
-            have decided otherwise; None where there is no standard error.
+            have decided otherwise; None where there is no standard error, or where it is zero, since all answers scored
+            alike, and so says nothing.
         sentence: all of this in words.
     """
 
@@ -48,7 +50,7 @@ def hold(requirements: Sequence[Requirement], results: Sequence[Result]) -> Iter
         result = by_name[asked.model, asked.benchmark]
         met = asked.holds(result.score)
         close = None
-        if result.score is not None and result.error is not None:
+        if result.score is not None and result.error:
             close = abs(result.score - asked.bound) <= Z95 * result.error
         yield RequirementOutcome(
             asked.model,
@@ -74,7 +76,7 @@ def _sentence(asked: Requirement, result: Result, met: bool, close: bool | None)
         told += f" ({extent})"
     if close:
         told += f"; the standard error is {result.error:.2g}, so other questions could have decided otherwise"
-    elif not met and abs(result.score) <= 1 < asked.bound:
+    elif not met and abs(result.score) <= 1 < asked.bound and asked.benchmark not in table():
         told += "; scores of this task are shown as the harness gives them, and may be shares of 1"
     return told
 
@@ -87,5 +89,6 @@ def extent_of(result: Result) -> str:
 
 def apart(score: float, bound: float) -> str:
     """A score with as many digits as tell it from the bound, and as many as are shown elsewhere at least."""
-    texts = [f"{score:.{digits}f}" for digits in range(1 if abs(score) >= 2 else 3, _DIGITS + 1)]
+    fewest = 1 if abs(score) >= 2 or score == 0 else 3
+    texts = [f"{score:.{digits}f}" for digits in range(fewest, _DIGITS + 1)]
     return next((text for text in texts if float(text) != bound), texts[0])
