@@ -15,11 +15,13 @@ export HF_HUB_OFFLINE=1      # what is not here is an error, not a download
 
 # The recipe is valid, every record can be used, and the whole run fits the device that it is meant for.
 vlsi recipes check "$RECIPE"
-vlsi data check --recipe "$RECIPE" --data "$DATA" --model "$READER" --limit 200 --strict
+vlsi data check --recipe "$RECIPE" --data "$DATA" --model "$READER" --limit 200 --strict \
+    --set evaluation.data=null --set watch.samples=0
 vlsi plan --recipe "$RECIPE" --data "$DATA" --device "$DEVICE" --strict
 
 # The demo pair in place of the recipe's models: two steps of each stage, and a student that was saved and loaded again.
-# Setting a part of a stage that the recipe leaves out (interaction: null) would bring it back: leave its lines out too.
+# The last three lines set back what only the real machine has. Settings of a stage that the recipe leaves out
+# (interaction: null) would bring it back: leave those lines out too.
 vlsi distill --recipe "$RECIPE" --teacher demo/large --student demo/small --data "$DATA" --output "$OUT" --overwrite \
     --set verbalization.steps=2 --set verbalization.epochs=null \
     --set verbalization.batch_size=2 --set verbalization.gradient_accumulation=1 \
@@ -27,4 +29,6 @@ vlsi distill --recipe "$RECIPE" --teacher demo/large --student demo/small --data
     --set interaction.batch_size=2 --set interaction.gradient_accumulation=1 \
     --set reinforcement.steps=2 --set reinforcement.epochs=null \
     --set reinforcement.batch_size=2 --set reinforcement.gradient_accumulation=1 \
+    --device auto --set teacher.placement=device --set teacher.quantization=none \
+    --set teacher.cache=null --set teacher.verbalizers=null \
     --set evaluation.data=null --set watch.samples=0 --set 'watch.report_to=[]'

@@ -10,7 +10,7 @@ from vlsi_cli.engine.data.patterns import pattern_record
 
 RECIPE = """
 name: mine
-teacher: {id: Qwen/Qwen2-VL-7B-Instruct, targets: {start: 2, stride: 4}}
+teacher: {id: Qwen/Qwen2-VL-7B-Instruct, targets: {start: 2, stride: 4}, quantization: 8bit, verbalizers: /data/large}
 student: {id: Qwen/Qwen2-VL-2B-Instruct, targets: {start: 2, stride: 4}}
 data: {sources: [{kind: llava, path: /data/everything.json, records: 50000}], max_length: 2048}
 verbalization: {epochs: 1, batch_size: 4, gradient_accumulation: 128}
@@ -19,6 +19,7 @@ reinforcement: {epochs: 0.5, batch_size: 4, gradient_accumulation: 128, train: l
 evaluation: {data: {sources: [{kind: llava, path: /data/held-out.json}]}}
 watch: {samples: 4, report_to: [wandb]}
 precision: bf16
+device: cuda
 """
 
 
