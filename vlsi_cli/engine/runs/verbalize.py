@@ -17,7 +17,7 @@ from vlsi_cli.engine.data.pictures import Picture, open_pictures, puzzle
 from vlsi_cli.engine.data.records import REASONS, BadRecord, Message, make_record
 from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.engine.devices import precision_name, resolve_device, resolve_precision
-from vlsi_cli.engine.files import require_writable
+from vlsi_cli.engine.places import require_writable
 from vlsi_cli.engine.reports.page import write_page
 from vlsi_cli.engine.runs.readers import Reader, find_model, load_reader, refuse_foreign
 from vlsi_cli.engine.verbalizing.answers import Answers, read_answers
