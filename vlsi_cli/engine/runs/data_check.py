@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import time
 from array import array
@@ -34,8 +33,6 @@ from vlsi_cli.events import Advanced, Events, ignore
 
 #: Records for each worker, below which reading them takes no longer than starting it.
 _A_WORKER = 64
-#: How some data sets of Qwen-VL's kind name a picture inside the text. It is no placeholder here.
-_WRITTEN_IMAGE = re.compile("<img>.*?</img>", re.DOTALL)
 #: What cannot be encoded, half of a surrogate pair, as JSON writes it.
 _AS_JSON = "backslashreplace"
 
@@ -178,7 +175,7 @@ def _measured(encoder: ChatEncoder, record: Record) -> _Measured:
         image_tokens=sum(int((ids == token).sum()) for token in encoder.image_token_ids),
         trained_tokens=int(encoded.trained.sum()),
         images=bool(record.images),
-        written_image=any(_WRITTEN_IMAGE.search(message.text) for message in record.messages),
+        written_image=encoded.written_image,
     )
 
 
