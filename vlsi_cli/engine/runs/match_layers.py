@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vlsi_cli.config.loading import Resolved
+from vlsi_cli.config.loading import CHANGED, Resolved
 from vlsi_cli.config.run import DistillConfig, HubSource, MatchingConfig, ModelConfig, PatternsSource, Source
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.compatibility import check_pair
@@ -142,7 +142,7 @@ class _Pair:
     ) -> tuple[int, ...]:
         """A set brings its own target layers, unless others were asked for (which the set then refuses)."""
         key = "student.targets." if side == "small" else "teacher.targets."
-        asked = any(name.startswith(key) and origin == "--set" for name, origin in resolved.origins.items())
+        asked = any(name.startswith(key) and origin in CHANGED for name, origin in resolved.origins.items())
         path = self.sets[side]
         if path is not None and not asked:
             return read_manifest(path).layers
