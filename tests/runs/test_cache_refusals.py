@@ -160,8 +160,13 @@ def test_other_weights_verbalizers_student(pair: Pair, live: Path, cache: Path, 
 
 def test_a_top_k_cache_serves_kld_alone(pair: Pair, live: Path, tmp_path: Path) -> None:
     build(pair, live, tmp_path / "cache", top_k=4)
-    with pytest.raises(CheckpointError, match="top 4 tokens, which serve the loss kld, and this run has l2"):
-        cached(pair, tmp_path / "cache", tmp_path / "run", "interaction.last=l2")
+    for setting, named in (
+        ("interaction.last=l2", "l2"),
+        ("interaction.intermediate=jsd", "jsd"),
+        ("interaction.temperature=2", "the temperature 2"),
+    ):
+        with pytest.raises(CheckpointError, match=f"serve kld at temperature 1, and this run has {named}"):
+            cached(pair, tmp_path / "cache", tmp_path / "run", setting)
 
 
 def test_a_record_with_other_pixels_is_named(pair: Pair, live: Path, tmp_path: Path) -> None:

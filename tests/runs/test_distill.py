@@ -145,6 +145,12 @@ def test_the_teacher_is_gone_before_the_last_step(
         ),
         ("interaction.intermediate=none", "verbalization=null"),
         ("interaction.intermediate=ce", "interaction.last=ce"),
+        (
+            "interaction.intermediate=jsd",
+            "interaction.last=reverse-kld",
+            "interaction.temperature=2",
+            "interaction.weights.answers=0.5",
+        ),
         ("interaction=null", "verbalization=null", "teacher=null"),
         (
             "interaction.gradient_checkpointing=true",
@@ -158,6 +164,7 @@ def test_the_teacher_is_gone_before_the_last_step(
         "features",
         "last-layer distillation",
         "cross-entropy alone",
+        "other divergences and the answers",
         "plain SFT",
         "bf16",
     ],

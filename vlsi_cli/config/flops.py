@@ -52,6 +52,21 @@ def heads(facts: ModelFacts, load: Workload, count: int) -> int:
     return count * 2 * load.responses * facts.vocab * facts.hidden
 
 
+def compared_heads(
+    small: ModelFacts, large: ModelFacts, load: Workload, targets: int, candidates: int, *, answers: bool
+) -> int:
+    """All heads of step 2 and their gradients: of the matrix, of the drawn pairs, of the last layer and the answers.
+
+    Args:
+        targets: of the small model.
+        candidates: of the large one.
+        answers: whether the answers in the data have a part in the loss.
+    """
+    work = 4 * heads(small, load, targets + 1)  # the matrix, the drawn pairs again, their gradient
+    work += 2 * heads(large, load, candidates + 1)
+    return work + (THROUGH * heads(small, load, 1) if answers else 0)
+
+
 def verbalizers(facts: ModelFacts, load: Workload, count: int, architecture: Architecture) -> int:
     """One forward pass of ``count`` verbalizers, at the response tokens (decoders: at every token)."""
     tokens = load.tokens if architecture.startswith("decoder") else load.responses

@@ -143,7 +143,7 @@ def _verbalizes(config: DistillConfig) -> bool:
 def _pairs(config: DistillConfig, large: SidePlan, small: SidePlan) -> tuple[PairPlan, ...]:
     """Which large targets each small one can meet (the search window of the method's step 2)."""
     stage = config.interaction
-    if stage is None or stage.intermediate == "none" or not large.facts or not small.facts:
+    if stage is None or not stage.matches or not large.facts or not small.facts:
         return ()
     n_small, n_large = len(small.targets), len(large.targets)
     if n_small > n_large:

@@ -32,6 +32,7 @@ from vlsi_cli.config.stages import (
     InteractionConfig,
     LayerLoss,
     LoraConfig,
+    LossWeights,
     MatchingConfig,
     OptimizerConfig,
     ReinforcementConfig,
@@ -53,6 +54,7 @@ __all__ = [
     "LayersConfig",
     "LlavaSource",
     "LoraConfig",
+    "LossWeights",
     "MatchingConfig",
     "MessagesSource",
     "ModelConfig",
@@ -186,8 +188,7 @@ class DistillConfig(Config):
         """Step 1 of the large model: None when there is no teacher, no need, or a trained set or cache to reuse."""
         if self.teacher is None or self.teacher.verbalizers is not None or self.teacher.cache is not None:
             return None
-        words = ("kld", "l2")  # losses that compare what the layers of both models say
         step = self.interaction
-        if step is not None and not (step.verbalizes and step.intermediate in words):
+        if step is not None and not (step.verbalizes and step.matches):
             return None
         return self.teacher_verbalization or self.verbalization

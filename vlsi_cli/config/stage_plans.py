@@ -120,7 +120,7 @@ def _interaction(
     if large.facts is None:
         return _stage("interaction", "small", config, stage, words, trained, None, None)
     load, theirs, architecture = records.load(config, stage), large.facts, config.verbalizer.architecture
-    candidates = len(large.targets) if stage.intermediate in ("kld", "l2") else 0
+    candidates = len(large.targets) if stage.matches else 0
     frozen = facts.parameters - (0 if lora else facts.decoder_parameters)
     live = not _cached(config)
     their_verbalizers = large.verbalizer_parameters * candidates if stage.verbalizes and live else 0
@@ -143,11 +143,11 @@ def _interaction(
         activations=kept + memory.cast_bytes(0 if lora else backbone, kind),
         losses=taps + max(moment, before, pairs + _tiles(config, facts, load, heads=2)),
     )
-    passes = (THROUGH if lora else TRAINED) + stage.gradient_checkpointing
-    work = passes * flops.decoder(facts, load) + flops.vision(facts, load)
+    layers = (THROUGH if lora else TRAINED) + stage.gradient_checkpointing
+    work = layers * flops.decoder(facts, load) + flops.vision(facts, load)
     work += flops.decoder(theirs, load) + flops.vision(theirs, load) if live else 0
-    work += 4 * flops.heads(facts, load, targets + 1)  # the matrix, the drawn pairs again, their gradient
-    work += 2 * flops.heads(theirs, load, candidates + 1)
+    answers = stage.weights.answers > 0
+    work += flops.compared_heads(facts, theirs, load, targets, candidates, answers=answers)
     if stage.verbalizes:
         work += TRAINED * flops.verbalizers(facts, load, targets, architecture)
         work += flops.verbalizers(theirs, load, candidates, architecture) if live else 0

@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 
 from vlsi_cli.config.base import Config
 
-LayerLoss = Literal["kld", "l2", "ce", "none"]
+LayerLoss = Literal["kld", "reverse-kld", "jsd", "l2", "ce", "none"]
+#: Losses that compare what the two models say; the others look at the small one alone, or at nothing.
+COMPARING: tuple[LayerLoss, ...] = ("kld", "reverse-kld", "jsd", "l2")
 
 
 class OptimizerConfig(Config):
@@ -97,6 +99,17 @@ class MatchingConfig(Config):
     """Draw with a temperature made from the spread of the divergences, instead of 1."""
 
 
+class LossWeights(Config):
+    """What each part of the interaction's loss is multiplied by. The paper's are 1, 1 and 0."""
+
+    intermediate: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Of the losses of the target layers, which are summed."""
+    last: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Of the loss at the last layer."""
+    answers: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Of the cross-entropy on the answers in the data, at the last layer; the paper finds that it hurts here."""
+
+
 class InteractionConfig(StageConfig):
     """Step 2: small target layers learn to say what their matched large layers say; the last layer follows
     the last."""
@@ -109,6 +122,12 @@ class InteractionConfig(StageConfig):
     """Loss between matched target layers."""
     last: LayerLoss = "kld"
     """Loss at the last layer; with `intermediate: none` this is plain last-layer distillation."""
+    weights: LossWeights = LossWeights()
+    """What each part of the loss counts."""
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Softmax temperature of both models wherever they are compared; losses are multiplied by its square."""
+    jsd_beta: float = Field(default=0.5, gt=0, lt=1)
+    """The large model's share of the mixture in `jsd`."""
     features: bool = False
     """Compare features by L2 without verbalizers (Table 4d')."""
     matching: MatchingConfig = MatchingConfig()
@@ -118,6 +137,8 @@ class InteractionConfig(StageConfig):
     def _some_loss(self) -> Self:
         if self.intermediate == "none" and self.last == "none":
             raise ValueError("`intermediate` and `last` are both none: nothing would be learned")
+        if self.last == "ce" and self.weights.answers:
+            raise ValueError("`weights.answers` adds what `last: ce` is already: use `weights.last`")
         if self.features and self.intermediate not in ("l2", "none"):
             raise ValueError(
                 f"`features` compares by L2, but `intermediate` is {self.intermediate}: set it to l2, or to none"
@@ -128,6 +149,16 @@ class InteractionConfig(StageConfig):
     def verbalizes(self) -> bool:
         """Whether this stage needs verbalizers at all."""
         return self.intermediate != "none" and not self.features
+
+    @property
+    def matches(self) -> bool:
+        """Whether target layers of the small model are matched with those of the large one."""
+        return self.intermediate in COMPARING
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any loss of this stage looks at the large model."""
+        return self.matches or self.last in COMPARING
 
 
 class ReinforcementConfig(StageConfig):

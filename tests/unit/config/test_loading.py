@@ -151,6 +151,12 @@ def test_unknown_key_in_a_file_names_the_file(recipe: Path) -> None:
         ("teacher.init=random", "would teach noise"),
         ("student.verbalizers=x", "only a teacher's set is reused"),
         ("interaction.features=true", "`features` compares by L2"),
+        (
+            "interaction={last: ce, weights: {answers: 1}}",
+            "`weights.answers` adds what `last: ce` is already",
+        ),
+        ("interaction.temperature=0", "interaction.temperature: input should be greater than 0"),
+        ("interaction.temperature=.inf", "interaction.temperature: .* finite"),
         ("student.targets.layers=[3, 2]", "ascending"),
         ("seed", "expected key=value"),
         ("=3", "expected key=value"),

@@ -111,6 +111,15 @@ def test_last_layer_distillation_needs_no_verbalizers() -> None:
     assert made.pairs == ()
 
 
+def test_a_loss_on_the_answers_is_one_more_head(tmp_path: Path) -> None:
+    def work(*sets: str) -> int:
+        made = next(each for each in plan(resolve(PAIR, [*sets])).stages if each.stage == "interaction")
+        assert made.step_flops is not None
+        return made.step_flops
+
+    assert work("interaction.weights.answers=1") > work("interaction.weights.last=2") == work()
+
+
 def test_too_many_small_targets_name_both_sides() -> None:
     with pytest.raises(CompatibilityError, match=r"26 target layers .* only 20") as caught:
         plan(resolve(PAIR, ["student.targets.stride=1"]))

@@ -104,9 +104,18 @@ GRADIENTS = ("sums", "recompute")
 
 
 @pytest.mark.parametrize("drawn", [(1, [4]), (0, [0]), (2, [3, 6]), (1, [0, 1, 5])])
-@pytest.mark.parametrize("rules", [(PLAIN, PLAIN), (LogitRule(scale=0.5), LogitRule(softcap=2.0))])
+@pytest.mark.parametrize(
+    ("rules", "temperature"),
+    [
+        ((PLAIN, PLAIN), 1.0),
+        ((LogitRule(scale=0.5), LogitRule(softcap=2.0)), 1.0),
+        ((LogitRule(scale=0.5), LogitRule(softcap=2.0)), 3.0),
+    ],
+)
 @pytest.mark.parametrize("lengths", [{}, {"tile_tokens": 5, "tile_words": 13}])
-def test_a_drawn_pair_has_the_gradient_of_its_divergence_on_both_ways(layers, drawn, rules, lengths):
+def test_a_drawn_pair_has_the_gradient_of_its_divergence_on_both_ways(
+    layers, drawn, rules, temperature, lengths
+):
     xs_s, xs_t = [x.double() for x in layers[0]], [x.double() for x in layers[2]]
     w_s, w_t = layers[1].double(), layers[3].double()
     small, large = drawn
@@ -119,16 +128,16 @@ def test_a_drawn_pair_has_the_gradient_of_its_divergence_on_both_ways(layers, dr
         assert all(x.grad is None for s, x in enumerate(xs) if s != small)
         return losses.detach(), xs[small].grad
 
+    asked = {"vocabulary": 101, "rule_s": rules[0], "rule_t": rules[1], "temperature": temperature}
+
     def loop(xs):
-        kwargs = {"vocabulary": 101, "rule_s": rules[0], "rule_t": rules[1]}
-        return torch.stack([divergence(xs[small], w_s, xs_t[t], w_t, **kwargs) for t in large]).mean(0)
+        return torch.stack([divergence(xs[small], w_s, xs_t[t], w_t, **asked) for t in large]).mean(0)
 
     expected = gradient(loop)
     for way in GRADIENTS:
 
         def pairs(xs, way=way):
-            kwargs = {"vocabulary": 101, "rule_s": rules[0], "rule_t": rules[1], "gradient": way, **lengths}
-            found = AllPairs(xs, w_s, xs_t, w_t, **kwargs)
+            found = AllPairs(xs, w_s, xs_t, w_t, **asked, gradient=way, **lengths)
             assert found.gradient == way
             return found.loss(small, large)
 

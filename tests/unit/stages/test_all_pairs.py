@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests import pairs
-from vlsi_cli.config.run import InteractionConfig, MatchingConfig
+from vlsi_cli.config.run import InteractionConfig, LossWeights, MatchingConfig
 from vlsi_cli.engine.losses import divergence
 from vlsi_cli.engine.runs.stages import interaction_stage
 from vlsi_cli.engine.stages import interaction as module
@@ -23,15 +23,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 class Anew:
     """What AllPairs promises, each drawn pair computed by itself."""
 
-    def __init__(self, xs_s, weight_s, xs_t, weight_t, *, vocabulary, mask, rule_s, rule_t) -> None:
-        self.given = xs_s, weight_s, xs_t, weight_t, vocabulary
+    def __init__(
+        self, xs_s, weight_s, xs_t, weight_t, *, vocabulary, mask, rule_s, rule_t, temperature
+    ) -> None:
+        self.given = xs_s, weight_s, xs_t, weight_t
+        self.asked = {"vocabulary": vocabulary, "temperature": temperature}
         with torch.no_grad():
             rows = [[self.loss(s, [t]).sum() for t in range(len(xs_t))] for s in range(len(xs_s))]
         self.matrix = torch.stack([torch.stack(row) for row in rows]) * mask
 
     def loss(self, small, large):
-        xs_s, weight_s, xs_t, weight_t, vocabulary = self.given
-        each = [divergence(xs_s[small], weight_s, xs_t[t], weight_t, vocabulary=vocabulary) for t in large]
+        xs_s, weight_s, xs_t, weight_t = self.given
+        each = [divergence(xs_s[small], weight_s, xs_t[t], weight_t, **self.asked) for t in large]
         return torch.stack(each).mean(0)
 
 
@@ -41,8 +44,9 @@ class Anew:
         InteractionConfig(),
         InteractionConfig(matching=MatchingConfig(strategy="bottom-k", k=2)),
         InteractionConfig(intermediate="l2", last="l2"),
+        InteractionConfig(temperature=2.0, weights=LossWeights(intermediate=0.5)),
     ],
-    ids=["multinomial", "bottom-2", "l2"],
+    ids=["multinomial", "bottom-2", "l2", "warm"],
 )
 def test_one_pass_is_the_pairs_computed_anew(folders, monkeypatch, settings) -> None:
     found = []

@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from tests import pairs
-from vlsi_cli.config.run import InteractionConfig, LoraConfig, MatchingConfig, ReinforcementConfig
+from vlsi_cli.config.run import (
+    InteractionConfig,
+    LayerLoss,
+    LoraConfig,
+    LossWeights,
+    MatchingConfig,
+    ReinforcementConfig,
+)
 from vlsi_cli.engine.losses import divergence
 from vlsi_cli.engine.runs.stages import interaction_stage, reinforcement_stage
 from vlsi_cli.engine.stages import VerbalizationStage
@@ -184,6 +192,97 @@ def test_interaction_adds_up_the_pairs_that_it_says_it_matched(folders: tuple[Pa
     torch.testing.assert_close(output.loss, sum(output.terms.values()), rtol=1e-6, atol=1e-6)
     chosen = [output.matched[s][0] for s in pairs.TARGETS_SMALL]
     assert chosen == sorted(set(chosen))
+
+
+def dense(kind: str, z_s: torch.Tensor, z_t: torch.Tensor, temperature: float) -> torch.Tensor:
+    """``[R]`` a loss as a textbook has it, from whole logits ``[R, V]``; ``jsd`` with a share of 0.3."""
+    log_s, log_t = ((z / temperature).log_softmax(-1) for z in (z_s, z_t))
+    p_s, p_t = log_s.exp(), log_t.exp()
+    if kind == "l2":
+        return (p_s - p_t).square().sum(-1) * temperature**2
+    log_m = (0.7 * p_s + 0.3 * p_t).log()
+    value = {
+        "kld": p_t * (log_t - log_s),
+        "reverse-kld": p_s * (log_s - log_t),
+        "jsd": 0.3 * p_t * (log_t - log_m) + 0.7 * p_s * (log_s - log_m),
+    }[kind]
+    return value.sum(-1) * temperature**2
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("kind", ["kld", "reverse-kld", "jsd", "l2"])
+def test_every_loss_is_its_formula_times_its_weight(
+    folders: tuple[Path, Path], kind: LayerLoss, temperature: float
+) -> None:
+    weights = LossWeights(intermediate=0.25, last=2.0, answers=0.5)
+    settings = InteractionConfig(
+        intermediate=kind, last=kind, temperature=temperature, jsd_beta=0.3, weights=weights, matching=UNIFORM
+    )
+    stage = interaction(folders, settings)
+    small, teacher = stage._backbone[0], stage._teacher[0]
+    assert teacher is not None
+    assert stage.verbalizers is not None
+    batch = pairs.batches(small, pairs.encoded(small, 4), 4)[0]
+    output = stage(batch)
+    said = teacher.states(batch, teacher.targets)
+    with small.tap(pairs.TARGETS_SMALL, rows=batch.rows, cols=batch.cols) as tapped:
+        last = small.forward_base(batch.inputs)[batch.rows, batch.cols]
+    words = small.tokenizer_length
+    theirs, ours = teacher.head[:words].float(), small.head.weight[:words]
+    terms = {
+        str(s): 0.25
+        * dense(
+            kind,
+            stage.verbalizers(s, tapped[s]) @ ours.T,
+            said.layers[output.matched[s][0]].float() @ theirs.T,
+            temperature,
+        ).sum()
+        for s in pairs.TARGETS_SMALL
+    }
+    terms["last"] = 2.0 * dense(kind, last @ ours.T, said.last.float() @ theirs.T, temperature).sum()
+    terms["answers"] = 0.5 * cross_entropy(last @ ours.T, batch.targets, reduction="sum")
+    assert set(output.terms) == set(terms)
+    for name, value in terms.items():
+        torch.testing.assert_close(output.terms[name], value.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.loss, torch.stack(list(terms.values())).sum(), rtol=1e-4, atol=1e-5)
+    trained = [parameter for _, parameter in stage.trained()]
+    for got, want in zip(
+        torch.autograd.grad(output.loss, trained, allow_unused=True),
+        torch.autograd.grad(torch.stack(list(terms.values())).sum(), trained, allow_unused=True),
+        strict=True,
+    ):
+        assert got is not None
+        assert want is not None
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5)
+
+
+def test_layers_are_matched_by_the_divergences_at_the_temperature_of_the_losses(
+    folders: tuple[Path, Path],
+) -> None:
+    """What bottom-k finds nearest is nearest by the same numbers that the loss is made of."""
+    settings = InteractionConfig(temperature=4.0, matching=MatchingConfig(strategy="bottom-k"))
+    stage = interaction(folders, settings)
+    small, teacher = stage._backbone[0], stage._teacher[0]
+    assert teacher is not None
+    assert stage.verbalizers is not None
+    batch = pairs.batches(small, pairs.encoded(small, 4), 4)[0]
+    with torch.no_grad():
+        output, said = stage(batch), teacher.states(batch, teacher.targets)
+        with small.tap(pairs.TARGETS_SMALL, rows=batch.rows, cols=batch.cols) as tapped:
+            small.forward_base(batch.inputs)
+        for s in pairs.TARGETS_SMALL:
+            each = [
+                divergence(
+                    stage.verbalizers(s, tapped[s]),
+                    small.head.weight,
+                    said.layers[t],
+                    teacher.head,
+                    vocabulary=small.tokenizer_length,
+                    temperature=4.0,
+                ).sum()
+                for t in pairs.TARGETS_LARGE
+            ]
+            torch.testing.assert_close(output.terms[str(s)], 16 * min(each), rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_that_is_its_own_teacher_has_no_last_layer_loss(folders: tuple[Path, Path]) -> None:

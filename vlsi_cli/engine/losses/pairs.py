@@ -81,6 +81,12 @@ def choose_gradient(
 class AllPairs:
     """The divergences of all pairs of layers of one batch; :meth:`loss` gives one pair a gradient.
 
+    Args:
+        temperature: as in :func:`vlsi_cli.engine.losses.divergence`: both softmaxes divide the logits by it, and
+            nothing is multiplied by its square. The other arguments are those of
+            :func:`vlsi_cli.engine.losses.divergence_matrix`.
+        gradient: how drawn pairs get theirs; None chooses.
+
     Attributes:
         matrix: ``[n_small, n_large]`` forward KL(large l || small s) in nats, summed over tokens, without
             gradient; 0 where the mask is False. Divide by R for the mean.
@@ -101,6 +107,7 @@ class AllPairs:
         mask: Tensor | None = None,
         rule_s: LogitRule = PLAIN,
         rule_t: LogitRule = PLAIN,
+        temperature: float = 1.0,
         gradient: Gradient | None = None,
         tile_tokens: int | None = None,
         tile_words: int | None = None,
@@ -121,6 +128,7 @@ class AllPairs:
         self._large = [t for t in range(shape[1]) if bool(cells[:, t].any())]
         self._xs_s, self._xs_t, self._weights = tuple(xs_s), tuple(xs_t), (weight_s, weight_t)
         self._rules, self._vocabulary, self._cells = (rule_s, rule_t), vocabulary, cells
+        self._temperature = temperature
         self._tile_tokens, self._tile_words = tile_tokens, tile_words
         self._dtype = accumulation_dtype(*xs_s, weight_s, *xs_t, weight_t)
         self._operands = (operand_dtype(weight_s), operand_dtype(weight_t))
@@ -161,6 +169,7 @@ class AllPairs:
                     vocabulary=self._vocabulary,
                     rule_s=self._rules[0],
                     rule_t=self._rules[1],
+                    temperature=self._temperature,
                     tile_tokens=self._tile_tokens,
                     tile_words=self._tile_words,
                 )
@@ -192,6 +201,7 @@ class AllPairs:
             dtype=self._dtype,
             operands=self._operands[side],
             rule=self._rules[side],
+            temperature=self._temperature,
         )
 
     def _choose(self, gradient: Gradient | None) -> Gradient:

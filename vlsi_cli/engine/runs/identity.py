@@ -8,6 +8,7 @@ from typing import Any
 
 from vlsi_cli.config.data import DataConfig, HubSource, LlavaSource, MessagesSource, PatternsSource
 from vlsi_cli.config.run import DistillConfig, InteractionConfig, ModelConfig
+from vlsi_cli.config.stages import COMPARING
 from vlsi_cli.engine.backbones.compatibility import reading_digests
 from vlsi_cli.engine.backbones.fingerprint import weights_fingerprint
 from vlsi_cli.engine.backbones.folders import local_folder, resolve_folder, resolve_verbalizers
@@ -20,13 +21,6 @@ from vlsi_cli.engine.teachers.manifest import CacheIdentity, Content
 from vlsi_cli.engine.verbalizing import read_manifest
 from vlsi_cli.errors import CheckpointError, CompatibilityError, ConfigError
 
-_WORDS = ("kld", "l2")
-
-
-def needs_teacher(settings: InteractionConfig) -> bool:
-    """Whether any loss of step 2 looks at the large model."""
-    return settings.intermediate in _WORDS or settings.last in _WORDS
-
 
 def content_of(config: DistillConfig) -> Content:
     """What of the large model step 2 compares with; without a step 2, what the paper's would.
@@ -37,12 +31,12 @@ def content_of(config: DistillConfig) -> Content:
     settings = config.interaction
     if settings is None:
         return "words"
-    if not needs_teacher(settings):
+    if not settings.needs_teacher:
         raise ConfigError(
             "no loss of `interaction` looks at the large model, so there is nothing to cache",
             hint="leave the cache out, or set interaction.intermediate or interaction.last to kld",
         )
-    if settings.intermediate not in _WORDS:
+    if not settings.matches:
         return "last"
     return "features" if settings.features else "words"
 
@@ -248,13 +242,20 @@ def _check_losses(path: Path, identity: CacheIdentity, config: DistillConfig, sm
                 f"{identity.model} only {len(wanted)} ({_list(wanted)}): each small one needs its own",
                 hint="set student.targets",
             )
-    losses = {settings.intermediate, settings.last}
-    if identity.kind == "top-k" and losses & {"l2"}:
+    if identity.kind == "top-k" and (beyond := _beyond_top_k(settings)):
         raise _foreign(
             path,
-            f"it holds the top {identity.k} tokens, which serve the loss kld, and this run has l2",
+            f"it holds the top {identity.k} tokens, which serve kld at temperature 1, and this run has {beyond}",
             "build a cache without --top-k for it",
         )
+
+
+def _beyond_top_k(settings: InteractionConfig) -> str | None:
+    """What of a configuration the likeliest tokens alone cannot give."""
+    for loss in (settings.intermediate, settings.last):
+        if loss in COMPARING and loss != "kld":
+            return loss
+    return f"the temperature {settings.temperature:g}" if settings.temperature != 1.0 else None
 
 
 def _check_data(path: Path, identity: CacheIdentity, config: DistillConfig) -> None:

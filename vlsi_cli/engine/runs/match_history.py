@@ -103,7 +103,7 @@ def require_matching(run: Path, config: DistillConfig) -> None:
     """
     if config.interaction is None:
         why = "it has no interaction stage (interaction: null)"
-    elif config.interaction.intermediate in ("ce", "none"):
+    elif not config.interaction.matches:
         why = f"its interaction compares no intermediate layers (intermediate: {config.interaction.intermediate})"
     else:
         return

@@ -14,7 +14,6 @@ from vlsi_cli.engine.runs import student as student_files
 from vlsi_cli.engine.runs.choices import resolved_choices
 from vlsi_cli.engine.runs.dividing import divides_weights, require_zero, resolve_sharding, zero_stage
 from vlsi_cli.engine.runs.folder import RunFolder
-from vlsi_cli.engine.runs.identity import needs_teacher
 from vlsi_cli.engine.runs.stages import interaction_stage, reinforcement_stage
 from vlsi_cli.engine.sharding import shard
 from vlsi_cli.engine.stages import InteractionStage, ReinforcementStage, VerbalizationStage
@@ -170,7 +169,7 @@ class RunParts:
         student, words = self.student, settings.verbalizes
         small = models.target_layers(self.config.student, student)
         teacher: Teacher | None = self._cached
-        if teacher is None and needs_teacher(settings):
+        if teacher is None and settings.needs_teacher:
             matches_words = words and settings.intermediate != "ce"
             said = self._verbalizers("large") if matches_words else None
             large = models.target_layers(self.config.teacher, self.teacher)

@@ -268,7 +268,7 @@ def _picture(found: Run) -> list[Item]:
     if "interaction" not in found.folder.state.stages:
         return []
     stage = found.config.interaction
-    if stage is None or stage.intermediate in ("ce", "none"):
+    if stage is None or not stage.matches:
         return []
     history = read_history(found.folder.path)
     with tempfile.TemporaryDirectory() as scratch:

@@ -17,6 +17,7 @@ from vlsi_cli.config.run import (
     DistillConfig,
     HubSource,
     InteractionConfig,
+    LossWeights,
     ModelConfig,
     PatternsSource,
     ReinforcementConfig,
@@ -170,7 +171,12 @@ def _settings(stage: StageConfig, config: DistillConfig) -> str:
     words = []
     if isinstance(stage, InteractionConfig):
         words.append(f"loss {stage.intermediate} between layers and {stage.last} at the last")
-        if stage.intermediate not in ("none", "ce"):
+        if stage.temperature != 1.0:
+            words[-1] += f", at temperature {stage.temperature:g}"
+        if stage.weights != LossWeights():
+            each = stage.weights
+            words.append(f"weights {each.intermediate:g}, {each.last:g} and {each.answers:g} (answers)")
+        if stage.matches:
             match = stage.matching
             switches = [
                 name.replace("_", " ")

@@ -14,6 +14,7 @@ from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.gauges import DeviceClock
 from vlsi_cli.engine.losses import (
     AllPairs,
+    DivergenceKind,
     FeatureProjectors,
     cross_entropy,
     divergence,
@@ -29,7 +30,14 @@ from vlsi_cli.engine.verbalizing.reading import Taps, read_layers, verbalize
 from vlsi_cli.engine.verbalizing.verbalizer import Verbalizers
 from vlsi_cli.errors import TrainingError
 
-LayerLoss = Literal["kld", "l2", "ce", "none"]
+LayerLoss = Literal["kld", "reverse-kld", "jsd", "l2", "ce", "none"]
+#: What the losses that compare what two models say are called in :func:`vlsi_cli.engine.losses.divergence`.
+KINDS: dict[LayerLoss, DivergenceKind] = {
+    "kld": "forward_kl",
+    "reverse-kld": "reverse_kl",
+    "jsd": "jsd",
+    "l2": "l2",
+}
 #: From a divergence matrix to the matches; draws come from the stage's generator.
 Matcher = Callable[[Tensor, torch.Generator], list[Match]]
 
@@ -52,9 +60,15 @@ class InteractionStage(Stage):
         verbalizers: the small model's set; None when layers are compared by features, or not at all.
         targets: the small model's target layers, ascending; the ablation ``intermediate="none"`` uses none.
         parts: what trains of the small model: ``("layers",)`` or ``("adapters",)``.
-        intermediate: loss between matched layers: ``kld``, ``l2`` between distributions (or between features
-            when ``features``), ``ce`` to the ground truth without any matching, or ``none``.
+        intermediate: loss between matched layers: ``kld``, ``reverse-kld``, ``jsd`` or ``l2`` between
+            distributions (``l2`` between features when ``features``), ``ce`` to the ground truth without any
+            matching, or ``none``. Layers are matched on their forward KL, whatever the loss.
         last: the same for the last layer.
+        temperature: of both softmaxes wherever the two models are compared, in the matching too; the values are
+            multiplied by its square, which keeps gradients near their size (arXiv 1503.02531, section 2).
+        jsd_beta: the large model's share of the mixture in ``jsd``.
+        weights: of the intermediate losses, of the last one, and of the cross-entropy on the answers at the last
+            layer. Terms are what stands in the loss, weights included.
         features: compare final-normed states by L2 through learned projectors, without words (Table 4d').
         matcher: chooses large layers from a matrix of mean divergences.
         needed: ``[n_small, n_large]`` bool: cells of the matrix that the matcher can look at.
@@ -75,6 +89,9 @@ class InteractionStage(Stage):
         intermediate: LayerLoss = "kld",
         last: LayerLoss = "kld",
         features: bool = False,
+        temperature: float = 1.0,
+        jsd_beta: float = 0.5,
+        weights: tuple[float, float, float] = (1.0, 1.0, 0.0),
         matcher: Matcher,
         needed: Tensor | None = None,
         vocabulary: int,
@@ -87,7 +104,8 @@ class InteractionStage(Stage):
         self.targets = tuple(targets) if intermediate != "none" else ()
         self.verbalizers = verbalizers.requires_grad_(True) if verbalizers is not None else None
         self.intermediate, self.last, self.features = intermediate, last, features
-        self.some_idle = last == "none"  # the layers behind the last target layer
+        self._temperature, self._beta, self._weights = temperature, jsd_beta, weights
+        self.some_idle = last == "none" and not weights[2]  # the layers behind the last target layer
         self._matcher, self._vocabulary = matcher, vocabulary
         self.generator = torch.Generator().manual_seed(seed)
         self._needed = needed
@@ -133,8 +151,9 @@ class InteractionStage(Stage):
         terms: dict[str, Tensor] = {}
         losses: list[Tensor] = []
         matched: dict[int, tuple[int, ...]] = {}
+        of_targets, of_last, of_answers = self._weights
         if self.intermediate == "ce":
-            losses += [add_terms(terms, str(k), self._ce(x, batch)) for k, x in small.items()]
+            losses += [add_terms(terms, str(k), self._ce(x, batch), of_targets) for k, x in small.items()]
         elif self.targets:
             assert teacher is not None
             assert states is not None
@@ -143,14 +162,14 @@ class InteractionStage(Stage):
                 layer = self.targets[found.small]
                 chosen = tuple(teacher.targets[place] for place in found.large)
                 if pairs is not None:
-                    loss = pairs.loss(found.small, found.large)
+                    loss = pairs.loss(found.small, found.large) * self._temperature**2
                 else:
                     each = [self._pair(small[layer], teacher, states, k, self.intermediate) for k in chosen]
                     loss = torch.stack(each).mean(0)
-                losses.append(add_terms(terms, str(layer), loss))
+                losses.append(add_terms(terms, str(layer), loss, of_targets))
                 matched[layer] = chosen
         if self.last == "ce":
-            losses.append(add_terms(terms, "last", self._ce(taps.last, batch)))
+            losses.append(add_terms(terms, "last", self._ce(taps.last, batch), of_last))
         elif self.last != "none":
             assert teacher is not None
             assert states is not None
@@ -158,7 +177,9 @@ class InteractionStage(Stage):
             if self.features and self.last == "l2":
                 assert self.projectors is not None
                 x = self.projectors(backbone.num_layers, x)
-            losses.append(add_terms(terms, "last", self._pair(x, teacher, states, None, self.last)))
+            losses.append(add_terms(terms, "last", self._pair(x, teacher, states, None, self.last), of_last))
+        if of_answers:
+            losses.append(add_terms(terms, "answers", self._ce(taps.last, batch), of_answers))
         return StageOutput(torch.stack(losses).sum(), terms, matched)
 
     def _ask(self, teacher: Teacher, batch: Batch) -> TeacherStates:
@@ -210,8 +231,9 @@ class InteractionStage(Stage):
                     mask=self._needed,
                     rule_s=self._backbone[0].logit_rule,
                     rule_t=states.rule,
+                    temperature=self._temperature,
                 )
-            matrix = pairs.matrix
+            matrix = pairs.matrix * self._temperature**2
         matches = self._drawn(matrix, tokens)
         return matches, pairs if self.intermediate == "kld" else None
 
@@ -245,16 +267,19 @@ class InteractionStage(Stage):
         x_large = states.last if large is None else states.layers[large]
         if self.features and kind == "l2":
             return feature_l2(x, x_large)
-        return divergence(
+        found = divergence(
             x,
             self._backbone[0].head.weight,
             x_large,
             teacher.head,
             vocabulary=self._vocabulary,
-            kind="l2" if kind == "l2" else "forward_kl",
+            kind=KINDS[kind],
+            temperature=self._temperature,
+            beta=self._beta,
             rule_s=self._backbone[0].logit_rule,
             rule_t=states.rule,
         )
+        return found * self._temperature**2
 
     def _ce(self, x: Tensor, batch: Batch) -> Tensor:
         return cross_entropy(

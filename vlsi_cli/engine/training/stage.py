@@ -19,7 +19,7 @@ class StageOutput:
 
     Attributes:
         loss: scalar with a gradient, the sum over response tokens of all terms.
-        terms: name of a term (a target layer's number, or ``last``) -> its sum, detached.
+        terms: name of a term (a target layer's number, ``last``, or ``answers``) -> its sum, detached.
         matched: small target layer -> large target layers, where layers were matched.
     """
 
@@ -81,8 +81,8 @@ def with_zeros(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
     return loss + torch.stack([parameter.reshape(-1)[0] for parameter in parameters]).sum() * 0.0
 
 
-def add_terms(terms: dict[str, Tensor], name: str, per_token: Tensor) -> Tensor:
-    """Note a term's detached sum under its name and return the sum with its gradient."""
-    total = per_token.sum()
+def add_terms(terms: dict[str, Tensor], name: str, per_token: Tensor, weight: float = 1.0) -> Tensor:
+    """Note a term's detached sum, times its weight, under its name and return it with its gradient."""
+    total = per_token.sum() * weight
     terms[name] = total.detach()
     return total
