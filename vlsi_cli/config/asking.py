@@ -69,23 +69,47 @@ def flags(
     }
 
 
-def resume(run: str | Path, given: Mapping[str, Any]) -> Resolved:
-    """The configuration of a run that is to be gone on with.
+def distillation(
+    options: Mapping[str, Any], *, resume: str | Path | None = None, skip_damaged: bool = False
+) -> Resolved:
+    """The configuration of a run: that of the run gone on with, or a new one.
 
     Args:
-        given: other options by their names, all of which must be without value.
+        options: values of the options of ``vlsi distill`` by their names, in the order in which they are told of:
+            ``recipe``, ``teacher``, ``student``, ``teacher-cache``, ``data``, ``set`` (as in
+            :func:`vlsi_cli.config.loading.resolve`), ``output``, ``overwrite``, ``seed``, ``device``, ``precision``,
+            ``report-to``.
+        resume: a run folder, or ``auto``; None for a new run.
+        skip_damaged: whether damaged checkpoints are passed over.
 
     Raises:
-        ConfigError: one has a value: a run goes on with its own configuration.
-        CheckpointError: no run folder.
+        ConfigError: options that do not go together, or a value that cannot be used.
+        CheckpointError: no run folder to go on with.
     """
-    extra = [f"--{name}" for name, value in given.items() if value not in (None, False, [], (), {})]
-    if extra:
-        raise ConfigError(
-            f"--resume continues a run with its own configuration, but {', '.join(extra)} was given too",
-            hint="leave it out, or start a new run with --output",
-        )
-    return loading.load_saved(Path(run))
+    if skip_damaged and resume is None:
+        raise ConfigError("--skip-damaged says how to resume, but there is no --resume")
+    if resume == "auto" and options["overwrite"]:
+        raise ConfigError("--resume auto would go on with what --overwrite removes", hint="leave one out")
+    if resume not in (None, "auto"):
+        extra = [f"--{name}" for name, value in options.items() if value not in (None, False, [], (), {})]
+        if extra:
+            raise ConfigError(
+                f"--resume continues a run with its own configuration, but {', '.join(extra)} was given too",
+                hint="leave it out, or start a new run with --output",
+            )
+        return loading.load_saved(Path(resume))
+    given = flags(
+        teacher=options["teacher"],
+        student=options["student"],
+        teacher_cache=options["teacher-cache"],
+        data=options["data"],
+        seed=options["seed"],
+        device=options["device"],
+        precision=options["precision"],
+        report_to=options["report-to"],
+    )
+    recipe = recipes.choose(options["recipe"], given["teacher.id"], given["student.id"])
+    return loading.resolve(recipe, options["set"] or (), given)
 
 
 def run_folder(
@@ -100,11 +124,8 @@ def run_folder(
             None for a new run.
 
     Raises:
-        ConfigError: ``auto`` with ``overwrite``.
         OutputError: the folder holds something already.
     """
-    if resume == "auto" and overwrite:
-        raise ConfigError("--resume auto would go on with what --overwrite removes", hint="leave one out")
     going_on = Path(resume) if resume not in (None, "auto") else None
     if launching.rank() > 0:
         return going_on or output or folders.RUNS, going_on is not None

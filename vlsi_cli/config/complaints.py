@@ -110,9 +110,7 @@ def _short(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def _walk(
-    loc: tuple[int | str, ...], root: type[BaseModel]
-) -> tuple[list[str], type[BaseModel] | None]:
+def _walk(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[list[str], type[BaseModel] | None]:
     """The keys of a location, without pydantic's names of alternatives, and the model found there."""
     keys: list[str] = []
     models: list[type[BaseModel]] = [root]

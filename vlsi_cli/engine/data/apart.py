@@ -16,7 +16,7 @@ FORKSERVER = "forkserver" in multiprocessing.get_all_start_methods()
 _SYSTEM: Any = multiprocessing.get_context("forkserver" if FORKSERVER else "spawn")
 
 
-class Apart(_SYSTEM.Process):  # type: ignore[misc]
+class Apart(_SYSTEM.Process):
     """Such a process."""
 
     def start(self) -> None:

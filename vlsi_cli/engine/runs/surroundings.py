@@ -1,7 +1,7 @@
 """What belongs to a whole process and a run changes: noted before the run, and put back after it.
 
-A command is alone in its process. A run that is called from Python is a guest there: whoever calls it has seeds, threads
-and perhaps an accelerator of their own.
+A command is alone in its process. A run that is called from Python is a guest there: whoever calls it has seeds,
+threads and perhaps an accelerator of their own.
 """
 
 from __future__ import annotations
@@ -66,9 +66,11 @@ def _products_kept() -> Iterator[None]:
 
     The older way refuses to tell what was set in the newer one.
     """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    host: Any = torch.backends.mkldnn  # half of them unknown to their types
+    cudnn: Any = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
     products = _told(torch.get_float32_matmul_precision)
-    newer = None if products is not None else (matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision)
+    newer = None if products is not None else (matmul.fp32_precision, host.matmul.fp32_precision)
     convolutions = _told(lambda: cudnn.allow_tf32)
     newer_too = None if convolutions is not None else (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision)
     try:
@@ -77,7 +79,7 @@ def _products_kept() -> Iterator[None]:
         if newer is None:
             torch.set_float32_matmul_precision(products)
         else:
-            matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision = newer
+            matmul.fp32_precision, host.matmul.fp32_precision = newer
         if newer_too is None:
             cudnn.allow_tf32 = convolutions
         else:

@@ -38,9 +38,9 @@ def heed_signals() -> Iterator[Wish]:
     """Turn the first of SIGINT, SIGTERM, SIGUSR1 and SIGHUP inside the block into a wish.
 
     A SIGHUP that is ignored stays so: that is what ``nohup`` is for. So does a handler that was not installed from
-    Python, by a program that Python runs inside of: it could not be put back. After the first, Ctrl-C acts as it always did. The
-    others that come again change nothing: launchers pass them on
-    to processes that the scheduler has signalled already, and schedulers send one after the other.
+    Python, which could not be put back. After the first, Ctrl-C acts as it always did. The others that come again
+    change nothing: launchers pass them on to processes that the scheduler has signalled already, and schedulers send
+    one after the other.
 
     Outside the main thread, where Python delivers no signals, the wish never comes true.
     """
