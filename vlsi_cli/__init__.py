@@ -52,7 +52,7 @@ _HOMES = {
 }
 _PUBLIC = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["__version__", "errors", "events", *_PUBLIC]  # noqa: PLE0604
+__all__ = ["__version__", "errors", "events", *_PUBLIC]
 
 if not TYPE_CHECKING:  # else every misspelt name would have a type
 

@@ -1,8 +1,8 @@
 """What ``vlsi_cli`` offers to Python beside its losses: the runs of the commands, called as functions.
 
-A door and no room: each function puts together what a command would and calls the same engine. Arguments are named as
-the options are, ``teacher_cache`` for ``--teacher-cache`` and ``overrides`` for ``--set``; so do messages, whichever way
-was taken. What is None is left to the recipe and to the defaults.
+A door and no room: each function puts together what a command would and calls the same engine. Arguments have the
+names of its options, ``teacher_cache`` of ``--teacher-cache``, and ``overrides`` is ``--set``; messages name options
+too. What is None is left to the recipe and to the defaults.
 """
 
 from __future__ import annotations

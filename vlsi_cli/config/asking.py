@@ -91,13 +91,13 @@ def distillation(
     if resume == "auto" and options["overwrite"]:
         raise ConfigError("--resume auto would go on with what --overwrite removes", hint="leave one out")
     if resume not in (None, "auto"):
-        extra = [f"--{name}" for name, value in options.items() if value not in (None, False, [], (), {})]
+        extra = [f"--{name}" for name, value in options.items() if _is_given(value)]
         if extra:
             raise ConfigError(
                 f"--resume continues a run with its own configuration, but {', '.join(extra)} was given too",
                 hint="leave it out, or start a new run with --output",
             )
-        return loading.load_saved(Path(resume))
+        return loading.load_saved(Path(resume).expanduser())
     given = flags(
         teacher=options["teacher"],
         student=options["student"],
@@ -110,6 +110,10 @@ def distillation(
     )
     recipe = recipes.choose(options["recipe"], given["teacher.id"], given["student.id"])
     return loading.resolve(recipe, options["set"] or (), given)
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and value is not False and (isinstance(value, int | Path) or bool(value))
 
 
 def run_folder(
@@ -126,7 +130,7 @@ def run_folder(
     Raises:
         OutputError: the folder holds something already.
     """
-    going_on = Path(resume) if resume not in (None, "auto") else None
+    going_on = Path(resume).expanduser() if resume not in (None, "auto") else None
     if launching.rank() > 0:
         return going_on or output or folders.RUNS, going_on is not None
     if resume == "auto":
