@@ -6,7 +6,6 @@ python docs/build_python.py --check    exit 1 when the page is not what the pack
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
 import textwrap
@@ -36,6 +35,10 @@ GROUPS = {
 }
 #: Modules, which have sections of their own or none.
 MODULES = ("events", "errors", "__version__")
+#: Classes that are made and given to something; what they do with it is not public.
+SETTINGS = ("LogitRule",)
+#: Classes that are made by functions, whichever way.
+MADE = ("LayerReader",)
 WIDTH = 100
 
 
@@ -61,11 +64,16 @@ def page() -> str:
 
 
 def _section(name: str, thing: Any) -> str:
-    lines = [f"### {name}\n", "```python", _signature(name, thing), "```\n", "```text", _text(thing), "```\n"]
+    lines = [f"### {name}\n", *_shown(name, thing)]
     for method, inner in _methods(thing):
-        lines += [f"#### {name}.{method}\n", "```python", _signature(method, inner), "```\n"]
-        lines += ["```text", _text(inner), "```\n"]
+        lines += [f"#### {name}.{method}\n", *_shown(method, inner)]
     return "\n".join(lines)
+
+
+def _shown(name: str, thing: Any) -> list[str]:
+    """The signature, of functions as Python would have it, and the docstring as it stands."""
+    language, end = ("text", "") if inspect.isclass(thing) else ("python", ": ...")
+    return [f"```{language}", _signature(name, thing) + end, "```\n", "```text", _text(thing), "```\n"]
 
 
 def _text(thing: Any) -> str:
@@ -74,7 +82,7 @@ def _text(thing: Any) -> str:
 
 def _methods(thing: Any) -> Iterator[tuple[str, Any]]:
     for name, inner in vars(thing).items() if inspect.isclass(thing) else ():
-        if name.startswith("_"):
+        if name.startswith("_") or thing.__name__ in SETTINGS:
             continue
         if inspect.isfunction(inner):
             yield name, inner
@@ -83,7 +91,7 @@ def _methods(thing: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _signature(name: str, thing: Any) -> str:
-    if inspect.isclass(thing) and not dataclasses.is_dataclass(thing) and thing.__init__ is object.__init__:
+    if name in MADE:
         return f"class {name}"
     head = f"class {name}" if inspect.isclass(thing) else f"def {name}"
     signature = inspect.signature(thing)

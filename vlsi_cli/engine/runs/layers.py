@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -121,7 +120,7 @@ class LayerReader:
 
     def answers(
         self,
-        image: str | Path | Image.Image | None = None,
+        image: str | Path | Image.Image | Picture | None = None,
         prompt: str = DESCRIBE,
         *,
         max_new_tokens: int = MAX_NEW_TOKENS,
@@ -142,12 +141,8 @@ class LayerReader:
             ConfigError: a prompt with control tokens.
             ModelError: numbers that are not finite, or no memory left.
         """
-        picture = given_picture(image) if image is not None else None
-        return self.answers_about(picture, prompt, max_new_tokens=max_new_tokens, place=place, top_k=top_k)
-
-    def answers_about(self, picture: Picture | None, prompt: str, **limits: Any) -> Answers:
-        """The same about a picture that is open already."""
         backbone = self._backbone
+        picture = given_picture(image) if image is not None else None
         record = _record(picture, prompt, "a")
         with self._telling(record.id):
             whole, asked = self._encoder.encode(record), self._encoder.encode_prompt(record)
@@ -160,7 +155,16 @@ class LayerReader:
             hint="read fewer layers (--layers), lower --max-new-tokens, or take a smaller picture",
         )
         with fitting(too_large):
-            return read_answers(backbone, self._reader.verbalizers, inputs, self.layers, ends=ends, **limits)
+            return read_answers(
+                backbone,
+                self._reader.verbalizers,
+                inputs,
+                self.layers,
+                ends=ends,
+                max_new_tokens=max_new_tokens,
+                place=place,
+                top_k=top_k,
+            )
 
     def read(self, image: str | Path | Image.Image | None, prompt: str, response: str) -> LayerStates:
         """What each layer would say in place of a given response, token by token.

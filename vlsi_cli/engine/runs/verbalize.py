@@ -178,9 +178,19 @@ def run(
             refuse_foreign(min(foreign, key=str), [origin.shown for origin in origins])
         readers.append(_described(reader))
         events(Note(f"reading {len(reader.layers)} layers of {origin.shown}"))
-        limits = {"max_new_tokens": max_new_tokens, "place": place, "top_k": top_k}
         asked = LayerReader(reader, dtype)
-        read.append([asked.answers_about(p, _question(p, prompt), **limits) for p in pictures])
+        read.append(
+            [
+                asked.answers(
+                    picture,
+                    _question(picture, prompt),
+                    max_new_tokens=max_new_tokens,
+                    place=place,
+                    top_k=top_k,
+                )
+                for picture in pictures
+            ]
+        )
         del reader, asked  # its memory goes before the other model comes
         gc.collect()
     if place is not None:
