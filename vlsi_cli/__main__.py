@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import sys
 
+from vlsi_cli import interrupts
+
 
 def main() -> None:
     """Load the command line and run it; Ctrl-C while it is still loading ends in a word as it does later."""
-    try:
-        from vlsi_cli.app import main as run
-    except KeyboardInterrupt:
-        sys.stderr.write("warning: interrupted\n")
-        raise SystemExit(130) from None
-    run()
+    with interrupts.heeded() as seen:
+        try:
+            from vlsi_cli.app import main as run
+        except (Exception, KeyboardInterrupt) as error:  # whatever a library makes of a broken import
+            if isinstance(error, KeyboardInterrupt):
+                seen.number = interrupts.number_of(error)
+            if seen.number is None:
+                raise
+            sys.stderr.write("warning: interrupted\n")
+            raise SystemExit(128 + seen.number) from None
+        run()
 
 
 if __name__ == "__main__":

@@ -100,6 +100,13 @@ class HubError(VlsiError):
     exit_code = 9
 
 
+class RequirementError(VlsiError):
+    """The work was done, and what was required of its outcome does not hold: a score, no loss against another model, a
+    run that fits a device."""
+
+    exit_code = 10
+
+
 class EvaluationError(VlsiError):
     """An evaluation that could not go on or whose figures would not be true: a judge that fails, a score of the wrong
     kind, no memory left."""

@@ -306,6 +306,14 @@ def test_recipes_check() -> None:
     done = vlsi("recipes", "check", "bad.yaml")
     assert done.exit_code == 2
     assert "recipe bad.yaml: unknown key 'sed'\nhint: did you mean seed?" in done.stderr
+    done = vlsi("recipes", "check", "demo", "bad.yaml", "--json")
+    assert done.exit_code == 2
+    results = json.loads(done.stdout)  # one document
+    assert [(result["recipe"], result["valid"]) for result in results] == [
+        ("demo", True),
+        ("bad.yaml", False),
+    ]
+    assert done.stderr == "error: not valid: bad.yaml\n"
 
 
 # ------------------------------------------------------------------ the hub

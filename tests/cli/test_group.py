@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from vlsi_cli.app import app
 from vlsi_cli.commands import _output
+from vlsi_cli.config import recipes
 
 
 def vlsi(*words: str) -> Result:
@@ -95,3 +97,40 @@ def test_a_quiet_command_has_no_bars_of_downloads() -> None:
         command = [sys.executable, "-c", program.format(quiet)]
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         assert done.stdout.strip() == str(quiet), done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_what_a_library_makes_of_an_interrupt_is_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, number: str, code: int
+) -> None:
+    """As transformers does where an import is broken off: it says that the module is missing."""
+
+    def broken() -> list[str]:
+        try:
+            signal.raise_signal(signal.Signals[number])
+        except KeyboardInterrupt:
+            raise ModuleNotFoundError("Could not import module 'AutoTokenizer'") from None
+        return []
+
+    monkeypatch.setattr(recipes, "names", broken)
+    done = vlsi("recipes", "ls")
+    assert (done.exit_code, done.stdout, done.stderr) == (code, "", "warning: interrupted\n")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_command_of_one_process_is_not_started_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    for name, words in (
+        ("cache build", "somewhere"),
+        ("data check", "patterns"),
+        ("plan", ""),
+        ("eval compare", "a b"),
+    ):
+        done = vlsi(*name.split(), *words.split())
+        assert done.exit_code == 2
+        assert done.stderr.startswith(f"error: vlsi {name} runs in one process, and 2 were started")
+        assert "without torchrun" in done.stderr
+    for words in ("distill --dry-run --json", "eval --list", "data answer --help"):
+        assert vlsi(*words.split()).exit_code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from tests.cli.test_json import named
+from tests.image_server import HOST, ImageServer, image
 from vlsi_cli.app import app
 from vlsi_cli.config.data import DataConfig
-from vlsi_cli.engine.runs.data_check import run
-from vlsi_cli.events import Advanced, Event
+from vlsi_cli.engine.data import fetching
+from vlsi_cli.engine.runs import data_check
 
 
 def vlsi(*words: object) -> Result:
@@ -127,13 +129,90 @@ def test_data_without_an_end_need_a_limit(file: Path) -> None:
     assert "no data are given" in done.stderr
 
 
-def test_ctrl_c_ends_with_what_was_counted(file: Path, tmp_path: Path) -> None:
-    def stop(event: Event) -> None:
-        assert isinstance(event, Advanced)
-        if event.done == 4:
-            raise KeyboardInterrupt
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_ends_with_what_was_counted(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str, code: int
+) -> None:
+    told = data_check._Progress.__call__
 
-    data = DataConfig.model_validate({"sources": [{"kind": "messages", "path": file}]})
-    report = run(data, model="demo/small", workers=0, bad=tmp_path / "bad.jsonl", events=stop)
-    assert (report.complete, report.records, report.unusable) == (False, 4, 2)
+    def stop(progress: Any) -> None:
+        told(progress)
+        if progress._done == 4:
+            signal.raise_signal(signal.Signals[number])
+
+    monkeypatch.setattr(data_check._Progress, "__call__", stop)
+    done = vlsi(file, "--workers", 0, "--bad", tmp_path / "bad.jsonl", "--json")
+    assert done.exit_code == code
+    report = json.loads(done.stdout)
+    assert (report["complete"], report["stopped_by"]) == (False, number)
+    assert (report["records"], report["unusable"]) == (4, 2)
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 2
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_recipe_has_its_held_out_data_checked_too(file: Path, tmp_path: Path) -> None:
+    held = tmp_path / "held.jsonl"
+    held.write_text("\n".join([talk("What?"), talk("What?", "It is red. " * 9)]) + "\n")
+    recipe = tmp_path / "mine.yaml"
+
+    def written(max_length: int) -> None:
+        recipe.write_text(
+            json.dumps({
+                "teacher": {"id": "demo/large"},
+                "student": {"id": "demo/small"},
+                "data": {"sources": [{"kind": "messages", "path": str(file)}]},
+                "evaluation": {
+                    "data": {
+                        "sources": [{"kind": "messages", "path": str(held)}],
+                        "max_length": max_length,
+                    },
+                },
+            })
+        )  # fmt: skip
+
+    written(40)
+    done = vlsi("--recipe", recipe, "--bad", tmp_path / "bad.jsonl", "--json")
+    assert done.exit_code == 0, done.output
+    train, other = json.loads(done.stdout)["sources"]
+    assert (train["held_out"], train["records"], train["usable"]) == (False, 10, 5)
+    assert (other["held_out"], other["records"], other["usable"]) == (True, 2, 1)
+    assert [each["max_length"] for each in (train, other)] == [2048, 40]
+    bad = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert [each["source"] for each in bad] == [str(file)] * 5 + [str(held)]
+    written(8)
+    done = vlsi("--recipe", recipe)
+    assert done.exit_code == 3  # a run could not use any of them
+    assert f"1: {held}, held out" in done.stdout
+    assert "in at most 2,048 tokens, 8 of the held-out data; read in" in done.stdout
+    assert vlsi(file, "--model", "demo/small", "--json").exit_code == 0
+
+
+def test_images_behind_addresses_are_fetched(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("red.png", "nonsense.png", "none.png")
+    lines = [talk("<image>What?", images=[f"http://{HOST}/{name}"]) for name in names]
+    file.write_text("\n".join(lines) + "\n")
+    with ImageServer() as server:
+        monkeypatch.setattr(fetching, "WORLD", server.network())
+        server.pages |= {"/red.png": image("red"), "/nonsense.png": b"nonsense"}
+        data = DataConfig.model_validate({
+            "sources": [{"kind": "messages", "path": file}],
+            "image_urls": {"fetch": True, "folder": tmp_path / "kept"},
+        })  # fmt: skip
+        source = data_check.run(data, model="demo/small", workers=0).sources[0]
+    assert (source.usable, source.with_images) == (1, 1)
+    assert {name: each.count for name, each in source.reasons.items()} == {
+        "image-unreadable": 1, "image-not-fetched": 1,
+    }  # fmt: skip
+
+
+def test_streamed_data_are_read_to_their_end(file: Path) -> None:
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], lines[1], lines[2]]) + "\n")
+    streamed = {"kind": "huggingface", "id": str(file), "streaming": True}
+    data = DataConfig.model_validate({"sources": [streamed]})
+    for limit, records in ((2, 2), (100, 3)):
+        report = data_check.run(data, model="demo/small", workers=0, limit=limit)
+        assert (report.records, report.usable, report.complete) == (records, 2, True)
+        assert report.sources[0].holds is None

@@ -51,6 +51,12 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
     assert names(tmp_path) == ["model"]
 
 
+def test_a_file_that_cannot_be_read_is_not_told_as_one_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), files.new_file(tmp_path / "a.json"):
+        (tmp_path / "data.json").read_text()
+    assert names(tmp_path) == []
+
+
 def test_half_folders_of_the_dead_are_swept_and_those_of_the_living_stay(tmp_path: Path) -> None:
     for name in (".model-dead.partial", ".model-gone.old"):
         (tmp_path / name).mkdir()

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
+from vlsi_cli import interrupts
 from vlsi_cli.commands import _output
-from vlsi_cli.errors import SMALLER, ConfigError, TrainingError, VlsiError, first_line, is_out_of_memory
+from vlsi_cli.config import launching
+from vlsi_cli.errors import (
+    SMALLER,
+    ConfigError,
+    Interrupted,
+    TrainingError,
+    VlsiError,
+    first_line,
+    is_out_of_memory,
+)
 
 _DEFECT = (
     "This is a defect of vlsi, not of your input: please report it with this traceback and `vlsi --version`."
@@ -29,32 +40,41 @@ class Group(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         _share([_added(option) for option in self.params if option.name in _EVERYWHERE], self.commands)
+        _keep_alone(self.commands, "vlsi")
 
     def main(self, args: Iterable[str] | None = None, *more: Any, **settings: Any) -> Any:
         """Run the program with these words, or with those of the command line."""
         words = sys.argv[1:] if args is None else list(args)
         self._wants_json = "--json" in (words[: words.index("--")] if "--" in words else words)
-        return super().main(words, *more, **settings)
+        with interrupts.heeded() as self._seen:
+            return super().main(words, *more, **settings)
 
     def make_context(self, *words: Any, **settings: Any) -> Any:
         """Read the words before the subcommand."""
-        with self._telling_of_wrong_words():
+        with self._told(), self._telling_of_wrong_words():
             return super().make_context(*words, **settings)
 
     def invoke(self, ctx: Any) -> Any:
         """Read the other words and run the subcommand."""
+        with self._told(), self._telling_of_wrong_words():
+            return super().invoke(ctx)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell what ends the block, and end with its code."""
         try:
-            with self._telling_of_wrong_words():
-                return super().invoke(ctx)
-        except VlsiError as error:
-            _output.error(error)
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt as error:
-            _output.warn("interrupted")
-            raise typer.Exit(130) from error
+            yield
         except (typer.Exit, typer.Abort, _UsageError):
             raise
+        except KeyboardInterrupt as error:
+            raise _interrupted(interrupts.number_of(error)) from error
         except Exception as error:
+            if self._seen.number is not None and not isinstance(error, Interrupted):
+                # a library has made this of it, as of an import that was broken off
+                raise _interrupted(self._seen.number) from error
+            if isinstance(error, VlsiError):
+                _output.error(error)
+                raise typer.Exit(error.exit_code) from error
             if is_out_of_memory(error):  # where nobody knew a better word
                 problem = TrainingError(f"memory ran out: {first_line(error)}", hint=SMALLER)
                 problem.__cause__ = error
@@ -77,10 +97,37 @@ class Group(TyperGroup):
             raise
 
 
+def _interrupted(number: int) -> typer.Exit:
+    _output.warn("interrupted")
+    return typer.Exit(128 + number)
+
+
 def _share(options: list[Any], commands: Mapping[str, Any]) -> None:
     for command in commands.values():
         command.params.extend(options)
         _share(options, getattr(command, "commands", {}))
+
+
+def _keep_alone(commands: Mapping[str, Any], above: str) -> None:
+    """Have every command that is not made for several processes refuse to be one of them."""
+    for name, command in commands.items():
+        if hasattr(command, "commands"):
+            _keep_alone(command.commands, f"{above} {name}")
+        elif all(option.name != "launcher" for option in command.params):
+            command.callback = _alone(command.callback, f"{above} {name}")
+
+
+def _alone(run: Callable[..., Any], name: str) -> Callable[..., Any]:
+    @wraps(run)
+    def refusing(*given: Any, **named: Any) -> Any:
+        if launching.is_launched() and launching.size() > 1:
+            raise ConfigError(
+                f"{name} runs in one process, and {launching.size()} were started",
+                hint="start it without torchrun or accelerate launch",
+            )
+        return run(*given, **named)
+
+    return refusing
 
 
 def _added(option: Any) -> Any:

@@ -87,7 +87,7 @@ class RunView:
             for n, what in ((event.total_steps, "step"), (event.records, "record"))
         )
         self._print(f"{name}: {steps} of {records}{resumed}")
-        if self._console.is_terminal:
+        if self._console.is_interactive:
             self._show_bar(name, event.total_steps, event.first_step)
 
     def _show_bar(self, name: str, total: int, completed: int) -> None:
@@ -102,7 +102,7 @@ class RunView:
         self._live = self._bar = self._task = None
 
     def _advance(self, event: ev.Advanced) -> None:
-        if self._console.is_terminal and self._live is None:
+        if self._console.is_interactive and self._live is None:
             self._show_bar(event.what, event.total, event.done)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=event.done)

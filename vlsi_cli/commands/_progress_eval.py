@@ -63,7 +63,7 @@ class EvaluationView:
     def _open(self, title: str, total: int) -> None:
         self._close()
         self._last = time.monotonic()
-        if not self._console.is_terminal:
+        if not self._console.is_interactive:
             self._print(f"{title}: {total} questions")
             return
         self._bar = Progress(

@@ -24,9 +24,10 @@ ReaderOption = Annotated[
 
 @dataclass(frozen=True)
 class Looked:
-    """Data, and the model that they are looked at with."""
+    """Data, the held-out data of a recipe that was named, and the model that they are looked at with."""
 
     data: DataConfig
+    held_out: DataConfig | None
     model: str
     revision: str | None
 
@@ -48,12 +49,13 @@ def resolve(
     Raises:
         ConfigError, DataError: something that cannot be read.
     """
-    words = sources_from_words(named, given)
+    words, named_recipe = sources_from_words(named, given), recipe is not None
     if words and recipe is None:  # read as the defaults say, not as the demo's recipe does
         sets = ["teacher.id=demo/large", "student.id=demo/small", *(sets or ())]
     else:
         recipe = recipe or recipes.DEFAULT
     whole = loading.resolve(recipe, sets or (), {"data.sources": words}).config
+    held_out = whole.evaluation.data if named_recipe else None
     if model is not None:
-        return Looked(whole.data, catalog.resolve_alias(model), None)
-    return Looked(whole.data, whole.student.id, whole.student.revision)
+        return Looked(whole.data, held_out, catalog.resolve_alias(model), None)
+    return Looked(whole.data, held_out, whole.student.id, whole.student.revision)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlsi_cli.commands import _options as opt
 from vlsi_cli.commands import _output, _progress, _reading, _tables_check
 from vlsi_cli.config import reach
+from vlsi_cli.config.data import DataConfig
 from vlsi_cli.config.presence import data_needs
-from vlsi_cli.errors import ConfigError, DataError, Interrupted
+from vlsi_cli.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from vlsi_cli.engine.runs.data_check_reports import CheckReport
 
 
 def check(
@@ -48,15 +53,19 @@ def check(
 ) -> None:
     """Say how many records a run could use, why it could not use the others, and how long they are.
 
-    Every record is read once, as training would; no weights are loaded. Ends with exit code 3 when no record can be
-    used, or when some cannot and `--strict` is given or `data.on_bad_record` is `refuse`. After Ctrl-C the report is of
-    what was read so far.
+    Every record is read once, as training would; no weights are loaded. With `--recipe` its held-out data are checked
+    too. Ends with exit code 3 when no record can be used, or when some cannot and `--strict` is given or
+    `on_bad_record` is `refuse`. After Ctrl-C or SIGTERM
+    the report is of what was read so far.
     """
     _output.use_json(json)
     if not named and not data and recipe is None:
         raise ConfigError("no data are given", hint="name a file or a data set, or give --recipe")
     looked = _reading.resolve(named, data, recipe, sets, model)
-    reach.require(list(data_needs("data", looked.data)), dry_run=False)
+    needs = list(data_needs("data", looked.data))
+    if looked.held_out is not None:
+        needs += data_needs("evaluation.data", looked.held_out)
+    reach.require(needs, dry_run=False)
 
     from vlsi_cli.engine.runs import data_check as engine
 
@@ -65,6 +74,7 @@ def check(
             looked.data,
             model=looked.model,
             revision=looked.revision,
+            held_out=looked.held_out,
             limit=limit,
             workers=workers,
             bad=bad,
@@ -78,8 +88,17 @@ def check(
             _output.data(part)
     if report.unusable:
         _output.warn(_tables_check.complaint(report))
-    if not report.complete:
+    if report.stopped_by is not None:
         _output.warn("interrupted; the report is of what was read so far")
-        raise typer.Exit(Interrupted.exit_code)
-    if report.unusable and (strict or not report.usable or looked.data.on_bad_record == "refuse"):
+        raise typer.Exit(128 + signal.Signals[report.stopped_by])
+    if report.unusable and (strict or _would_end(looked.data, report, held_out=False)):
         raise typer.Exit(DataError.exit_code)
+    if looked.held_out is not None and _would_end(looked.held_out, report, held_out=True):
+        raise typer.Exit(DataError.exit_code)
+
+
+def _would_end(data: DataConfig, report: CheckReport, *, held_out: bool) -> bool:
+    """Whether a run could not use a record of these data, or not go on behind one that it cannot use."""
+    found = [source for source in report.sources if source.held_out == held_out]
+    unusable = sum(source.unusable for source in found)
+    return unusable > 0 and (data.on_bad_record == "refuse" or not sum(source.usable for source in found))

@@ -90,8 +90,10 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(target: Path) -> Iterator[None]:
+def writing(target: Path, *, alone: Path | None = None) -> Iterator[None]:
     """Tell a failed write as one sentence that names ``target`` and the cause.
+
+    ``alone`` is the only file that the block writes, where that is so: an error that names another is let through.
 
     Raises:
         OutputError: instead of an OSError (or safetensors' own error for a full disk) raised in the block.
@@ -101,6 +103,9 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
+        named = getattr(error, "filename", None)
+        if alone is not None and isinstance(named, str) and Path(named) != alone:
+            raise
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         cause = "no space is left on the disk" if full else (getattr(error, "strerror", None) or str(error))
         hint = "free some space, or choose another disk with --output" if full else None
@@ -115,24 +120,26 @@ def new_file(target: Path, *, flush: bool = True) -> Iterator[Path]:
         A path beside ``target``, with its ending, to be written.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it cannot be written. (What the block raises of another file, which it reads, stays as it is.)
     """
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{target.stem}-", suffix=f".partial{target.suffix}", dir=target.parent
-        )
+        suffix = f".partial{target.suffix}"
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=suffix, dir=target.parent)
         os.close(handle)
-        part = Path(name)
-        try:
+    part = Path(name)
+    try:
+        with writing(target, alone=part):
             yield part
+        with writing(target):
             if flush:
                 _flush(part)
             part.chmod(0o666 & ~_UMASK)
             part.replace(target)
             if flush:
                 _flush(target.parent)
-        finally:
+    finally:
+        with suppress(OSError):
             part.unlink(missing_ok=True)
 
 
@@ -144,20 +151,6 @@ def write_json(target: Path, value: Any) -> None:
     """
     with new_file(target) as part:
         part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
-def require_writable(target: Path) -> None:
-    """Refuse, before the work, a file that could not be written after it; nothing is made.
-
-    Raises:
-        OutputError: it is a folder, or the nearest folder that exists is none or may not be written.
-    """
-    if target.is_dir():
-        raise OutputError(f"{target} cannot be written: it is a folder", hint="give the name of a file")
-    above = next(folder for folder in target.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        why = "is not a folder" if not above.is_dir() else "may not be written"
-        raise OutputError(f"{target} cannot be written: {above} {why}")
 
 
 @contextmanager
@@ -187,29 +180,6 @@ def only_process(folder: Path, what: str) -> Iterator[None]:
 
 def _taken(what: str) -> OutputError:
     return OutputError(f"another process is working on {what}", hint="wait for it, or stop it")
-
-
-def require_space(target: Path, needed: int, what: str) -> None:
-    """Refuse to begin what the disk cannot hold.
-
-    Args:
-        target: an existing folder on the disk.
-        needed: bytes.
-        what: what they are for, to follow "for".
-
-    Raises:
-        OutputError: less is free.
-    """
-    free = shutil.disk_usage(target).free
-    if free < needed:
-        raise OutputError(
-            f"{target} is on a disk with {_gib(free)} free, and {_gib(needed)} are needed for {what}",
-            hint="free some space, or choose another disk with --output",
-        )
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"
 
 
 def flush_folder(folder: Path) -> None:
@@ -291,10 +261,7 @@ def sweep(folder: Path) -> None:
 
 def is_half(name: str) -> bool:
     """Whether this is the name of something that is being written or replaced."""
-    return _HALF.fullmatch(name) is not None
-
-
-_HALF = re.compile(r"\..*\.(partial(\.\w+)?|old)")
+    return re.fullmatch(r"\..*\.(partial(\.\w+)?|old)", name) is not None
 
 
 def _sweep_dead(target: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers import tokenization_utils_base
 
 from tests.tiny import FAMILIES, QWEN
 from vlsi_cli.engine.backbones import processors
@@ -140,7 +141,17 @@ def test_processor_files_are_copied_byte_for_byte(folders, tmp_path):
 
 
 def test_loading_says_nothing(folders, capsys):
+    folder = folders("qwen2_vl")
     capsys.readouterr()
-    load_processor(folders("qwen2_vl"))
+    load_processor(folder)
     assert capsys.readouterr() == ("", "")
     assert torch.is_grad_enabled()
+
+
+def test_a_long_text_is_not_warned_of(folders, monkeypatch):
+    """How long a record may be is `data.max_length`, and the record is counted where it is longer."""
+    warned = []
+    monkeypatch.setattr(tokenization_utils_base.logger, "warning", lambda *told: warned.append(told))
+    tokenizer = load_processor(folders("qwen2_vl")).tokenizer
+    assert len(tokenizer("a " * 5000)["input_ids"]) > tokenizer.model_max_length
+    assert not warned

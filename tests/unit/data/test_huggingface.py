@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -169,6 +172,21 @@ def test_paths_in_a_table_stay_in_its_folder(tmp_path: Path) -> None:
     assert caught.value.reason == "image-escape"
 
 
+def test_a_folder_of_several_formats_is_refused_unless_it_says_which(tmp_path: Path) -> None:
+    """The library would take the one with most files, and say nothing of the others."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    table().to_parquet(folder / "a.parquet")
+    (folder / "notes.json").write_text('{"made": "today"}')
+    assert HuggingFaceSource(str(folder)).size == ROWS
+    talk = {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "It."}]}
+    (folder / "b.jsonl").write_text(json.dumps(talk) + "\n")
+    with pytest.raises(DataError, match=r"only \.parquet would be read, not b\.jsonl"):
+        HuggingFaceSource(str(folder))
+    (folder / "README.md").write_text('---\nconfigs:\n- config_name: default\n  data_files: "*.jsonl"\n---\n')
+    assert HuggingFaceSource(str(folder)).size == 1
+
+
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="hub cannot be reached") as caught:
         HuggingFaceSource("nobody/nothing")
@@ -180,3 +198,28 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
         HuggingFaceSource(stored("parquet", tmp_path).replace("parquet.parquet", ""), split="test")
     with pytest.raises(DataError, match="splits are train"):
         HuggingFaceSource(stored("saved-splits", tmp_path), split="test")
+
+
+def test_text_that_is_none_is_a_record_that_cannot_be_used(tmp_path: Path) -> None:
+    said = pa.array([b"What?", b"\xff\xfe"], pa.binary()).cast(pa.large_binary())
+    texts = pa.LargeStringArray.from_buffers(2, said.buffers()[1], said.buffers()[2])
+    pq.write_table(pa.table({"question": texts, "answer": ["yes", "no"]}), tmp_path / "a.parquet")
+    source = HuggingFaceSource(
+        str(tmp_path / "a.parquet"), columns={"question": "question", "answer": "answer"}
+    )
+    assert source.read(0).messages[0].text == "What?"
+    with pytest.raises(BadRecord, match="can't decode byte"):
+        source.read(1)
+
+
+def test_a_table_whose_disk_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table().to_parquet(tmp_path / "a.parquet")
+    source = HuggingFaceSource(str(tmp_path / "a.parquet"))
+
+    class Broken:
+        def __getitem__(self, index: int) -> Any:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(source, "_data", Broken())
+    with pytest.raises(DataError, match=r"a.parquet \(train\) row 0 cannot be read: Input/output error"):
+        source.read(0)

@@ -36,6 +36,8 @@ PROCESSOR_FILES = (
     "vocab.txt",
 )
 
+_TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
+
 
 def load_processor(
     folder: Path,
@@ -82,6 +84,8 @@ def load_processor(
             f"'{shown}' has no chat template, so its prompts cannot be written (a base model, perhaps)",
             hint="take the instruction-tuned model of the family, or put a chat_template.jinja into the folder",
         )
+    # How long a record may be is `data.max_length`, not what the tokenizer warns of at its first longer text.
+    processor.tokenizer.deprecation_warnings[_TOO_LONG] = True
     return processor
 
 

@@ -142,7 +142,8 @@ class ImageFetcher:
             number = len(row)
             raise DataError(
                 f"{number} images in a row could not be fetched, the last: {bad.detail}",
-                hint="see that the network is there and go on (--resume); data.image_urls.give_up_after is the number",
+                hint="see that the network is there, and give the same command again or go on with the run (--resume); "
+                "data.image_urls.give_up_after is the number",
             )
 
     def _keep_image(self, target: Path, text: str, data: bytes) -> bytes:

@@ -6,13 +6,14 @@ rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vlsi_cli.engine.data.formats import from_question, from_row
-from vlsi_cli.engine.data.records import Record
+from vlsi_cli.engine.data.records import BadRecord, Record
 from vlsi_cli.engine.data.rows import RowStream
 from vlsi_cli.errors import DataError
 
@@ -77,10 +78,18 @@ class HuggingFaceSource:
         Raises:
             BadRecord: the row cannot be used.
             EndOfSource: a streamed data set has fewer rows.
+            DataError: the data set cannot be read any more.
         """
-        row = self._data[index] if self._rows is None else self._rows.row(index, epoch)
-        values = row.to_pylist()[0]
         where = f"{self.name} row {index}"
+        try:
+            row = self._data[index] if self._rows is None else self._rows.row(index, epoch)
+        except OSError as error:
+            raise DataError(f"{where} cannot be read: {error.strerror or error}") from error
+        try:
+            values = row.to_pylist()[0]
+        except (ValueError, OverflowError) as error:
+            # text that is no UTF-8, a time that Python does not know
+            raise BadRecord("bad-format", str(error), where=where) from error
         if self._columns:
             return from_question(
                 values,
@@ -144,7 +153,44 @@ def _open(id: str, name: str | None, split: str, streaming: bool, revision: str 
             raise FileNotFoundError(f"there is no file {path}")
         builder, files = BUILDERS[path.suffix], {split: str(path)}
         return datasets.load_dataset(builder, data_files=files, split=split, streaming=streaming)
+    if path.is_dir():
+        _require_one_kind(path, datasets.load_dataset_builder(id, name).config.data_files or {})
     return datasets.load_dataset(id, name, split=split, streaming=streaming, revision=revision)
+
+
+def _require_one_kind(folder: Path, read: Mapping[str, Iterable[str]]) -> None:
+    """Refuse a folder of which only the files of one kind would be read: the library takes the kind with most files.
+
+    Raises:
+        DataError: it has files of records in another format.
+    """
+    kinds = used = {Path(file).suffix for files in read.values() for file in files}
+    if not kinds or not kinds <= set(BUILDERS):  # pictures, which may have a table beside them
+        return
+    page = folder / "README.md"
+    if page.is_file() and re.search(r"^configs:", page.read_text("utf-8", errors="replace"), re.MULTILINE):
+        return  # it says which
+    if kinds & {".json", ".jsonl"}:
+        kinds = kinds | {".json", ".jsonl"}
+    for file in sorted(folder.rglob("*")):
+        hidden = any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
+        if file.suffix in BUILDERS and file.suffix not in kinds and not hidden and _holds_records(file):
+            raise DataError(
+                f"the folder {folder} has data in several formats, and only {' and '.join(sorted(used))} would be "
+                f"read, not {file.relative_to(folder)}",
+                hint="name the files that are meant, or say in the folder's README.md (`configs`) which they are",
+            )
+
+
+def _holds_records(file: Path) -> bool:
+    """Whether a file is one of records; of JSON, which may be anything, one that begins with conversations."""
+    if not file.is_file():
+        return False
+    if file.suffix != ".json":
+        return True
+    with file.open("rb") as opened:
+        start = opened.read(1 << 16)
+    return any(f'"{talk}"'.encode() in start for talk in _TALKS)
 
 
 @contextmanager
@@ -165,13 +211,15 @@ def _told(id: str, split: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's progress bars: speech is the commands' business."""
+    """Without the library's progress bars and words, errors among them: speech is the commands' business."""
     import datasets
 
-    hidden = datasets.are_progress_bars_disabled()
+    hidden, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(level)
         if not hidden:
             datasets.enable_progress_bars()

@@ -11,7 +11,7 @@ from typing import Any
 
 from vlsi_cli.config.benchmarks import Benchmark
 
-_Z95 = 1.959963984540054
+Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
 
 
@@ -276,5 +276,5 @@ def paired(
         return None
     mean = sum(differences) / len(differences)
     error = standard_error(differences)
-    low, high = (None, None) if error is None else (mean - _Z95 * error, mean + _Z95 * error)
+    low, high = (None, None) if error is None else (mean - Z95 * error, mean + Z95 * error)
     return Paired(benchmark, first, second, mean, low, high, len(differences))

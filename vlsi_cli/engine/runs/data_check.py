@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, Self, TextIO
 
+from vlsi_cli import interrupts
 from vlsi_cli.config.run import DataConfig
 from vlsi_cli.engine.backbones.folders import resolve_folder
 from vlsi_cli.engine.backbones.processors import load_processor
@@ -23,7 +25,8 @@ from vlsi_cli.engine.data.schedule import Draw, EndOfSource, RecordSource
 from vlsi_cli.engine.data.stream import read_in_order
 from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.engine.data.workers import Pool, Reader
-from vlsi_cli.engine.files import new_file, require_writable
+from vlsi_cli.engine.files import new_file
+from vlsi_cli.engine.places import require_writable
 from vlsi_cli.engine.runs.data import cores, encoder_for, open_source
 from vlsi_cli.engine.runs.data_check_reports import BadExample, BadReason, CheckReport, Lengths, SourceCheck
 from vlsi_cli.errors import ConfigError, DataError, OutputError
@@ -42,6 +45,7 @@ def run(
     *,
     model: str,
     revision: str | None = None,
+    held_out: DataConfig | None = None,
     limit: int | None = None,
     workers: int | None = None,
     bad: Path | None = None,
@@ -51,9 +55,10 @@ def run(
     """Read and encode every record of every source once, in order, for a model's processor; no weights are needed.
 
     What training would make of a record does not depend on weights, shuffling or the policy, which are nothing here.
-    Ctrl-C ends the reading: the report is of what was read so far.
+    Ctrl-C, SIGTERM and SIGHUP end the reading: the report is of what was read so far.
 
     Args:
+        held_out: other data, read behind the first with the same budget of pixels.
         limit: records of each source, from the first.
         workers: processes that read; None: what the configuration says, else as many as there are cores, or fewer for
             few records. They change no result.
@@ -68,38 +73,27 @@ def run(
         OutputError: the file exists or cannot be written.
     """
     started = time.perf_counter()
+    wholes = [data] if held_out is None else [data, held_out]
     if bad is not None:
-        _require_place(bad, data, overwrite=overwrite)
-    sources = [open_source(source, shuffle_seed=None) for source in data.located_sources()]
-    wanted = [_records_of(source, limit) for source in sources]
+        _require_place(bad, wholes, overwrite=overwrite)
+    mixes = [_Mix.of(whole, limit, workers, held_out=whole is held_out) for whole in wholes]
     folder = resolve_folder(model, revision, weights=False)
     processor = load_processor(folder, min_pixels=data.min_pixels, max_pixels=data.max_pixels, shown=model)
-    if workers is None:
-        workers = data.workers
-    if workers is None:
-        workers = _worth_while(sum(wanted))
-    encode = partial(_measured, encoder_for(processor, data))
-    found = [_Found() for _ in sources]
-    pool = Pool(Reader(sources, encode, _no_length), workers)
-    progress = _Progress(events, sum(wanted))
-    complete = False
+    progress = _Progress(events, sum(sum(mix.wanted) for mix in mixes))
+    stopped: str | None = None
     with ExitStack() as stack:
+        stack.enter_context(interrupts.heeded())
         stack.enter_context(quiet_transformers())  # it warns of long records, which are counted
         told: TextIO | None = None
         if bad is not None:
             part = stack.enter_context(new_file(bad, flush=False))
             told = stack.enter_context(part.open("w", encoding="utf-8", errors=_AS_JSON))
-        stack.callback(pool.close)
         try:
-            for _, draw, item in read_in_order(pool, enumerate(_draws(sources, wanted))):
-                found[draw.source].add(draw, item)
-                if told is not None and isinstance(item, BadRecord):
-                    told.write(_line(sources[draw.source], draw, item))
-                progress()
-            complete = True
-        except KeyboardInterrupt:
-            pass
-    parts = tuple(each.report(source) for each, source in zip(found, sources, strict=True))
+            for mix in mixes:
+                mix.read(processor, told, progress)
+        except KeyboardInterrupt as error:
+            stopped = signal.Signals(interrupts.number_of(error)).name
+    parts = tuple(part for mix in mixes for part in mix.reports())
     return CheckReport(
         model=model,
         max_length=data.max_length,
@@ -107,11 +101,57 @@ def run(
         records=sum(part.records for part in parts),
         usable=sum(part.usable for part in parts),
         unusable=sum(part.unusable for part in parts),
-        complete=complete,
+        complete=stopped is None,
+        stopped_by=stopped,
         bad=bad,
-        workers=workers,
+        workers=max(mix.workers for mix in mixes),
         seconds=time.perf_counter() - started,
     )
+
+
+@dataclass
+class _Mix:
+    """Data that are read alike: their sources, how many records of each, by how many workers, and what was found."""
+
+    data: DataConfig
+    held_out: bool
+    sources: list[RecordSource]
+    wanted: list[int]
+    workers: int
+    found: list[_Found]
+
+    @classmethod
+    def of(cls, data: DataConfig, limit: int | None, workers: int | None, *, held_out: bool) -> Self:
+        """The opened data.
+
+        Raises:
+            ConfigError, DataError: as :func:`run`.
+        """
+        sources = [open_source(source, shuffle_seed=None) for source in data.located_sources()]
+        wanted = [_records_of(source, limit) for source in sources]
+        if workers is None:
+            workers = data.workers
+        if workers is None:
+            workers = _worth_while(sum(wanted))
+        return cls(data, held_out, sources, wanted, workers, [_Found() for _ in sources])
+
+    def read(self, processor: Any, told: TextIO | None, progress: Callable[[], None]) -> None:
+        """Read and count the records, and write down those that cannot be used."""
+        encode = partial(_measured, encoder_for(processor, self.data))
+        pool = Pool(Reader(self.sources, encode, _no_length), self.workers)
+        try:
+            for _, draw, item in read_in_order(pool, enumerate(_draws(self.sources, self.wanted))):
+                self.found[draw.source].add(draw, item)
+                if told is not None and isinstance(item, BadRecord):
+                    told.write(_line(self.sources[draw.source], draw, item))
+                progress()
+        finally:
+            pool.close()
+
+    def reports(self) -> Iterator[SourceCheck]:
+        """What was found in each source."""
+        for found, source in zip(self.found, self.sources, strict=True):
+            yield found.report(source, self.data.max_length, held_out=self.held_out)
 
 
 def _worth_while(records: int) -> int:
@@ -198,11 +238,13 @@ class _Found:
             self.image_tokens.append(item.image_tokens)
         self.written_images += item.written_image
 
-    def report(self, source: RecordSource) -> SourceCheck:
+    def report(self, source: RecordSource, max_length: int, *, held_out: bool) -> SourceCheck:
         """All of it."""
         usable, unusable = len(self.tokens), self.report_of_bad.skipped
         return SourceCheck(
             source=source.name,
+            held_out=held_out,
+            max_length=max_length,
             holds=source.size,
             records=usable + unusable,
             usable=usable,
@@ -235,13 +277,15 @@ def _lengths(found: array[int]) -> Lengths | None:
     return Lengths(ordered[0], at_most(50), at_most(95), ordered[-1])
 
 
-def _require_place(bad: Path, data: DataConfig, *, overwrite: bool) -> None:
+def _require_place(bad: Path, wholes: Sequence[DataConfig], *, overwrite: bool) -> None:
     """Refuse, before the work, a file that may not be written."""
     require_writable(bad)
     if not bad.exists():
         return
     named = [
-        getattr(source, "path", None) or getattr(source, "id", None) for source in data.located_sources()
+        getattr(source, "path", None) or getattr(source, "id", None)
+        for data in wholes
+        for source in data.located_sources()
     ]
     if any(name is not None and Path(name).exists() and bad.samefile(name) for name in named):
         raise OutputError(f"{bad} is itself one of the data", hint="give another name to --bad")

@@ -61,6 +61,8 @@ class SourceCheck:
 
     Attributes:
         source: its name.
+        held_out: whether it is one of the held-out data.
+        max_length: tokens that a record of it may have.
         holds: records in it, None when endless or unknown.
         records: read: those that are ``usable`` and those that are ``unusable``.
         with_images: usable records that have pictures.
@@ -72,6 +74,8 @@ class SourceCheck:
     """
 
     source: str
+    held_out: bool
+    max_length: int
     holds: int | None
     records: int
     usable: int
@@ -90,10 +94,11 @@ class CheckReport:
 
     Attributes:
         model: whose processor encoded them.
-        max_length: tokens that a record may have.
-        sources: each of the data, in their order.
+        max_length: tokens that a record of the training data may have.
+        sources: each of the data, in their order, then each of the held-out data.
         records, usable, unusable: of all sources.
-        complete: whether all that was asked for was read; not after Ctrl-C.
+        complete: whether all that was asked for was read.
+        stopped_by: the signal that ended the reading before: SIGINT (Ctrl-C), SIGTERM or SIGHUP.
         bad: the file that names every unusable record, None where none was asked for.
         workers: processes that read.
         seconds: wall-clock time.
@@ -106,6 +111,7 @@ class CheckReport:
     usable: int
     unusable: int
     complete: bool
+    stopped_by: str | None
     bad: Path | None
     workers: int
     seconds: float

@@ -38,6 +38,7 @@ from vlsi_cli.engine.files import only_process, sweep, write_json, writing
 from vlsi_cli.engine.runs import evaluation_report as report_files
 from vlsi_cli.engine.runs.agreement import files_in, files_of, place_of_first, require_alike, require_shared
 from vlsi_cli.engine.runs.folder import environment
+from vlsi_cli.engine.runs.requirements import RequirementOutcome, hold
 from vlsi_cli.engine.runs.stopping import keeping_answers
 from vlsi_cli.events import BenchmarkStarted, Events, Warn
 
@@ -61,6 +62,7 @@ class EvaluationReport:
         pairs: differences between models on the same samples.
         skipped: benchmarks left out for want of a judge.
         settings: configuration, identity of each model, versions.
+        requirements: what was asked of the scores, and whether it is so.
     """
 
     output: Path
@@ -68,6 +70,12 @@ class EvaluationReport:
     pairs: tuple[Paired, ...]
     skipped: tuple[str, ...]
     settings: dict[str, Any]
+    requirements: tuple[RequirementOutcome, ...] = ()
+
+    @property
+    def unmet(self) -> tuple[RequirementOutcome, ...]:
+        """Requirements that a score does not meet, or that have none to meet them."""
+        return tuple(outcome for outcome in self.requirements if not outcome.met)
 
     @property
     def unscored(self) -> tuple[Result, ...]:
@@ -159,6 +167,7 @@ def _run(
         pairs=tuple(_pairs(plan.models, plan.benchmarks, samples)),
         skipped=plan.skipped,
         settings=_settings(config, identities, device, dtype),
+        requirements=tuple(hold(plan.requirements, results)),
     )
     report_files.write(report)
     if config.html:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vlsi_cli.engine.data.pictures import Picture, open_pictures, puzzle
 from vlsi_cli.engine.devices import precision_name, resolve_device, resolve_precision
-from vlsi_cli.engine.files import require_writable
+from vlsi_cli.engine.places import require_writable
 from vlsi_cli.engine.reports.page import write_page
 from vlsi_cli.engine.runs.layers import DESCRIBE, LayerReader
 from vlsi_cli.engine.runs.readers import Reader, find_model, load_reader, places_of, refuse_foreign
