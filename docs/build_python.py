@@ -7,6 +7,7 @@ python docs/build_python.py --check    exit 1 when the page is not what the pack
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Iterator
@@ -121,12 +122,13 @@ def _parameter(each: inspect.Parameter) -> str:
     elif type(default).__repr__ is object.__repr__ or repr(default).startswith("<"):
         shown = "..."
     else:
-        shown = repr(default)
+        shown = json.dumps(default) if isinstance(default, str) else repr(default)
     return f"{text} = {shown}" if each.annotation is not inspect.Parameter.empty else f"{text}={shown}"
 
 
 def _plain(annotation: Any) -> str:
-    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return text.replace("'", '"')
 
 
 if __name__ == "__main__":
