@@ -117,3 +117,20 @@ def test_what_a_library_makes_of_an_interrupt_is_an_interrupt(
     assert (done.exit_code, done.stdout, done.stderr) == (code, "", "warning: interrupted\n")
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_command_of_one_process_is_not_started_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    for name, words in (
+        ("cache build", "somewhere"),
+        ("data check", "patterns"),
+        ("plan", ""),
+        ("eval compare", "a b"),
+    ):
+        done = vlsi(*name.split(), *words.split())
+        assert done.exit_code == 2
+        assert done.stderr.startswith(f"error: vlsi {name} runs in one process, and 2 were started")
+        assert "without torchrun" in done.stderr
+    for words in ("distill --dry-run --json", "eval --list", "data answer --help"):
+        assert vlsi(*words.split()).exit_code == 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import typer
@@ -13,6 +14,7 @@ from typer.core import TyperGroup
 
 from vlsi_cli import interrupts
 from vlsi_cli.commands import _output
+from vlsi_cli.config import launching
 from vlsi_cli.errors import (
     SMALLER,
     ConfigError,
@@ -38,6 +40,7 @@ class Group(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         _share([_added(option) for option in self.params if option.name in _EVERYWHERE], self.commands)
+        _keep_alone(self.commands, "vlsi")
 
     def main(self, args: Iterable[str] | None = None, *more: Any, **settings: Any) -> Any:
         """Run the program with these words, or with those of the command line."""
@@ -103,6 +106,28 @@ def _share(options: list[Any], commands: Mapping[str, Any]) -> None:
     for command in commands.values():
         command.params.extend(options)
         _share(options, getattr(command, "commands", {}))
+
+
+def _keep_alone(commands: Mapping[str, Any], above: str) -> None:
+    """Have every command that is not made for several processes refuse to be one of them."""
+    for name, command in commands.items():
+        if hasattr(command, "commands"):
+            _keep_alone(command.commands, f"{above} {name}")
+        elif all(option.name != "launcher" for option in command.params):
+            command.callback = _alone(command.callback, f"{above} {name}")
+
+
+def _alone(run: Callable[..., Any], name: str) -> Callable[..., Any]:
+    @wraps(run)
+    def refusing(*given: Any, **named: Any) -> Any:
+        if launching.is_launched() and launching.size() > 1:
+            raise ConfigError(
+                f"{name} runs in one process, and {launching.size()} were started",
+                hint="start it without torchrun or accelerate launch",
+            )
+        return run(*given, **named)
+
+    return refusing
 
 
 def _added(option: Any) -> Any:

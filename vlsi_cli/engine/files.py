@@ -153,20 +153,6 @@ def write_json(target: Path, value: Any) -> None:
         part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def require_writable(target: Path) -> None:
-    """Refuse, before the work, a file that could not be written after it; nothing is made.
-
-    Raises:
-        OutputError: it is a folder, or the nearest folder that exists is none or may not be written.
-    """
-    if target.is_dir():
-        raise OutputError(f"{target} cannot be written: it is a folder", hint="give the name of a file")
-    above = next(folder for folder in target.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        why = "is not a folder" if not above.is_dir() else "may not be written"
-        raise OutputError(f"{target} cannot be written: {above} {why}")
-
-
 @contextmanager
 def only_process(folder: Path, what: str) -> Iterator[None]:
     """Keep other processes out of a folder while the block runs (not where the system or its disk has no such locks).
@@ -194,26 +180,6 @@ def only_process(folder: Path, what: str) -> Iterator[None]:
 
 def _taken(what: str) -> OutputError:
     return OutputError(f"another process is working on {what}", hint="wait for it, or stop it")
-
-
-def require_space(target: Path, needed: int, what: str) -> None:
-    """Refuse to begin what the disk cannot hold.
-
-    Args:
-        target: an existing folder on the disk.
-        needed: bytes.
-        what: what they are for, to follow "for".
-
-    Raises:
-        OutputError: less is free.
-    """
-    free = shutil.disk_usage(target).free
-    if free < needed:
-        has, lacks = (f"{count / 2**30:.2f} GiB" for count in (free, needed))
-        raise OutputError(
-            f"{target} is on a disk with {has} free, and {lacks} are needed for {what}",
-            hint="free some space, or choose another disk with --output",
-        )
 
 
 def flush_folder(folder: Path) -> None:

@@ -172,6 +172,21 @@ def test_paths_in_a_table_stay_in_its_folder(tmp_path: Path) -> None:
     assert caught.value.reason == "image-escape"
 
 
+def test_a_folder_of_several_formats_is_refused_unless_it_says_which(tmp_path: Path) -> None:
+    """The library would take the one with most files, and say nothing of the others."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    table().to_parquet(folder / "a.parquet")
+    (folder / "notes.json").write_text('{"made": "today"}')
+    assert HuggingFaceSource(str(folder)).size == ROWS
+    talk = {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "It."}]}
+    (folder / "b.jsonl").write_text(json.dumps(talk) + "\n")
+    with pytest.raises(DataError, match=r"only \.parquet would be read, not b\.jsonl"):
+        HuggingFaceSource(str(folder))
+    (folder / "README.md").write_text('---\nconfigs:\n- config_name: default\n  data_files: "*.jsonl"\n---\n')
+    assert HuggingFaceSource(str(folder)).size == 1
+
+
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="hub cannot be reached") as caught:
         HuggingFaceSource("nobody/nothing")

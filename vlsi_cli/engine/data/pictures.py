@@ -111,6 +111,24 @@ def open_pictures(words: Sequence[str], stdin: BinaryIO) -> list[Picture]:
     return found
 
 
+def given_picture(given: str | Path | Image.Image | Picture) -> Picture:
+    """A file, or a PIL picture, decoded once so that a bad one is told at once; one that was opened as it is.
+
+    Raises:
+        DataError: no such file, or a picture that cannot be used.
+    """
+    if isinstance(given, Picture):
+        return given
+    if isinstance(given, Image.Image):
+        found = Picture("the picture", ImageRef(picture=given), deep=given.mode.startswith("I;16"))
+    elif not Path(given).expanduser().is_file():
+        raise DataError(f"there is no picture {given}", hint="give a file, or a PIL picture")
+    else:
+        found = _from_file(Path(given).expanduser())
+    found.load()
+    return found
+
+
 def puzzle(index: int) -> Picture:
     """The built-in puzzle number ``index`` of the test split, with its question and its answer."""
     record = pattern_record("test", index)

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlsi_cli.engine.data.apart import FORKSERVER, ApartContext
 from vlsi_cli.engine.data.records import BadRecord, Record
 from vlsi_cli.engine.data.schedule import Draw, RecordSource
 from vlsi_cli.errors import DataError
@@ -41,8 +42,6 @@ _ALIGNMENT = 64
 _NOT_OURS = {
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
 }
-#: Elsewhere (Windows) each worker starts from nothing.
-FORKSERVER = "forkserver" in multiprocessing.get_all_start_methods()
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ class Workers:
         pickler = _ModulesPickler(packed)
         pickler.dump(self._doer)
         self._packed = packed.getvalue()
-        self._context: Any = multiprocessing.get_context("forkserver" if FORKSERVER else "spawn")
+        self._context: Any = ApartContext()
         if FORKSERVER:
             self._context.set_forkserver_preload([__name__, *sorted(pickler.modules)])
             with _deaf():

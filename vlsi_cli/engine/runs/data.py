@@ -155,7 +155,8 @@ def training_stream(
     ``beside`` as in :func:`reading_ahead`; ``rank``, ``world_size`` and ``exchange`` as in :class:`RecordStream`,
     ``digests`` as in ``collate``.
     """
-    together = partial(_collate, pad_id=encoder.pad_id, digests=digests)
+    report = report or DataReport()
+    together = partial(_collate, pad_id=encoder.pad_id, digests=digests, report=report)
     return _stream(
         config,
         partial(_encode_with_digest, encoder) if digests else encoder.encode,
@@ -183,7 +184,10 @@ def _encode_with_digest(encoder: ChatEncoder, record: Record) -> Encoded:
     return with_digest(encoder.encode(record))
 
 
-def _collate(records: list[Encoded], *, pad_id: int, digests: bool) -> Batch:
+def _collate(records: list[Encoded], *, pad_id: int, digests: bool, report: DataReport) -> Batch:
+    for record in records:
+        if record.written_image and not report.written_image:
+            report.written_image = record.record
     return collate(records, pad_id, digests=digests)
 
 

@@ -36,7 +36,14 @@ from vlsi_cli.engine.evaluation.judge import Judge
 from vlsi_cli.engine.evaluation.scores import Paired, Result, Sample, paired
 from vlsi_cli.engine.files import only_process, sweep, write_json, writing
 from vlsi_cli.engine.runs import evaluation_report as report_files
-from vlsi_cli.engine.runs.agreement import files_in, files_of, place_of_first, require_alike, require_shared
+from vlsi_cli.engine.runs.agreement import (
+    files_in,
+    files_of,
+    place_of_first,
+    require_alike,
+    require_same_questions,
+    require_shared,
+)
 from vlsi_cli.engine.runs.folder import environment
 from vlsi_cli.engine.runs.requirements import RequirementOutcome, hold
 from vlsi_cli.engine.runs.stopping import keeping_answers
@@ -149,6 +156,12 @@ def _run(
         loaded = _in_turn(
             lambda: {b.name: making.load_tasks(b, root, b.limited(config.limit)) for b in plan.benchmarks}
         )
+        if processes.size() > 1:
+            require_same_questions({
+                str(task.task_name): making.digest_of(task, b.limited(config.limit))
+                for b in plan.benchmarks
+                for task in loaded[b.name]
+            })  # fmt: skip
     results: list[Result] = []
     samples: dict[tuple[str, str], list[Sample]] = {}
     identities: dict[str, Any] = {}
