@@ -106,15 +106,16 @@ def _by_interval(a: Stored, b: Stored, margin: float | None) -> NoWorse:
     found = paired(name, a.label, b.label, a.samples, b.samples)
     if found is None or found.low is None or found.high is None:
         return _unknown(name, a.label, b.label, margin, "a single question in common tells nothing")
-    shown = f"{signed(found.difference)}, 95 % interval {interval(found)}, on {found.n} questions"
+    shown = (
+        f"{signed(found.difference)}, 95 % interval {interval(found)}, on {found.n} questions{_falling(a)}"
+    )
+    worst, best = (found.low, found.high) if _rising(a.result) else (-found.high, -found.low)
     if margin is None:
-        met = found.high >= -_ROUNDING
-        said = (
-            "is better than" if found.low > 0 else "is not shown to be worse than" if met else "is worse than"
-        )
+        met = best >= -_ROUNDING
+        said = "is better than" if worst > 0 else "is not shown to be worse than" if met else "is worse than"
     else:
-        met = found.low >= -margin - _ROUNDING
-        sure = found.high < -margin
+        met = worst >= -margin - _ROUNDING
+        sure = best < -margin
         said = "is not worse than" if met else "is worse than" if sure else "may be worse than"
     rule: Rule = "interval" if margin is None else "margin"
     ends = found.difference, found.low, found.high, found.n
@@ -131,13 +132,25 @@ def _by_figures(a: Stored, b: Stored, margin: float | None, *, same: bool) -> No
     assert a.result.score is not None
     assert b.result.score is not None
     difference = b.result.score - a.result.score
-    met = difference >= -(margin or 0.0) - _ROUNDING
+    gain = difference if _rising(a.result) else -difference
+    met = gain >= -(margin or 0.0) - _ROUNDING
     said = "is not worse than" if met else "is worse than"
-    shown = f"{signed(difference)}; this score has no interval, so the figures alone are compared"
+    shown = (
+        f"{signed(difference)}; this score has no interval, so the figures alone are compared{_falling(a)}"
+    )
     ends = difference, None, None, len(a.samples)
     return NoWorse(
         name, a.label, b.label, "figures", margin, *ends, met, _sentence(name, a, b, said, margin, shown)
     )
+
+
+def _rising(result: Result) -> bool | None:
+    """Whether a higher score is better: always in the table, else as the task says; None where it does not."""
+    return True if result.benchmark in table() else result.higher_is_better
+
+
+def _falling(stored: Stored) -> str:
+    return "" if _rising(stored.result) else "; lower is better"
 
 
 def _sentence(name: str, a: Stored, b: Stored, said: str, margin: float | None, shown: str) -> str:
@@ -155,6 +168,8 @@ def _incomparable(a: Stored, b: Stored) -> str:
     for stored in (a, b):
         if stored.result.score is None:
             return f"{stored.label} has no score ({stored.result.missing})"
+    if _rising(a.result) is None or _rising(b.result) != _rising(a.result):
+        return "nothing that is stored says whether a higher score is better; evaluate again, which asks nothing anew"
     if a.result.settings.get("versions") != b.result.settings.get("versions"):
         return "the task's versions differ"
     judges = [each.result.judge["answers as"] if each.result.judge else None for each in (a, b)]
