@@ -87,11 +87,16 @@ def test_a_missing_score_meets_nothing(tmp_path: Path) -> None:
     with (tasks / "code.py").open("a") as file:
         file.write('\ndef nothing(doc, results):\n    return {"right": float("nan")}\n')
     text = (tasks / "open.yaml").read_text()
+    (tasks / "wrong.yaml").write_text(
+        text.replace("task: open", "task: wrong").replace("higher_is_better: true", "higher_is_better: false")
+    )
     (tasks / "nan.yaml").write_text(
         text.replace("task: open", "task: nan").replace("code.score", "code.nothing")
     )
     words = ("eval", "-m", "demo/small", "-b", "nan", "--tasks-dir", tasks, "-o", tmp_path / "out", "--html")
-    assert vlsi(*words).exit_code == 11
+    assert vlsi(*words, "-b", "open,wrong").exit_code == 11
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert [each["higher_is_better"] for each in report["results"]] == [None, True, False]
     done = vlsi(*words, "--require", "nan<=100")
     assert done.exit_code == 10, done.output
     told = "nan of demo/small should be at most 100, and has no score: nan: the metric 'right,none' is nan"
@@ -128,7 +133,7 @@ def test_models_of_one_name_are_held_against_each_other(asked: tuple[Result, Pat
     _, output = asked
     again = tmp_path / "again"
     shutil.copytree(output, again)
-    shown, found = no_worse(output, again, "--no-worse", "--margin", 0, "-b", "Patterns")
+    shown, found = no_worse(output, again, "--no-worse", "--margin", 19, "-b", "Patterns")  # 3.7 of 20
     assert shown.exit_code == 0, shown.output
     assert [(one["first"], one["second"]) for one in found] == [
         (f"{output}: demo/{size}", f"{again}: demo/{size}") for size in ("large", "small")

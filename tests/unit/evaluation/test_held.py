@@ -103,10 +103,21 @@ def test_noise_is_not_worse_and_is_not_sure_to_be_within_a_margin() -> None:
     assert "is better than" in no_worse(*changed(0, 40), None).sentence
 
 
-def test_the_same_answers_are_no_worse_by_any_margin() -> None:
+def test_the_same_answers_tell_as_much_as_there_are_questions() -> None:
+    """If 3.69 of 100 questions were lost, one in forty drawings of a hundred would not show it."""
     a, b = changed(0, 0)
     assert no_worse(a, b, None).met
-    assert no_worse(a, b, 0.0).met
+    found = no_worse(a, b, 3.69)
+    assert (found.met, found.low, found.high) == (
+        True,
+        pytest.approx(-3.689, abs=1e-3),
+        pytest.approx(3.689, abs=1e-3),
+    )
+    assert not no_worse(a, b, 3.68).met
+    assert no_worse(*changed(0, 40), 0.0).met, "better than a margin of nothing"
+    shares = [stored(name, [1.0, 0.0] * 50, "colours", higher_is_better=True) for name in "ab"]
+    assert no_worse(*shares, 0.0369).met
+    assert not no_worse(*shares, 0.0368).met
 
 
 def test_a_score_that_is_no_mean_is_compared_as_it_is() -> None:
@@ -119,6 +130,29 @@ def test_a_score_that_is_no_mean_is_compared_as_it_is() -> None:
     assert no_worse(b, a, None).met
     fewer = stored("b", blank[:8], "pope", score=90.0)
     assert no_worse(a, fewer, None).rule == "none", "figures of other questions say nothing"
+
+
+def test_lower_is_better_where_the_task_says_so() -> None:
+    a, b = changed(12, 2)
+    for each in (a, b):
+        each.result.benchmark, each.result.higher_is_better = "wer", False
+    assert "b: m is better than a: m (-10.0, 95 %" in no_worse(a, b, None).sentence
+    back = no_worse(b, a, None)
+    assert (back.met, back.difference) == (False, 10)
+    assert back.sentence.endswith(
+        "is worse than b: m (+10.0, 95 % interval +2.9 to +17.1, on 100 questions; lower is better)"
+    )
+    assert no_worse(b, a, 17.2).met
+    assert not no_worse(b, a, 17.1).met
+    blank: list[float | None] = [None] * 9
+    low, high = (
+        stored(name, blank, "wer", score=score, higher_is_better=False)
+        for name, score in (("a", 3.0), ("b", 4.0))
+    )
+    assert no_worse(high, low, None).met
+    assert not no_worse(low, high, None).met
+    a.result.higher_is_better = None
+    assert "nothing that is stored says whether a higher score is better" in no_worse(a, b, None).sentence
 
 
 def test_a_part_of_the_questions_with_scores_is_not_taken_for_all_of_them() -> None:
@@ -153,7 +187,7 @@ def test_other_questions_or_a_single_one_tell_nothing() -> None:
 
 
 def test_a_margin_as_wide_as_the_scale_is_refused() -> None:
-    a, b = stored("a", [1.0, 0.0], "colours"), stored("b", [1.0, 0.0], "colours")
+    a, b = (stored(name, [1.0, 0.0], "colours", higher_is_better=True) for name in "ab")
     with pytest.raises(ConfigError, match="--margin 1 is the whole scale of 'colours'") as raised:
         no_worse(a, b, 1.0)
     assert "--margin 0.01" in (raised.value.hint or "")

@@ -2,22 +2,28 @@
 
 Our choice, and the usual one. Where every question has a score of its own, the 95 % interval of the paired difference
 decides: without a margin a model is worse when the whole interval lies below zero; with a margin (non-inferiority) it
-is no worse only when the whole interval lies above minus the margin. Where a score is no mean over questions (F1, MME's
-sum) there is no interval, and the figures themselves are compared, on the same questions only.
+is no worse only when the whole interval lies above minus the margin. The normal interval has no width where two models
+answer alike, however few the questions; for a margin it reaches at least as far as losses that so many questions need
+not show (the rule of three, at 97.5 %). Where a score is no mean over questions (F1, MME's sum) there is no interval,
+and the figures themselves are compared, on the same questions only.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vlsi_cli.config.benchmarks import table
-from vlsi_cli.engine.evaluation.scores import Result, Sample, paired
+from vlsi_cli.engine.evaluation.scores import Paired, Result, Sample, paired
 from vlsi_cli.engine.runs.evaluation_report import interval, signed
 from vlsi_cli.errors import ConfigError
 
 FEW = 30
 """Questions below which the normal interval is too rough to be relied upon."""
+UNSEEN = -math.log(0.025)
+"""Of any number of questions, how many a model may lose though none shows it: (1 - x / n)^n > 0.025 for x < 3.7."""
 _ROUNDING = 1e-9  # of sums of quotients
 
 Rule = Literal["interval", "margin", "figures", "none"]
@@ -56,7 +62,8 @@ class NoWorse:
             `none`: they cannot be compared.
         margin: points that it may be worse by; None where none was given.
         difference: second minus first, by that rule; None where they cannot be compared.
-        low, high: ends of the interval; None where there is none.
+        low, high: ends of the interval; None where there is none. With a margin never nearer to the difference than
+            3.7 / n of the scale.
         n: questions that were compared.
         met: whether it is no worse; what cannot be compared is not.
         sentence: all of this in words.
@@ -106,21 +113,40 @@ def _by_interval(a: Stored, b: Stored, margin: float | None) -> NoWorse:
     found = paired(name, a.label, b.label, a.samples, b.samples)
     if found is None or found.low is None or found.high is None:
         return _unknown(name, a.label, b.label, margin, "a single question in common tells nothing")
-    shown = f"{signed(found.difference)}, 95 % interval {interval(found)}, on {found.n} questions"
+    if margin is not None:
+        found = _widened(found, found.low, found.high, _span([*a.samples, *b.samples], name))
+    assert found.low is not None
+    assert found.high is not None
+    shown = (
+        f"{signed(found.difference)}, 95 % interval {interval(found)}, on {found.n} questions{_falling(a)}"
+    )
+    worst, best = (found.low, found.high) if _rising(a.result) else (-found.high, -found.low)
     if margin is None:
-        met = found.high >= -_ROUNDING
-        said = (
-            "is better than" if found.low > 0 else "is not shown to be worse than" if met else "is worse than"
-        )
+        met = best >= -_ROUNDING
+        said = "is better than" if worst > 0 else "is not shown to be worse than" if met else "is worse than"
     else:
-        met = found.low >= -margin - _ROUNDING
-        sure = found.high < -margin
+        met = worst >= -margin - _ROUNDING
+        sure = best < -margin
         said = "is not worse than" if met else "is worse than" if sure else "may be worse than"
     rule: Rule = "interval" if margin is None else "margin"
     ends = found.difference, found.low, found.high, found.n
     return NoWorse(
         name, a.label, b.label, rule, margin, *ends, met, _sentence(name, a, b, said, margin, shown)
     )
+
+
+def _widened(found: Paired, low: float, high: float, span: float) -> Paired:
+    """An interval that reaches as far to each side as what so many questions need not show."""
+    unseen = UNSEEN / found.n * span
+    return replace(found, low=min(low, found.difference - unseen), high=max(high, found.difference + unseen))
+
+
+def _span(samples: Sequence[Sample], benchmark: str) -> float:
+    """How much one question can change: the scale of a known benchmark, else what the scores show of theirs."""
+    if benchmark in table():
+        return table()[benchmark].best
+    scores = [sample.score for sample in samples if sample.score is not None]
+    return (max(scores) - min(scores)) or max(map(abs, scores)) or 1.0
 
 
 def _by_figures(a: Stored, b: Stored, margin: float | None, *, same: bool) -> NoWorse:
@@ -131,13 +157,25 @@ def _by_figures(a: Stored, b: Stored, margin: float | None, *, same: bool) -> No
     assert a.result.score is not None
     assert b.result.score is not None
     difference = b.result.score - a.result.score
-    met = difference >= -(margin or 0.0) - _ROUNDING
+    gain = difference if _rising(a.result) else -difference
+    met = gain >= -(margin or 0.0) - _ROUNDING
     said = "is not worse than" if met else "is worse than"
-    shown = f"{signed(difference)}; this score has no interval, so the figures alone are compared"
+    shown = (
+        f"{signed(difference)}; this score has no interval, so the figures alone are compared{_falling(a)}"
+    )
     ends = difference, None, None, len(a.samples)
     return NoWorse(
         name, a.label, b.label, "figures", margin, *ends, met, _sentence(name, a, b, said, margin, shown)
     )
+
+
+def _rising(result: Result) -> bool | None:
+    """Whether a higher score is better: always in the table, else as the task says; None where it does not."""
+    return True if result.benchmark in table() else result.higher_is_better
+
+
+def _falling(stored: Stored) -> str:
+    return "" if _rising(stored.result) else "; lower is better"
 
 
 def _sentence(name: str, a: Stored, b: Stored, said: str, margin: float | None, shown: str) -> str:
@@ -155,6 +193,8 @@ def _incomparable(a: Stored, b: Stored) -> str:
     for stored in (a, b):
         if stored.result.score is None:
             return f"{stored.label} has no score ({stored.result.missing})"
+    if _rising(a.result) is None or _rising(b.result) != _rising(a.result):
+        return "nothing that is stored says whether a higher score is better; evaluate again, which asks nothing anew"
     if a.result.settings.get("versions") != b.result.settings.get("versions"):
         return "the task's versions differ"
     judges = [each.result.judge["answers as"] if each.result.judge else None for each in (a, b)]
