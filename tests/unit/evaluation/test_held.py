@@ -103,10 +103,21 @@ def test_noise_is_not_worse_and_is_not_sure_to_be_within_a_margin() -> None:
     assert "is better than" in no_worse(*changed(0, 40), None).sentence
 
 
-def test_the_same_answers_are_no_worse_by_any_margin() -> None:
+def test_the_same_answers_tell_as_much_as_there_are_questions() -> None:
+    """If 3.69 of 100 questions were lost, one in forty drawings of a hundred would not show it."""
     a, b = changed(0, 0)
     assert no_worse(a, b, None).met
-    assert no_worse(a, b, 0.0).met
+    found = no_worse(a, b, 3.69)
+    assert (found.met, found.low, found.high) == (
+        True,
+        pytest.approx(-3.689, abs=1e-3),
+        pytest.approx(3.689, abs=1e-3),
+    )
+    assert not no_worse(a, b, 3.68).met
+    assert no_worse(*changed(0, 40), 0.0).met, "better than a margin of nothing"
+    shares = [stored(name, [1.0, 0.0] * 50, "colours", higher_is_better=True) for name in "ab"]
+    assert no_worse(*shares, 0.0369).met
+    assert not no_worse(*shares, 0.0368).met
 
 
 def test_a_score_that_is_no_mean_is_compared_as_it_is() -> None:

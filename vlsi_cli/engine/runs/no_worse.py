@@ -2,22 +2,28 @@
 
 Our choice, and the usual one. Where every question has a score of its own, the 95 % interval of the paired difference
 decides: without a margin a model is worse when the whole interval lies below zero; with a margin (non-inferiority) it
-is no worse only when the whole interval lies above minus the margin. Where a score is no mean over questions (F1, MME's
-sum) there is no interval, and the figures themselves are compared, on the same questions only.
+is no worse only when the whole interval lies above minus the margin. The normal interval has no width where two models
+answer alike, however few the questions; for a margin it reaches at least as far as losses that so many questions need
+not show (the rule of three, at 97.5 %). Where a score is no mean over questions (F1, MME's sum) there is no interval,
+and the figures themselves are compared, on the same questions only.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vlsi_cli.config.benchmarks import table
-from vlsi_cli.engine.evaluation.scores import Result, Sample, paired
+from vlsi_cli.engine.evaluation.scores import Paired, Result, Sample, paired
 from vlsi_cli.engine.runs.evaluation_report import interval, signed
 from vlsi_cli.errors import ConfigError
 
 FEW = 30
 """Questions below which the normal interval is too rough to be relied upon."""
+UNSEEN = -math.log(0.025)
+"""Of any number of questions, how many a model may lose though none shows it: (1 - x / n)^n > 0.025 for x < 3.7."""
 _ROUNDING = 1e-9  # of sums of quotients
 
 Rule = Literal["interval", "margin", "figures", "none"]
@@ -56,7 +62,8 @@ class NoWorse:
             `none`: they cannot be compared.
         margin: points that it may be worse by; None where none was given.
         difference: second minus first, by that rule; None where they cannot be compared.
-        low, high: ends of the interval; None where there is none.
+        low, high: ends of the interval; None where there is none. With a margin never nearer to the difference than
+            3.7 / n of the scale.
         n: questions that were compared.
         met: whether it is no worse; what cannot be compared is not.
         sentence: all of this in words.
@@ -106,6 +113,10 @@ def _by_interval(a: Stored, b: Stored, margin: float | None) -> NoWorse:
     found = paired(name, a.label, b.label, a.samples, b.samples)
     if found is None or found.low is None or found.high is None:
         return _unknown(name, a.label, b.label, margin, "a single question in common tells nothing")
+    if margin is not None:
+        found = _widened(found, found.low, found.high, _span([*a.samples, *b.samples], name))
+    assert found.low is not None
+    assert found.high is not None
     shown = (
         f"{signed(found.difference)}, 95 % interval {interval(found)}, on {found.n} questions{_falling(a)}"
     )
@@ -122,6 +133,20 @@ def _by_interval(a: Stored, b: Stored, margin: float | None) -> NoWorse:
     return NoWorse(
         name, a.label, b.label, rule, margin, *ends, met, _sentence(name, a, b, said, margin, shown)
     )
+
+
+def _widened(found: Paired, low: float, high: float, span: float) -> Paired:
+    """An interval that reaches as far to each side as what so many questions need not show."""
+    unseen = UNSEEN / found.n * span
+    return replace(found, low=min(low, found.difference - unseen), high=max(high, found.difference + unseen))
+
+
+def _span(samples: Sequence[Sample], benchmark: str) -> float:
+    """How much one question can change: the scale of a known benchmark, else what the scores show of theirs."""
+    if benchmark in table():
+        return table()[benchmark].best
+    scores = [sample.score for sample in samples if sample.score is not None]
+    return (max(scores) - min(scores)) or max(map(abs, scores)) or 1.0
 
 
 def _by_figures(a: Stored, b: Stored, margin: float | None, *, same: bool) -> NoWorse:
