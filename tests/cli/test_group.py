@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import typer.main
@@ -134,3 +138,63 @@ def test_a_command_of_one_process_is_not_started_in_several(monkeypatch: pytest.
         assert "without torchrun" in done.stderr
     for words in ("distill --dry-run --json", "eval --list", "data answer --help"):
         assert vlsi(*words.split()).exit_code == 0
+
+
+def test_an_interrupt_that_a_callback_swallowed_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's import system has such callbacks, which cannot pass on what they raise."""
+
+    def working() -> list[str]:
+        gone = type("Gone", (), {})()
+        watched = weakref.ref(gone, lambda _: signal.raise_signal(signal.SIGINT))
+        del gone
+        assert watched() is None
+        time.sleep(30)
+        return []
+
+    monkeypatch.setattr(recipes, "names", working)
+    done = vlsi("recipes", "ls")
+    assert (done.exit_code, done.stderr) == (130, "warning: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/a/b"),
+            1,
+            "/a/b cannot be used: Permission denied",
+        ),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "b" * 300),
+            1,
+            f"{'b' * 200}... cannot be used: File name",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", b"/a/b"),
+            6,
+            "/a/b cannot be written: no space is left",
+        ),
+        (OSError(errno.EMFILE, "Too many open files", "/a"), 1, "too many files are open"),
+    ],
+    ids=lambda value: getattr(value, "strerror", None),
+)
+def test_what_the_machine_refuses_is_no_defect(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, code: int, sentence: str
+) -> None:
+    monkeypatch.setattr(recipes, "names", Mock(side_effect=error))
+    done = vlsi("recipes", "ls")
+    assert done.exit_code == code
+    assert done.stderr.startswith(f"error: {sentence}")
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in vlsi("recipes", "ls", "-v").stderr
+
+
+def test_a_folder_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        os, "getcwd", Mock(side_effect=FileNotFoundError(errno.ENOENT, "No such file or directory"))
+    )
+    done = vlsi("recipes", "ls")
+    assert done.exit_code == 2
+    assert done.stderr.startswith(
+        "error: the folder in which this command was started does not exist any more\n"
+    )

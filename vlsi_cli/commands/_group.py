@@ -13,17 +13,9 @@ import typer
 from typer.core import TyperGroup
 
 from vlsi_cli import interrupts
-from vlsi_cli.commands import _output
+from vlsi_cli.commands import _machine, _output
 from vlsi_cli.config import launching
-from vlsi_cli.errors import (
-    SMALLER,
-    ConfigError,
-    Interrupted,
-    TrainingError,
-    VlsiError,
-    first_line,
-    is_out_of_memory,
-)
+from vlsi_cli.errors import ConfigError, Interrupted, VlsiError
 
 _DEFECT = (
     "This is a defect of vlsi, not of your input: please report it with this traceback and `vlsi --version`."
@@ -72,12 +64,8 @@ class Group(TyperGroup):
             if self._seen.number is not None and not isinstance(error, Interrupted):
                 # a library has made this of it, as of an import that was broken off
                 raise _interrupted(self._seen.number) from error
-            if isinstance(error, VlsiError):
-                _output.error(error)
-                raise typer.Exit(error.exit_code) from error
-            if is_out_of_memory(error):  # where nobody knew a better word
-                problem = TrainingError(f"memory ran out: {first_line(error)}", hint=SMALLER)
-                problem.__cause__ = error
+            problem = error if isinstance(error, VlsiError) else _machine.refusal(error)
+            if problem is not None:
                 _output.error(problem)
                 raise typer.Exit(problem.exit_code) from error
             error.add_note(_DEFECT)

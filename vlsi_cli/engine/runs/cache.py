@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vlsi_cli.config.folders import require_readable_name
 from vlsi_cli.config.loading import Resolved
 from vlsi_cli.config.run import DataConfig, DistillConfig
 from vlsi_cli.engine.data.records import BadRecord
@@ -231,6 +232,7 @@ def _require_place(path: Path) -> None:
     Raises:
         OutputError: it is such a one.
     """
+    require_readable_name(path)
     require_writable(path / MANIFEST_FILE)
     if _holds_something(path) and not (path / MANIFEST_FILE).is_file():
         raise OutputError(f"{path} is not empty and no teacher cache", hint="give another folder")
