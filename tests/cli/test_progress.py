@@ -153,3 +153,15 @@ def test_tables_in_a_log_are_wide_whatever_its_colours(
     table.add_row(*(f"value-{number:02}" for number in range(14)))
     _output.data(table)
     assert len(capsys.readouterr().out.splitlines()) == 3, "title, names, values: not turned on its side"
+
+
+def test_a_log_of_a_long_evaluation_stays_readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hours of answers, ten a second: a line every ten seconds for ten minutes, then one a minute."""
+    clock, shown = iter(range(10_000)), io.StringIO()
+    monkeypatch.setattr("sys.stderr", shown)
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
+    with _progress_eval.EvaluationView() as view:
+        view(ev.BenchmarkStarted("m", "mmmu", 72_000))
+        for second in range(7200):
+            view(ev.AnswersDone(10 * second, 72_000))
+    assert shown.getvalue().count(" answers\n") == pytest.approx(60 + 110, abs=2)

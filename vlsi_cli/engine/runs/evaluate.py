@@ -106,6 +106,7 @@ def run(config: EvaluationConfig, plan: EvaluationPlan, events: Events) -> Evalu
     """
     device = processes.own_device(resolve_device(config.device), chosen=":" in config.device)
     dtype = resolve_precision(config.precision, device)
+    events = harness.heard(events)
     with keeping_answers(), processes.joined(torch.device("cpu"), _PATIENCE, events):
         _require_alike(config, plan)
         config = config.model_copy(update={"output": place_of_first(config.output)})
