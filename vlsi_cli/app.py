@@ -52,7 +52,7 @@ def vlsi(
 ) -> None:
     """Distil a large vision language model into a small one, layer by layer, through words (VLsI)."""
     _output.begin(verbose=verbose, quiet=quiet)
-    _machine.require_working_folder()
+    _machine.require_start()
 
 
 app.command("distill")(distill.distill)

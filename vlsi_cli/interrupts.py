@@ -100,3 +100,9 @@ def heeded(*, launched: bool = False) -> Iterator[Seen]:
         _active, sys.unraisablehook = outer, unraisable
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def leave() -> None:
+    """Let Ctrl-C end this process at once: all is done, and Python, which is ending, would show where it was."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

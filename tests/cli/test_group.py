@@ -189,6 +189,13 @@ def test_what_the_machine_refuses_is_no_defect(
     assert "Traceback" in vlsi("recipes", "ls", "-v").stderr
 
 
+def test_a_python_without_docstrings_is_refused() -> None:
+    command = [sys.executable, "-OO", "-m", "vlsi_cli", "recipes", "ls"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "started without docstrings" in done.stderr
+
+
 def test_a_folder_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         os, "getcwd", Mock(side_effect=FileNotFoundError(errno.ENOENT, "No such file or directory"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,18 @@ main()
         command, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "warning: interrupted\n")
+
+
+def test_ctrl_c_behind_the_end_shows_nothing() -> None:
+    """Python waits for threads and takes modules down, which may take a second."""
+    program = """
+import atexit, signal, sys
+sys.argv = ["vlsi", "--version"]
+from vlsi_cli.__main__ import main
+atexit.register(signal.raise_signal, signal.SIGINT)
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, f"vlsi {__version__}\n", "")

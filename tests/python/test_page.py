@@ -31,6 +31,8 @@ def test_the_blocks_run(
     assert held["reader"].layers == (1, 3, 5, 6)
     assert held["reader"].verbalizers is not None
     assert held["lens"].verbalizers is None
+    assert tuple(held["tuned"].layers) == (2, 4, 6)
+    assert held["tuned"].verbalizers == Path("runs/lens/verbalizers/small")
     assert [each.layer for each in held["found"].layers] == [1, 3, 5, 6]
     assert all(len(each.candidates) == 3 for each in held["found"].candidates)
     tokens = len(held["states"].targets)

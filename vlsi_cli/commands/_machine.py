@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 
 from vlsi_cli.errors import (
     SMALLER,
@@ -40,12 +41,18 @@ def refusal(error: Exception) -> VlsiError | None:
     return problem
 
 
-def require_working_folder() -> None:
-    """Refuse to work from a folder that was removed: relative names mean nothing there, and torch cannot be loaded.
+def require_start() -> None:
+    """Refuse to work where nothing can: in a folder that was removed (relative names mean nothing, and torch cannot be
+    loaded), or in a Python without docstrings, which transformers reads.
 
     Raises:
-        ConfigError: it is gone.
+        ConfigError: it is such a place.
     """
+    if sys.flags.optimize > 1:
+        raise ConfigError(
+            "Python was started without docstrings (-OO, or PYTHONOPTIMIZE=2), and transformers reads them",
+            hint="unset PYTHONOPTIMIZE, or set it to 1",
+        )
     try:
         os.getcwd()
     except FileNotFoundError:

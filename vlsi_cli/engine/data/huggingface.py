@@ -6,6 +6,7 @@ rules.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from vlsi_cli.errors import DataError
 #: File endings and the builder that reads them.
 BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 
+_NOT_WRITTEN = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 _TALKS = ("messages", "conversations", "texts")
 
 
@@ -209,7 +211,11 @@ def _told(id: str, split: str) -> Iterator[None]:
             hint=f"where there is a network: hf download --repo-type dataset {id}",
         ) from error
     except Exception as error:
-        raise DataError(f"data set {id!r} (split {split!r}) cannot be opened: {error}") from error
+        kept = isinstance(error, OSError) and (error.errno in _NOT_WRITTEN or "disk space" in str(error))
+        raise DataError(
+            f"data set {id!r} (split {split!r}) cannot be opened: {error}",
+            hint="the datasets library keeps what it reads in the folder HF_DATASETS_CACHE" if kept else None,
+        ) from error
 
 
 @contextmanager
