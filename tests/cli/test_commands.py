@@ -105,7 +105,7 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
         ("distill --data nowhere", 2, "--data nowhere: there is no such file or folder"),
         ("distill --data none.json", 3, "none.json"),
         ("distill --teacher a/large --student b/small --data patterns", 4, "hf download a/large"),
-        ("distill --teacher Qwen/Qwen2-VL-72B --student 2b", 4, "data/mathplus/mathplus.jsonl"),
+        ("distill --teacher Qwen/Qwen2-VL-72B --student 2b", 4, "data/mathplus.parquet"),
         ("distill --student ./none --teacher demo/large --data patterns", 4, "student: ./none"),
         ("distill --set student.targets.layers=[1,99] --dry-run", 5, "must lie between 1 and"),
         ("distill --push thing", 2, "'thing' is not the name of a repository: it must be owner/name"),

@@ -232,6 +232,23 @@ def test_rounding_that_was_set_in_the_newer_way_is_put_back() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_second_run_in_another_thread_is_refused(tmp_path: Path) -> None:
+    refused: list[ConfigError] = []
+
+    def second() -> None:
+        try:
+            vlsi.distill("demo", overrides=SHORT, output=tmp_path / "run")
+        except ConfigError as error:
+            refused.append(error)
+
+    with left_as_found(), left_as_found():
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert "under way in another thread" in str(refused[0])
+    assert not any(tmp_path.iterdir())
+
+
 def test_what_launchers_ask_for_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first of two runs in one process takes the variables out."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

@@ -10,7 +10,7 @@ import typer
 
 from vlsi_cli.commands import _options as opt
 from vlsi_cli.commands import _output, _tables_plan
-from vlsi_cli.config import accelerators, advice, loading, planning, recipes, words
+from vlsi_cli.config import accelerators, advice, asking, loading, planning, recipes
 from vlsi_cli.config.loading import Resolved
 from vlsi_cli.config.stage_plans import Records
 from vlsi_cli.errors import ConfigError, RequirementError
@@ -89,14 +89,9 @@ def plan(
     _output.use_json(json)
     if strict and device is None:
         raise ConfigError("--strict asks whether the run fits, but there is no --device", hint="add it")
-    flags = {
-        "teacher.id": teacher,
-        "student.id": student,
-        "data.sources": [words.source_from_word(word) for word in data] if data else None,
-        "sharding": sharding
-        if sharding != "none"
-        else None,  # what does not go with it is refused, not advised
-    }
+    flags = asking.flags(teacher=teacher, student=student, data=data)
+    # what does not go with it is refused, not advised
+    flags["sharding"] = sharding if sharding != "none" else None
     chosen = recipes.choose(recipe, teacher, student)
 
     def again(more: Sequence[str]) -> Resolved:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vlsi_cli.config.presence import looks_local
+from vlsi_cli.config.repos import looks_local
 from vlsi_cli.errors import ConfigError, DataError, did_you_mean
 
 _PEEK = 1 << 16

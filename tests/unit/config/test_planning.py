@@ -66,10 +66,10 @@ def test_stages_and_steps_by_hand() -> None:
     made = plan(resolve(PAIR))
     shown = [(stage.stage, stage.side, stage.effective_batch, stage.steps) for stage in made.stages]
     assert shown == [
-        ("verbalization", "large", 256, 11141),  # ceil(2,852,047 / 256)
-        ("verbalization", "small", 512, 5571),
-        ("interaction", "small", 256, 11141),
-        ("reinforcement", "small", 512, 5571),
+        ("verbalization", "large", 256, 11144),  # ceil(2,852,771 / 256)
+        ("verbalization", "small", 512, 5572),
+        ("interaction", "small", 256, 11144),
+        ("reinforcement", "small", 512, 5572),
     ]
 
 
@@ -208,7 +208,7 @@ def test_everything_missing_is_named_at_once(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError) as caught:
         reach.require(needs(resolve(PAIR).config))
-    for word in ("Qwen/Qwen2-VL-72B-Instruct", "Qwen/Qwen2-VL-2B-Instruct", "data/mathplus/mathplus.jsonl"):
+    for word in ("Qwen/Qwen2-VL-72B-Instruct", "Qwen/Qwen2-VL-2B-Instruct", "data/mathplus.parquet"):
         assert word in caught.value.message
     assert "hf download Qwen/Qwen2-VL-72B-Instruct" in (caught.value.hint or "")
 
@@ -241,9 +241,17 @@ def test_root_stands_before_relative_paths_only() -> None:
         {"kind": "messages", "path": "/b.jsonl"},
     ]
     data = DataConfig.model_validate(
-        {"root": "/r", "sources": [*sources, {"kind": "huggingface", "id": "x/y"}]}
+        {
+            "root": "/r",
+            "sources": [
+                *sources,
+                {"kind": "huggingface", "id": "x/y"},
+                {"kind": "huggingface", "id": "t.parquet", "image_root": "img"},
+            ],
+        }
     )
-    first, second, third = data.located_sources()
+    first, second, third, fourth = data.located_sources()
+    assert (getattr(fourth, "id", ""), str(getattr(fourth, "image_root", ""))) == ("/r/t.parquet", "/r/img")
     assert (str(getattr(first, "path", "")), str(getattr(first, "image_root", ""))) == ("/r/a.json", "/r/img")
     assert str(getattr(second, "path", "")) == "/b.jsonl"
     assert getattr(third, "id", "") == "x/y"

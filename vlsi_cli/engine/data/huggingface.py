@@ -57,13 +57,16 @@ class HuggingFaceSource:
         revision: str | None = None,
         shuffle_seed: int | None = None,
         columns: Mapping[str, str] | None = None,
+        image_root: Path | None = None,
         unanswered: bool = False,
     ) -> None:
         self.name = f"{id} ({split})" if name is None else f"{id} ({name}, {split})"
         self.shuffles_itself = self.streamed = streaming
         local = Path(id)
         #: Paths in rows are looked up here; a hub data set has no local files that its rows may name.
-        self._root = (local if local.is_dir() else local.parent) if local.exists() else None
+        self._root = image_root or ((local if local.is_dir() else local.parent) if local.exists() else None)
+        if image_root is not None and not image_root.is_dir():
+            raise DataError(f"there is no image folder {image_root}")
         self._unanswered = unanswered
         self._columns = dict(columns) if columns else None
         with _quiet(), _told(id, split):

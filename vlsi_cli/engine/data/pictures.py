@@ -25,6 +25,7 @@ from vlsi_cli.engine.data.records import (
     Numbering,
     Record,
     make_record,
+    mentions_image,
 )
 from vlsi_cli.errors import ConfigError, DataError
 
@@ -180,7 +181,7 @@ class PicturesSource:
 
     def __init__(self, folder: Path, prompt: str, without: Collection[Path] = ()) -> None:
         self.name, self._folder = str(folder), folder
-        text = prompt if PLACEHOLDER in prompt else f"{PLACEHOLDER}\n{prompt}"
+        text = prompt if mentions_image(prompt) else f"{PLACEHOLDER}\n{prompt}"
         self._parts = Numbering().split(text)
         self.others: dict[str, int] = {}
         self.paths = self._found({path.absolute() for path in without})

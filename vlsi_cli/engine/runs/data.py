@@ -77,6 +77,7 @@ def open_source(
             streaming=config.streaming,
             revision=config.revision,
             columns={str(k): v for k, v in config.columns.items()} if config.columns else None,
+            image_root=config.image_root,
             shuffle_seed=shuffle_seed,
             unanswered=unanswered,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,8 +16,12 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from vlsi_cli.errors import ConfigError
+
 #: Variables that a run sets or takes out: for accelerate, DeepSpeed and the hub.
 _VARIABLES = ("ACCELERATE_", "DS_ACCELERATOR", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+
+_held = threading.RLock()
 
 
 @contextmanager
@@ -28,10 +33,31 @@ def left_as_found(device: torch.device | None = None) -> Iterator[None]:
     accelerate's state, which is one for a whole process: the block finds it empty, as its own, and who had made an
     ``Accelerator`` before finds theirs again.
 
+    Blocks of one thread may stand inside each other; two threads would take what the other has changed for what was
+    there before, and draw from one random state.
+
     Args:
         device: where the block computes; None for no GPU. The generators of other GPUs are not kept, since asking for
             them would take memory there.
+
+    Raises:
+        ConfigError: such a block is under way in another thread.
     """
+    if not _held.acquire(blocking=False):
+        raise ConfigError(
+            "a run is under way in another thread of this process, and they would change each other's random numbers",
+            hint="wait for it, or start the other one in a process of its own",
+        )
+    try:
+        with _kept(device):
+            yield
+    finally:
+        _held.release()
+
+
+@contextmanager
+def _kept(device: torch.device | None) -> Iterator[None]:
+    """:func:`left_as_found`, where nobody else is."""
     gpu = device if device is not None and device.type == "cuda" else None
     threads, drawn = torch.get_num_threads(), random.getstate()
     current = torch.cuda.current_device() if gpu is not None else None
