@@ -18,8 +18,8 @@ def require_writable(target: Path) -> None:
     """Refuse, before the work, a file that could not be written after it; nothing is left there.
 
     Raises:
-        OutputError: it is a folder, or a device or pipe that may not be written; the nearest folder that exists is none or
-            may not be written; or its disk is full.
+        OutputError: it is a folder, or a device or pipe that may not be written; the nearest folder that exists is none
+            or may not be written; or its disk is full.
     """
     if target.is_dir():
         raise OutputError(f"{target} cannot be written: it is a folder", hint="give the name of a file")
