@@ -11,6 +11,7 @@ import sys
 import time
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -189,6 +190,22 @@ def test_what_the_machine_refuses_is_no_defect(
     assert "Traceback" in vlsi("recipes", "ls", "-v").stderr
 
 
+def test_an_empty_word_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes from a variable that is not set, and would be taken for the folder that one is in."""
+    monkeypatch.chdir(tmp_path)
+    for words, behind in (
+        (["eval", "-o", "", "--limit", "1"], "-o"),
+        (["distill", "--output=", "--dry-run"], "--output"),
+        (["recipes", "cp", "demo", ""], "demo"),
+        (["verbalize", ""], "verbalize"),
+    ):
+        done = vlsi(*words)
+        assert done.exit_code == 2
+        assert done.stderr.startswith(f"error: an empty word stands behind {behind}\n")
+    assert json.loads(vlsi("cache", "info", "", "--json").stdout)["error"]["exit_code"] == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_python_without_docstrings_is_refused() -> None:
     command = [sys.executable, "-OO", "-m", "vlsi_cli", "recipes", "ls"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -205,3 +222,13 @@ def test_a_folder_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.stderr.startswith(
         "error: the folder in which this command was started does not exist any more\n"
     )
+
+
+def test_a_command_of_one_process_speaks_whatever_rank_a_cluster_gives_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "demo-large" in vlsi("recipes", "ls").stdout
+    done = vlsi("recipes", "show", "dmeo")
+    assert done.stderr.startswith("error: ")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import wraps
+from itertools import pairwise
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from vlsi_cli import interrupts
-from vlsi_cli.commands import _machine, _output
-from vlsi_cli.config import launching
+from vlsi_cli.commands import _launch, _machine, _output
 from vlsi_cli.errors import ConfigError, Interrupted, VlsiError
 
 _DEFECT = (
@@ -32,7 +32,7 @@ class Group(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         _share([_added(option) for option in self.params if option.name in _EVERYWHERE], self.commands)
-        _keep_alone(self.commands, "vlsi")
+        _launch.keep_alone(self.commands, "vlsi")
 
     def main(self, args: Iterable[str] | None = None, *more: Any, **settings: Any) -> Any:
         """Run the program with these words, or with those of the command line."""
@@ -41,10 +41,13 @@ class Group(TyperGroup):
         with interrupts.heeded() as self._seen:
             return super().main(words, *more, **settings)
 
-    def make_context(self, *words: Any, **settings: Any) -> Any:
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **settings: Any) -> Any:
         """Read the words before the subcommand."""
         with self._told(), self._telling_of_wrong_words():
-            return super().make_context(*words, **settings)
+            _output.begin()
+            _output.use_json(self._wants_json)
+            _require_words(args)
+            return super().make_context(info_name, args, *more, **settings)
 
     def invoke(self, ctx: Any) -> Any:
         """Read the other words and run the subcommand."""
@@ -85,6 +88,23 @@ class Group(TyperGroup):
             raise
 
 
+def _require_words(words: list[str]) -> None:
+    """Refuse an empty word: as a path it would be the folder that one is in, and nobody means that.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for before, word in pairwise(["vlsi", *words]):
+        if word == "--":
+            return
+        option = re.fullmatch(r"(--[a-z-]+)=", word)
+        if not word or option:
+            raise ConfigError(
+                f"an empty word stands behind {option[1] if option else before}",
+                hint="perhaps a variable of the shell is not set",
+            )
+
+
 def _interrupted(number: int) -> typer.Exit:
     _output.warn("interrupted")
     return typer.Exit(128 + number)
@@ -94,28 +114,6 @@ def _share(options: list[Any], commands: Mapping[str, Any]) -> None:
     for command in commands.values():
         command.params.extend(options)
         _share(options, getattr(command, "commands", {}))
-
-
-def _keep_alone(commands: Mapping[str, Any], above: str) -> None:
-    """Have every command that is not made for several processes refuse to be one of them."""
-    for name, command in commands.items():
-        if hasattr(command, "commands"):
-            _keep_alone(command.commands, f"{above} {name}")
-        elif all(option.name != "launcher" for option in command.params):
-            command.callback = _alone(command.callback, f"{above} {name}")
-
-
-def _alone(run: Callable[..., Any], name: str) -> Callable[..., Any]:
-    @wraps(run)
-    def refusing(*given: Any, **named: Any) -> Any:
-        if launching.is_launched() and launching.size() > 1:
-            raise ConfigError(
-                f"{name} runs in one process, and {launching.size()} were started",
-                hint="start it without torchrun or accelerate launch",
-            )
-        return run(*given, **named)
-
-    return refusing
 
 
 def _added(option: Any) -> Any:

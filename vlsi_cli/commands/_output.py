@@ -47,6 +47,11 @@ def also(*, verbose: bool = False, quiet: bool = False) -> None:
     _hush()
 
 
+def speak() -> None:
+    """Speak, whichever process of several this would be: the command runs in one."""
+    _state.silent = False
+
+
 def _hush() -> None:
     """Keep the bars of downloads back where little is said, or nobody looks at them; the hub's client reads this when
     it is imported."""

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -116,22 +117,29 @@ def writing(target: Path, *, alone: Path | None = None) -> Iterator[None]:
 def new_file(target: Path, *, flush: bool = True) -> Iterator[Path]:
     """Write a file that appears under its name only when the block ends well; ``flush``: the disk holds it then.
 
+    A device, a pipe and one of the process's own streams (``/dev/stdout``) are not replaced: they get what was written.
+
     Yields:
-        A path beside ``target``, with its ending, to be written.
+        A path beside ``target`` (of an outlet: in the folder for temporary files), with its ending, to be written.
 
     Raises:
         OutputError: it cannot be written. (What the block raises of another file, which it reads, stays as it is.)
     """
     with writing(target):
+        outlet, suffix = is_outlet(target), f".partial{target.suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
-        suffix = f".partial{target.suffix}"
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=suffix, dir=target.parent)
+        place = None if outlet else target.parent
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=suffix, dir=place)
         os.close(handle)
     part = Path(name)
     try:
         with writing(target, alone=part):
             yield part
         with writing(target):
+            if outlet:
+                with part.open("rb") as source, target.open("ab") as sink:
+                    shutil.copyfileobj(source, sink)
+                return
             if flush:
                 _flush(part)
             part.chmod(0o666 & ~_UMASK)
@@ -141,6 +149,19 @@ def new_file(target: Path, *, flush: bool = True) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def is_outlet(target: Path) -> bool:
+    """Whether this is the name of a device, a pipe, or a stream of this process: written into, and never replaced."""
+    path = target.absolute()
+    try:
+        mode = path.stat().st_mode
+        named = path.parent / path.readlink() if path.is_symlink() else path
+    except OSError:  # not there
+        return False
+    if stat.S_ISDIR(mode):
+        return False
+    return not stat.S_ISREG(mode) or named.parent.resolve().is_relative_to("/proc")
 
 
 def write_json(target: Path, value: Any) -> None:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from vlsi_cli.engine.files import writing
+from vlsi_cli.engine.files import is_outlet, writing
 from vlsi_cli.errors import OutputError
 
 #: Bytes that are written, and gone at once, to see whether a disk takes any.
@@ -18,10 +18,15 @@ def require_writable(target: Path) -> None:
     """Refuse, before the work, a file that could not be written after it; nothing is left there.
 
     Raises:
-        OutputError: it is a folder; the nearest folder that exists is none or may not be written; or its disk is full.
+        OutputError: it is a folder, or a device or pipe that may not be written; the nearest folder that exists is none
+            or may not be written; or its disk is full.
     """
     if target.is_dir():
         raise OutputError(f"{target} cannot be written: it is a folder", hint="give the name of a file")
+    if is_outlet(target):
+        if not os.access(target, os.W_OK):  # whoever reads a pipe would take its opening for its end
+            raise OutputError(f"{target} cannot be written: it may not be")
+        return
     above = next(folder for folder in target.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         why = "is not a folder" if not above.is_dir() else "may not be written"

@@ -24,7 +24,7 @@ from vlsi_cli.engine.data.schedule import Draw, EndOfSource, RecordSource
 from vlsi_cli.engine.data.stream import read_in_order
 from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.engine.data.workers import Pool, Reader
-from vlsi_cli.engine.files import new_file
+from vlsi_cli.engine.files import is_outlet, new_file
 from vlsi_cli.engine.places import require_writable
 from vlsi_cli.engine.runs.data import cores, encoder_for, open_source
 from vlsi_cli.engine.runs.data_check_reports import BadExample, BadReason, CheckReport, Lengths, SourceCheck
@@ -277,7 +277,7 @@ def _lengths(found: array[int]) -> Lengths | None:
 def _require_place(bad: Path, wholes: Sequence[DataConfig], *, overwrite: bool) -> None:
     """Refuse, before the work, a file that may not be written."""
     require_writable(bad)
-    if not bad.exists():
+    if not bad.exists() or is_outlet(bad):
         return
     named = [
         getattr(source, "path", None) or getattr(source, "id", None)
