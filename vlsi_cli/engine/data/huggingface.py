@@ -45,8 +45,6 @@ class HuggingFaceSource:
         DataError: not found, not reachable, no such split, or no usable columns.
     """
 
-    held = False
-
     def __init__(
         self,
         id: str,

@@ -177,7 +177,7 @@ class PicturesSource:
         DataError: no such folder, one that cannot be read, or one without pictures.
     """
 
-    shuffles_itself = streamed = held = False
+    shuffles_itself = streamed = False
 
     def __init__(self, folder: Path, prompt: str, without: Collection[Path] = ()) -> None:
         self.name, self._folder = str(folder), folder

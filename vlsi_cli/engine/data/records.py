@@ -28,7 +28,7 @@ _ANY_PLACEHOLDER = re.compile(r"<image>|<\|image\|>|<image[ _]?(?P<number>[1-9][
 
 #: Every reason for which a record is not used, and what it means. The report counts by these words.
 REASONS: dict[str, str] = {
-    "broken-json": "the line is not valid JSON",
+    "broken-json": "the line, or entry of an array, is not valid JSON",
     "bad-format": "fields are missing or of the wrong type",
     "bad-role": "a role other than system, user (human) and assistant (gpt)",
     "role-order": "not an optional system message followed by user and assistant in turn",
