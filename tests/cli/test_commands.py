@@ -54,7 +54,7 @@ def test_dry_run_of_the_papers_pair_is_offline_and_complete() -> None:
     assert re.search(r"interaction\.lora\.rank +64 +recipe qwen2-vl-72b-to-2b", done.stdout)
     assert re.search(r"verbalizer\.architecture +verb-ffn +default", done.stdout)
     assert "hf download Qwen/Qwen2-VL-72B" in done.stdout
-    assert "data/sharegpt4v/sharegpt4v.json" in done.stdout
+    assert "data/SMR.json" in done.stdout
     assert done.stderr == ""
 
 
