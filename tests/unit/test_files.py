@@ -85,6 +85,13 @@ def test_what_is_no_file_is_written_into_and_not_replaced(tmp_path: Path, kind: 
     assert not (tmp_path / "pipe.jsonl").is_file()
 
 
+def test_a_file_where_a_folder_is_to_be(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    told = pytest.raises(OutputError, match="run cannot be written: there is a file of that name")
+    with told, files.writing(tmp_path / "run"):
+        (tmp_path / "run").mkdir(parents=True, exist_ok=True)
+
+
 def test_what_is_a_file_is_no_outlet(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
     (tmp_path / "b").symlink_to(tmp_path / "a")

@@ -109,6 +109,8 @@ def writing(target: Path, *, alone: Path | None = None) -> Iterator[None]:
             raise
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         cause = "no space is left on the disk" if full else (getattr(error, "strerror", None) or str(error))
+        if isinstance(error, FileExistsError):  # where a folder was to be made
+            cause = "there is a file of that name"
         hint = "free some space, or choose another disk with --output" if full else None
         raise OutputError(f"{target} cannot be written: {cause}", hint=hint) from error
 
@@ -200,7 +202,10 @@ def only_process(folder: Path, what: str) -> Iterator[None]:
 
 
 def _taken(what: str) -> OutputError:
-    return OutputError(f"another process is working on {what}", hint="wait for it, or stop it")
+    return OutputError(
+        f"another process is working on {what}",
+        hint="wait for it, or stop it; commands that are started together need an --output each",
+    )
 
 
 def flush_folder(folder: Path) -> None:

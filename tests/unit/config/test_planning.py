@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -278,6 +279,20 @@ def test_words_for_data(tmp_path: Path) -> None:
     (tmp_path / "d.json").write_text('[{"query": "?", "label": "!"}]')
     with pytest.raises(DataError, match="no record at its start"):
         source_from_word(str(tmp_path / "d.json"))
+    (tmp_path / "e.NDJSON").write_text('{"messages": []}')
+    assert source_from_word(str(tmp_path / "e.NDJSON"))["kind"] == "messages"
+    (tmp_path / "f.jsonl").write_text('{"messages": []}', encoding="utf-16")
+    with pytest.raises(DataError, match="is UTF-16"):
+        source_from_word(str(tmp_path / "f.jsonl"))
+    (tmp_path / "g.jsonl.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"no data are read from a file with the ending '\.gz'"):
+        source_from_word(str(tmp_path / "g.jsonl.gz"))
+    (tmp_path / "h.jsonl").mkdir()
+    for word in (str(tmp_path / "h.jsonl"), os.devnull):
+        with pytest.raises(DataError, match="is not a file"):
+            source_from_word(word)
+    with pytest.raises(ConfigError, match="is an address"):
+        source_from_word("https://example.org/data.jsonl")
     with pytest.raises(ConfigError, match="no such file or folder") as caught:
         source_from_word("pattern")
     assert caught.value.hint == "did you mean patterns?"
