@@ -97,7 +97,7 @@ An array of objects: `name`, `aliases`, `title`, `tasks` (of lmms-eval), `split`
 
 `ls`: an array of objects with `name`, `path`, `teacher`, `student`, `description`. `show`: the values of the recipe as
 [Configuration](../configuration.md) names them, with every default. `cp`: an object with `path`. `check`: an array of
-objects with `recipe`, `valid` (boolean) and `problem` (string or null).
+objects with `recipe`, `valid` (boolean) and `problem` (string or null); of a single invalid recipe, its error.
 """
 _WORDS = {
     str: "string",

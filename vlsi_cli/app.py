@@ -8,6 +8,7 @@ import typer
 
 from vlsi_cli import __version__
 from vlsi_cli.commands import (
+    _machine,
     _output,
     cache,
     data,
@@ -51,6 +52,7 @@ def vlsi(
 ) -> None:
     """Distil a large vision language model into a small one, layer by layer, through words (VLsI)."""
     _output.begin(verbose=verbose, quiet=quiet)
+    _machine.require_start()
 
 
 app.command("distill")(distill.distill)

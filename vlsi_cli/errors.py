@@ -17,7 +17,7 @@ class VlsiError(Exception):
 
     Args:
         message: one sentence, starting in lower case, without a final stop or a traceback.
-        hint: the next thing to do (often a command); printed on its own line.
+        hint: the next thing to do (often a command); printed on its own line, and under a traceback of Python's.
 
     Attributes:
         shared: in a run of several processes: all of them raise this error, and the first tells it.
@@ -35,6 +35,19 @@ class VlsiError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+    @property
+    def hint(self) -> str | None:
+        """The next thing to do."""
+        return self._hint
+
+    @hint.setter
+    def hint(self, hint: str | None) -> None:
+        """A note too (PEP 678): whoever calls the engine from Python sees no message of ours, but a traceback."""
+        before = {f"hint: {line}" for line in (getattr(self, "_hint", None) or "").splitlines()}
+        kept = [note for note in getattr(self, "__notes__", ()) if note not in before]
+        self._hint = hint
+        self.__notes__ = [*kept, *(f"hint: {line}" for line in (hint or "").splitlines())]
 
 
 class ConfigError(VlsiError):
@@ -85,6 +98,13 @@ class HubError(VlsiError):
     """A hub that refuses, fails or cannot be reached, or files that must not be sent to one."""
 
     exit_code = 9
+
+
+class RequirementError(VlsiError):
+    """The work was done, and what was required of its outcome does not hold: a score, no loss against another model, a
+    run that fits a device."""
+
+    exit_code = 10
 
 
 class EvaluationError(VlsiError):

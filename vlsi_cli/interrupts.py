@@ -7,7 +7,9 @@ that it came is noted here, so that the command can tell what really happened.
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,10 @@ from vlsi_cli.config import launching
 
 #: (Windows has only the first.)
 _ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+#: Seconds after which a signal is sent again whose interrupt was lost.
+_MOMENT = 0.05
 
 
 class Ended(KeyboardInterrupt):
@@ -73,6 +79,15 @@ def heeded(*, launched: bool = False) -> Iterator[Seen]:
     handlers: dict[int, tuple[Any, Any]] = {signal.SIGINT: (signal.default_int_handler, interrupt)}
     if launched or not launching.is_launched():
         handlers |= dict.fromkeys(_ENDS, (signal.SIG_DFL, end))
+
+    def again(lost: sys.UnraisableHookArgs) -> None:
+        if isinstance(lost.exc_value, KeyboardInterrupt):  # it came in a callback, which could not pass it on
+            number, seen.number = number_of(lost.exc_value), None
+            threading.Timer(_MOMENT, os.kill, (os.getpid(), number)).start()
+        else:
+            unraisable(lost)
+
+    unraisable, sys.unraisablehook = sys.unraisablehook, again
     before = {
         number: signal.signal(number, own)
         for number, (usual, own) in handlers.items()
@@ -82,6 +97,12 @@ def heeded(*, launched: bool = False) -> Iterator[Seen]:
     try:
         yield seen
     finally:
-        _active = outer
+        _active, sys.unraisablehook = outer, unraisable
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def leave() -> None:
+    """Let Ctrl-C end this process at once: all is done, and Python, which is ending, would show where it was."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

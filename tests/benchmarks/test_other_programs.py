@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,23 @@ def test_the_page_names_every_program() -> None:
     for path in (ROOT / "benchmarks").glob("*.py"):
         functions = {node.name for node in parse(path).body if isinstance(node, ast.FunctionDef)}
         assert (f"| `{path.name}` |" in page) == ("main" in functions), path.name
+
+
+PROGRAMS = sorted(
+    path.relative_to(ROOT)
+    for path in (ROOT / "benchmarks").rglob("*.py")
+    if 'if __name__ == "__main__":' in path.read_text("utf-8")
+)
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=str)
+def test_every_program_explains_itself(
+    program: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process: a process of its own would import torch for each."""
+    module = importlib.import_module(".".join(program.with_suffix("").parts))
+    monkeypatch.setattr(sys, "argv", [str(program), "--help"])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: ")

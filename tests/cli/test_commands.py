@@ -54,7 +54,7 @@ def test_dry_run_of_the_papers_pair_is_offline_and_complete() -> None:
     assert re.search(r"interaction\.lora\.rank +64 +recipe qwen2-vl-72b-to-2b", done.stdout)
     assert re.search(r"verbalizer\.architecture +verb-ffn +default", done.stdout)
     assert "hf download Qwen/Qwen2-VL-72B" in done.stdout
-    assert "data/sharegpt4v/sharegpt4v.json" in done.stdout
+    assert "data/SMR.json" in done.stdout
     assert done.stderr == ""
 
 
@@ -105,7 +105,7 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
         ("distill --data nowhere", 2, "--data nowhere: there is no such file or folder"),
         ("distill --data none.json", 3, "none.json"),
         ("distill --teacher a/large --student b/small --data patterns", 4, "hf download a/large"),
-        ("distill --teacher Qwen/Qwen2-VL-72B --student 2b", 4, "data/mathplus/mathplus.jsonl"),
+        ("distill --teacher Qwen/Qwen2-VL-72B --student 2b", 4, "data/mathplus.parquet"),
         ("distill --student ./none --teacher demo/large --data patterns", 4, "student: ./none"),
         ("distill --set student.targets.layers=[1,99] --dry-run", 5, "must lie between 1 and"),
         ("distill --push thing", 2, "'thing' is not the name of a repository: it must be owner/name"),
@@ -306,6 +306,14 @@ def test_recipes_check() -> None:
     done = vlsi("recipes", "check", "bad.yaml")
     assert done.exit_code == 2
     assert "recipe bad.yaml: unknown key 'sed'\nhint: did you mean seed?" in done.stderr
+    done = vlsi("recipes", "check", "demo", "bad.yaml", "--json")
+    assert done.exit_code == 2
+    results = json.loads(done.stdout)  # one document
+    assert [(result["recipe"], result["valid"]) for result in results] == [
+        ("demo", True),
+        ("bad.yaml", False),
+    ]
+    assert done.stderr == "error: not valid: bad.yaml\n"
 
 
 # ------------------------------------------------------------------ the hub

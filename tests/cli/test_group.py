@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
+import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import typer.main
@@ -117,3 +122,113 @@ def test_what_a_library_makes_of_an_interrupt_is_an_interrupt(
     assert (done.exit_code, done.stdout, done.stderr) == (code, "", "warning: interrupted\n")
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_command_of_one_process_is_not_started_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    for name, words in (
+        ("cache build", "somewhere"),
+        ("data check", "patterns"),
+        ("plan", ""),
+        ("eval compare", "a b"),
+    ):
+        done = vlsi(*name.split(), *words.split())
+        assert done.exit_code == 2
+        assert done.stderr.startswith(f"error: vlsi {name} runs in one process, and 2 were started")
+        assert "without torchrun" in done.stderr
+    for words in ("distill --dry-run --json", "eval --list", "data answer --help"):
+        assert vlsi(*words.split()).exit_code == 0
+
+
+def test_an_interrupt_that_a_callback_swallowed_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's import system has such callbacks, which cannot pass on what they raise."""
+
+    def working() -> list[str]:
+        gone = type("Gone", (), {})()
+        watched = weakref.ref(gone, lambda _: signal.raise_signal(signal.SIGINT))
+        del gone
+        assert watched() is None
+        time.sleep(30)
+        return []
+
+    monkeypatch.setattr(recipes, "names", working)
+    done = vlsi("recipes", "ls")
+    assert (done.exit_code, done.stderr) == (130, "warning: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/a/b"),
+            1,
+            "/a/b cannot be used: Permission denied",
+        ),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "b" * 300),
+            1,
+            f"{'b' * 200}... cannot be used: File name",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", b"/a/b"),
+            6,
+            "/a/b cannot be written: no space is left",
+        ),
+        (OSError(errno.EMFILE, "Too many open files", "/a"), 1, "too many files are open"),
+    ],
+    ids=lambda value: getattr(value, "strerror", None),
+)
+def test_what_the_machine_refuses_is_no_defect(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, code: int, sentence: str
+) -> None:
+    monkeypatch.setattr(recipes, "names", Mock(side_effect=error))
+    done = vlsi("recipes", "ls")
+    assert done.exit_code == code
+    assert done.stderr.startswith(f"error: {sentence}")
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in vlsi("recipes", "ls", "-v").stderr
+
+
+def test_an_empty_word_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes from a variable that is not set, and would be taken for the folder that one is in."""
+    monkeypatch.chdir(tmp_path)
+    for words, behind in (
+        (["eval", "-o", "", "--limit", "1"], "-o"),
+        (["distill", "--output=", "--dry-run"], "--output"),
+        (["recipes", "cp", "demo", ""], "demo"),
+        (["verbalize", ""], "verbalize"),
+    ):
+        done = vlsi(*words)
+        assert done.exit_code == 2
+        assert done.stderr.startswith(f"error: an empty word stands behind {behind}\n")
+    assert json.loads(vlsi("cache", "info", "", "--json").stdout)["error"]["exit_code"] == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_python_without_docstrings_is_refused() -> None:
+    command = [sys.executable, "-OO", "-m", "vlsi_cli", "recipes", "ls"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "started without docstrings" in done.stderr
+
+
+def test_a_folder_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        os, "getcwd", Mock(side_effect=FileNotFoundError(errno.ENOENT, "No such file or directory"))
+    )
+    done = vlsi("recipes", "ls")
+    assert done.exit_code == 2
+    assert done.stderr.startswith(
+        "error: the folder in which this command was started does not exist any more\n"
+    )
+
+
+def test_a_command_of_one_process_speaks_whatever_rank_a_cluster_gives_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "demo-large" in vlsi("recipes", "ls").stdout
+    done = vlsi("recipes", "show", "dmeo")
+    assert done.stderr.startswith("error: ")

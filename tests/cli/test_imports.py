@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,22 @@ def test_nothing_heavy_is_imported(words: list[str], tmp_path: Path) -> None:
     assert done.stderr == "imported: \n"
 
 
+def test_the_package_costs_nothing_until_it_is_used(tmp_path: Path) -> None:
+    program = f"""
+import sys
+import vlsi_cli
+assert "distill" in dir(vlsi_cli)
+try:
+    vlsi_cli.distill(overrides={{"interaction.stpes": 1}})
+except vlsi_cli.VlsiError:
+    print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_runs_as_a_module(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vlsi_cli", "--version"]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)}
@@ -85,3 +102,18 @@ main()
         command, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "warning: interrupted\n")
+
+
+def test_ctrl_c_behind_the_end_shows_nothing() -> None:
+    """Python waits for threads and takes modules down, which may take a second."""
+    program = """
+import atexit, signal, sys
+sys.argv = ["vlsi", "--version"]
+from vlsi_cli.__main__ import main
+atexit.register(signal.raise_signal, signal.SIGINT)
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, f"vlsi {__version__}\n", "")

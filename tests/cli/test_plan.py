@@ -118,3 +118,33 @@ def test_what_a_run_would_refuse_is_not_planned() -> None:
     done = vlsi(*PAIR, "--devices", "2", "--sharding", "both", "--set", "teacher.quantization=4bit")
     assert done.exit_code == 2
     assert "cannot divide a quantized large model" in " ".join(done.stderr.split())
+
+
+def test_strict_fails_where_a_stage_does_not_fit() -> None:
+    """After the whole plan has been printed, and with one document."""
+    assert vlsi(*PAIR, "--device", "h200", "--strict").exit_code == 0
+    done = vlsi(*PAIR, "--device", "25GiB", "--strict", "--json")
+    assert done.exit_code == 10
+    (placed,) = json.loads(done.stdout)["devices"]
+    largest = max(placed["peaks"]) / 2**30
+    told = f"error: the run does not fit 25GiB: interaction (small) asks for {largest:.1f} GiB of 25.0 GiB\n"
+    assert done.stderr.startswith(told)
+    settings = [word for rung in placed["ladder"] for word in rung["settings"]]
+    assert (
+        done.stderr[len(told) :] == f"hint: it fits with {' '.join(f'--set {word}' for word in settings)}\n"
+    )
+    again = [word for setting in settings for word in ("--set", setting)]
+    assert vlsi(*PAIR, "--device", "25GiB", "--strict", *again).exit_code == 0, "what the hint says is so"
+    done = vlsi(*PAIR, "--device", "2GiB", "--strict")
+    assert done.exit_code == 10
+    assert "hint: take a larger device" in done.stderr
+    assert "What to change, in this order" in done.stdout
+
+
+def test_strict_fails_where_nothing_is_known_and_needs_a_device() -> None:
+    done = vlsi("--teacher", "a/large", "--student", "b/small", "--device", "h200", "--strict")
+    assert done.exit_code == 10
+    assert "error: nothing says whether the run fits h200" in done.stderr
+    done = vlsi(*PAIR, "--strict")
+    assert done.exit_code == 2
+    assert "there is no --device" in done.stderr

@@ -110,3 +110,58 @@ def test_a_plain_line_each_few_seconds_and_at_the_end(
         91,
         100,
     ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "variables", "moves"),
+    [
+        (Terminal, {}, True),
+        (Terminal, {"CI": "true"}, False),
+        (Terminal, {"CI": "false"}, True),
+        (Terminal, {"TERM": "dumb"}, False),
+        (io.StringIO, {}, False),
+        (io.StringIO, {"FORCE_COLOR": "1"}, False),
+    ],
+)
+def test_bars_move_only_where_somebody_looks(
+    stream: type[io.StringIO], variables: dict[str, str], moves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CI", "FORCE_COLOR", "NO_COLOR", "TTY_INTERACTIVE", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"TERM": "xterm"} | variables).items():
+        monkeypatch.setenv(name, value)
+    shown = stream()
+    monkeypatch.setattr("sys.stderr", shown)
+    with _progress.RunView() as run:
+        run(ev.StageStarted("interaction", "small", 9, 8, first_step=0))
+    with _progress_eval.EvaluationView() as view:
+        view(ev.BenchmarkStarted("m", "mmmu", 12))
+    assert ("\r" in shown.getvalue()) is moves
+    assert "interaction (small): 9 steps of 8 records" in shown.getvalue()
+
+
+def test_tables_in_a_log_are_wide_whatever_its_colours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    table = _tables.new_table("Scores", *(f"column-{number:02}" for number in range(14)))
+    table.add_row(*(f"value-{number:02}" for number in range(14)))
+    _output.data(table)
+    assert len(capsys.readouterr().out.splitlines()) == 3, "title, names, values: not turned on its side"
+
+
+def test_a_log_of_a_long_evaluation_stays_readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hours of answers, ten a second: a line every ten seconds for ten minutes, then one a minute."""
+    clock, shown = iter(range(10_000)), io.StringIO()
+    monkeypatch.setattr("sys.stderr", shown)
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
+    with _progress_eval.EvaluationView() as view:
+        view(ev.BenchmarkStarted("m", "mmmu", 72_000))
+        for second in range(7200):
+            view(ev.AnswersDone(10 * second, 72_000))
+    assert shown.getvalue().count(" answers\n") == pytest.approx(60 + 110, abs=2)

@@ -1,4 +1,5 @@
-"""What the written pages show: their code blocks, the commands in them and in the text, and the heads of recipes."""
+"""What the written pages show: their code blocks, the commands in them and in the text, the heads of recipes, and the
+scripts and jobs of the examples."""
 
 from __future__ import annotations
 
@@ -8,6 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from tests.invariants.tree import ROOT
 
@@ -17,10 +21,12 @@ PAGES = sorted(
     {*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")} - {COMMANDS}
 )
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+SCRIPTS = sorted(path for path in (ROOT / "docs/examples").iterdir() if path.suffix in (".sh", ".yml"))
 
 _FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", flags=re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 _EITHER = "\N{BROKEN BAR}"  # in place of a bar between two words: zero2|zero3
+_KEYWORDS = {"if", "then", "elif", "else", "while", "do", "!"}
 _VARIABLE = re.compile(r"[A-Za-z_]\w*=")
 
 
@@ -66,8 +72,15 @@ def spans(text: str) -> Iterator[tuple[int, str]]:
 
 
 def commands(page: Path) -> list[Shown]:
-    """Every command that a page shows, or that the head of a YAML file does."""
+    """Every command that a page shows, or a script or job, or that the head of a recipe does."""
     text = page.read_text(encoding="utf-8")
+    if page.suffix in (".sh", ".yml"):
+        return [
+            shown
+            for first, script in ([(1, _with_defaults(text))] if page.suffix == ".sh" else jobs(text))
+            for line, each in _lines(first, script)
+            for shown in _commands(line, each, mentioned=False)
+        ]
     if page.suffix == ".yaml":
         return [shown for line, each in _head(text) for shown in _commands(line, each, mentioned=False)]
     found = [
@@ -81,6 +94,29 @@ def commands(page: Path) -> list[Shown]:
         for line, each in spans(text)
         if each.startswith(("vlsi ", "python "))
         for shown in _commands(line, each, mentioned=True)
+    ]
+
+
+def _with_defaults(script: str) -> str:
+    """A script with the values that its own first lines give to what is not set: ``: "${RECIPE:=demo}"``."""
+    values = dict(re.findall(r'^: "\$\{(\w+):=([^}]*)\}"', script, flags=re.MULTILINE))
+    return re.sub(r"\$(\w+)", lambda name: values.get(name[1], name[0]), script)
+
+
+def jobs(text: str) -> list[tuple[int, str]]:
+    """The scripts of a service's jobs: what it runs, with the line where it begins."""
+
+    def found(node: Any, key: str = "") -> Iterator[str]:
+        if isinstance(node, str) and key in ("run", "script", "before_script", "after_script"):
+            yield node
+        for name, child in node.items() if isinstance(node, dict) else ():
+            yield from found(child, str(name))
+        for child in node if isinstance(node, list) else ():
+            yield from found(child, key)
+
+    return [
+        (text.count("\n", 0, max(text.find(script.splitlines()[0]), 0)) + 1, script)
+        for script in found(yaml.safe_load(text))
     ]
 
 
@@ -127,7 +163,7 @@ def _simple(text: str) -> Iterator[list[str]]:
         elif set(word) <= set("();|&"):
             yield words
             words = []
-        elif words or not _VARIABLE.match(word):
+        elif words or not (_VARIABLE.match(word) or word in _KEYWORDS):
             words.append(word)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -34,6 +35,19 @@ def test_exit_codes_are_those_of_the_classes() -> None:
 def test_command_page_is_up_to_date() -> None:
     program = [sys.executable, str(ROOT / "docs/build_cli.py"), "--check"]
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_page_of_the_public_names_is_up_to_date() -> None:
+    program = [sys.executable, str(ROOT / "docs/build_python.py"), "--check"]
+    done = subprocess.run(
+        program,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 

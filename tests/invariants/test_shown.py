@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from tests.invariants.shown import PAGES, RECIPES, Shown, commands
+from tests.invariants.shown import PAGES, RECIPES, SCRIPTS, Shown, commands, jobs
 from tests.invariants.tree import ROOT
 from vlsi_cli.app import app
 from vlsi_cli.config import (
@@ -30,10 +31,11 @@ from vlsi_cli.config import (
     words,
 )
 from vlsi_cli.config.repos import check_repo_name
+from vlsi_cli.config.requirements import read_requirements
 from vlsi_cli.errors import ConfigError, VlsiError
 
-#: Stands for a value in the text: RUN, DIR, N.
-_PLACEHOLDER = re.compile(r"[A-Z]+")
+#: Stands for a value in the text: RUN, DIR, N; or in a script: $RECIPE, $OUT/run.
+_PLACEHOLDER = re.compile(r"[A-Z]+|\$.+")
 _UNFINISHED = ("Missing argument", "Missing option", "requires an argument", "Missing command")
 _UsageError: Any = typer.BadParameter.__base__  # Typer names only the subclass
 
@@ -90,8 +92,10 @@ def _check(name: str, values: dict[str, Any]) -> None:
         VlsiError: it would refuse one.
     """
     values = {key: value for key, value in values.items() if not _stands_for_another(value)}
-    if name.startswith("recipes") and "recipe" in values and values["recipe"] != "all":
-        _recipe(values["recipe"])
+    if name.startswith("recipes"):
+        for word in _several(values.get("recipe")):
+            if word != "all":
+                _recipe(word)
     elif "sets" in values or name in ("distill", "plan", "match-layers", "cache build", "data preview"):
         _configuration(name, values)
     if name == "eval":
@@ -104,6 +108,9 @@ def _check(name: str, values: dict[str, Any]) -> None:
             asked = {each for word in values.get("bench", ()) for each in word.split(",")}
             if asked - own:
                 raise ConfigError(f"no benchmark is named {', '.join(asked - own)}")
+            if "require" in values:
+                named = [benchmarks.choose([each])[0] for each in asked or {benchmarks.BUILT_IN}]
+                read_requirements(values["require"], {model: model for model in models}, named)
     for model in (*_several(values.get("model")), *_several(values.get("compare"))):
         catalog.resolve_alias(model)
     for key, check in {
@@ -163,10 +170,22 @@ def _wrong_program(shown: Shown) -> str | None:
     return f"{name} has no option {', '.join(missing)}" if missing else None
 
 
-@pytest.mark.parametrize("page", [*PAGES, *RECIPES], ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "page", [*PAGES, *RECIPES, *SCRIPTS], ids=lambda page: page.relative_to(ROOT).as_posix()
+)
 def test_commands(page: Path) -> None:
     found = [(shown.line, " ".join(shown.words), told) for shown in commands(page) if (told := wrong(shown))]
     assert not found
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.name)
+def test_a_shell_takes_the_scripts(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    scripts = [text] if file.suffix == ".sh" else [script for _, script in jobs(text)]
+    assert scripts
+    for script in scripts:
+        done = subprocess.run(["bash", "-n", "-c", script], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 # ---------------------------------------------------------------- these tests can fail
@@ -186,6 +205,10 @@ def test_commands(page: Path) -> None:
         "vlsi plan --sharding zero2|zero4",
         "vlsi eval -b mmvet,mmmmu",
         "vlsi eval -m Qwen2-VL-2B --paper VLsI-3B -b mmmu",
+        "vlsi eval -b mmmu --require 'mmmu>=0.5'",
+        "vlsi eval -m Qwen2-VL-2B -b mmmu,mmstar --require 'Qwen2-VL-7B:mmmu>=50'",
+        "vlsi eval compare a b --no-wors",
+        "vlsi recipes check demo dmeo",
         "vlsi verbalize --layers 0-4",
         "vlsi export demo/small --layout onnx",
         "vlsi push runs/mine --repo mine",
@@ -215,3 +238,21 @@ def test_a_wrong_command_in_the_head_of_a_recipe_is_found(tmp_path: Path) -> Non
         "# Command  vlsi distill --recipe dmeo ; or so\n#   accelerate launch \\\n#     -m vlsi_cli distil\n"
     )
     assert [wrong(shown) is not None for shown in commands(page)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "job.yml",
+            "jobs:\n  a:\n    steps:\n      - run: |\n          vlsi recipes check demo\n          vlsi distil\n",
+        ),
+        ("job.yml", "a:\n  script:\n    - pip install -r r.txt\n    - vlsi plan --device $DEVICE --stric\n"),
+        ("a.sh", 'if vlsi eval -m "$MODEL" --requir "$R"; then\n    echo\nfi\n'),
+        ("a.sh", 'vlsi distill --recipe "$RECIPE" \\\n    --set interaction.stps=2\n'),
+    ],
+)
+def test_a_wrong_command_in_a_script_or_job_is_found(name: str, text: str, tmp_path: Path) -> None:
+    page = tmp_path / name
+    page.write_text(text, encoding="utf-8")
+    assert [shown.line for shown in commands(page) if wrong(shown)]

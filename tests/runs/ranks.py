@@ -161,6 +161,8 @@ def main() -> None:
         found["not finite"] = processes.gather(not_finite(folder / "nan", sets["short"]))
         begun = folder / "one-to-two"
         run(load_saved(begun), output=begun, events=events.ignore, resume=True)
+    with processes.joined(CPU):  # what is left of the first meeting is not taken for the second's
+        found["met again"] = processes.gather(processes.rank())
     if processes.is_first():
         (folder / "found.json").write_text(json.dumps(found), "utf-8")
 

@@ -191,7 +191,9 @@ def test_given_answers_are_kept(tmp_path: Path) -> None:
     assert kept == {"id": "labelled.jsonl:5", **full}
     assert rows(output)[0]["answered_by"]["turns"] == [len(right[0])]
     told = refused(3, file, *LARGE, "-o", output, "--set", "data.on_bad_record=refuse")
-    assert f"error: {file}:7: record cannot be used: the line is not valid JSON" in told
+    assert (
+        f"error: {file}:7: record cannot be used: the line, or entry of an array, is not valid JSON" in told
+    )
 
 
 def test_another_making_is_refused(

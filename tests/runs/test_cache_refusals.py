@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from tests.runs.cachekit import Pair, build, cached, picture_data
 from tests.tiny import tiny_folder
+from vlsi_cli.engine import places
 from vlsi_cli.engine.runs import cache as caches
-from vlsi_cli.errors import CheckpointError, ConfigError, VlsiError
+from vlsi_cli.errors import CheckpointError, ConfigError, OutputError, VlsiError
 
 
 def flip(path: Path) -> None:
@@ -180,3 +183,28 @@ def test_a_record_with_other_pixels_is_named(pair: Pair, live: Path, tmp_path: P
     (tmp_path / "data.jsonl").write_text((tmp_path / "data.jsonl").read_text().replace("red", "blue"))
     with pytest.raises(CheckpointError, match="is not among the data"):
         cached(pair, tmp_path / "cache", tmp_path / "third", *sets)
+
+
+@pytest.mark.parametrize("fault", ["a file", "full", "something else"])
+def test_a_place_that_cannot_hold_it_is_told_before_anything_is_read(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("the models were looked at")
+
+    monkeypatch.setattr(caches, "describe_pair", read)
+    place, wanted = tmp_path / "a" / "cache", "is not a folder"
+    if fault == "a file":
+        (tmp_path / "a").write_text("")
+    elif fault == "full":
+        wanted = "no space is left on the disk"
+        full = OSError(errno.ENOSPC, "No space left on device")
+        monkeypatch.setattr(places.os, "fsync", Mock(side_effect=full))
+    else:
+        wanted = "is not empty and no teacher cache"
+        place.mkdir(parents=True)
+        (place / "notes.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OutputError, match=wanted):
+        build(pair, tmp_path, place)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -68,10 +68,14 @@ def test_two_processes_say_what_one_says(tmp_path: Path) -> None:
         one = alone(*words, "--limit", 7, "-o", tmp_path / "one")
         alone(*words[:3], tasks, "--bench", "patterns", "--limit", 2, "-o", tmp_path / "two")
         asked, judge.asked = judge.asked, []
-        with in_two(*words, "--limit", 7, "-o", tmp_path / "two", "--json") as process:
+        with in_two(
+            *words, "--limit", 7, "-o", tmp_path / "two", "--json", "--require", "likely>=2"
+        ) as process:
             said, told = process.communicate(timeout=600)
-    assert process.returncode == 0, told
+    assert process.returncode == 10, told  # what no share of 1 can reach
+    assert told.count("error: likely of demo/small is") == 1
     two = json.loads(said)  # one document: one process speaks
+    assert [outcome["met"] for outcome in two["requirements"]] == [False]
     assert judge.asked == asked  # not twice
     assert (one["settings"]["processes"], two["settings"]["processes"]) == (1, 2)
     for first, second in zip(one["results"], two["results"], strict=True):

@@ -9,9 +9,12 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
+from PIL import Image
 
 from tests.evaluation import needs_harness
 from tests.ports import free_port
@@ -240,6 +243,29 @@ def test_models_are_evaluated_alike(two: dict[str, Any], tmp_path: Path) -> None
     two["then"] = lambda own: (own[0], own[1] | {harness.PACKAGE: "0.1"}, own[2])
     with pytest.raises(ConfigError, match=f"process 1 has {harness.PACKAGE} 0.1, and the first has"):
         evaluate._require_alike(config, plan)
+
+
+@needs_harness
+def test_benchmarks_have_the_same_questions_everywhere(two: dict[str, Any]) -> None:
+    """Answers to another revision of a data set would be scored as answers to the questions of the first."""
+    from vlsi_cli.engine.evaluation import tasks
+
+    def read(*questions: str, limit: int | None = None) -> dict[str, str]:
+        rows: dict[str, Any] = {"question": questions, "picture": [Image.new("RGB", (8, 8))] * len(questions)}
+        task: Any = SimpleNamespace(eval_docs=datasets.Dataset.from_dict(rows))
+        return {"mine": tasks.digest_of(task, limit)}
+
+    agreement.require_same_questions(read("Red?", "Blue?"))
+    two["then"] = lambda own: read("Red?", "Blue?", "Green?")
+    agreement.require_same_questions(read("Red?", "Blue?", "Green?"))
+    for other in (read("Blue?", "Red?", "Green?"), read("Red?", "Blue?"), read("Red?", "Blue?", "Grey?")):
+        with pytest.raises(
+            DataError, match="process 1 has other questions of 'mine' than the first"
+        ) as caught:
+            agreement.require_same_questions(other)
+        assert caught.value.shared
+    two["then"] = lambda own: read("Red?", "Blue?", "Green?", limit=2)
+    agreement.require_same_questions(read("Red?", "Blue?", "Black?", limit=2))
 
 
 def test_pictures_that_another_machine_lacks(two: dict[str, Any], tmp_path: Path) -> None:

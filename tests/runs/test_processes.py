@@ -204,6 +204,7 @@ def test_begun_by_one_and_ended_by_two(launch: Path, single: Path) -> None:
 def test_what_one_process_meets_ends_all(launch: Path) -> None:
     values = found(launch)
     assert values["gathered"] == [{"rank": 0}, {"rank": 1}]
+    assert values["met again"] == [0, 1]
     error = {"kind": "DataError", "shared": True}
     assert values["alone fails"] == [error | {"message": "the second process has no data"}] * 2
     assert values["first fails"] == [error | {"message": "the first process has no data"}] * 2

@@ -108,7 +108,7 @@ def test_layers_that_are_not_there(whole: Path, pair: tuple[Path, Path]) -> None
         read(small, layers=[2, 5])
     assert read(small, layers=[2]).models[0].layers == (2, 4)
     few = tiny_set(whole, large)
-    with pytest.raises(ConfigError, match=r"layer 3 of .* has no verbalizer: the set has 1, 2$"):
+    with pytest.raises(ConfigError, match=r"(?m)layer 3 of .* has no verbalizer: the set has 1, 2$"):
         read(large, verbalizers=[few], layers=[1, 3])
     assert read(large, verbalizers=[few]).models[0].layers == (1, 2, 6)
     assert read(large, verbalizers=[few], layers=[2]).models[0].layers == (2, 6)

@@ -185,3 +185,26 @@ def test_a_package_that_a_later_stage_needs_is_named_before_anything_is_made(
     assert "which is not installed" in " ".join(done.stderr.split())
     assert "vlsi-cli[" in done.stderr
     assert not output.exists()
+
+
+def test_a_picture_that_the_text_names_is_told_once(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    def talk(text: str) -> str:
+        messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "red"}]
+        return json.dumps({"id": text[:5], "messages": messages}) + "\n"
+
+    data = tmp_path / "data.jsonl"
+    told: list[str] = []
+    for rows, wanted in (([talk("Which?")], 0), ([talk("Which?"), talk("Is <img>a.png</img> red?")], 1)):
+        data.write_text("".join(rows))
+        words = ("teacher=null", "verbalization=null", "interaction=null", "evaluation.data=null")
+        sets = ("reinforcement.steps=3", f"data={{sources: [{{kind: messages, path: {data}}}]}}")
+
+        def note(event: ev.Event) -> None:
+            if isinstance(event, ev.Warn):
+                told.append(event.text)
+
+        run(short(pair, *words, *sets), output=tmp_path / str(wanted), events=note)
+        assert [text for text in told if "<img>" in text] == [
+            "data: the text of Is <i holds <img>...</img>, which is trained on as words, and no picture is read there; "
+            "`vlsi data check` counts such records"
+        ] * wanted

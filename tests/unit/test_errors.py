@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import copy
 import errno
+import pickle
+import traceback
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +16,23 @@ from vlsi_cli.errors import ConfigError, Interrupted, did_you_mean
 def test_message_is_the_text_and_the_hint_is_apart() -> None:
     error = ConfigError("no such thing", hint="try another")
     assert (str(error), error.hint, error.exit_code) == ("no such thing", "try another", 2)
+
+
+def test_a_traceback_shows_the_hint_as_it_is_at_last() -> None:
+    """Who calls the engine from Python sees no message of the command line."""
+    error = ConfigError("no such thing", hint="try another")
+    error.add_note("said by somebody else")
+    error.hint = "try this\nor that"
+    again = pickle.loads(pickle.dumps(error))
+    for each in (error, again, copy.copy(error)):
+        shown = traceback.format_exception_only(each)
+        assert [line.strip() for line in shown[1:]] == [
+            "said by somebody else",
+            "hint: try this",
+            "hint: or that",
+        ]
+        assert each.hint == "try this\nor that"
+    assert traceback.format_exception_only(ConfigError("no hint"))[1:] == []
 
 
 def test_every_branch_has_its_own_code() -> None:

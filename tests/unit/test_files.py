@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vlsi_cli.engine import files
+from vlsi_cli.engine.places import require_writable
 from vlsi_cli.errors import OutputError
 
 
@@ -55,6 +56,49 @@ def test_a_file_that_cannot_be_read_is_not_told_as_one_that_cannot_be_written(tm
     with pytest.raises(FileNotFoundError), files.new_file(tmp_path / "a.json"):
         (tmp_path / "data.json").read_text()
     assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+@pytest.mark.parametrize("kind", ["pipe", "stream", "link"])
+def test_what_is_no_file_is_written_into_and_not_replaced(tmp_path: Path, kind: str) -> None:
+    """A device (/dev/null), a pipe with a name, and /dev/stdout, whatever stands behind it."""
+    target = tmp_path / "pipe.jsonl"
+    os.mkfifo(target)
+    reader = os.open(target, os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(target, os.O_WRONLY)
+    if kind == "stream":
+        target = Path(f"/proc/self/fd/{writer}")
+    elif kind == "link":
+        target = tmp_path / "stdout"
+        target.symlink_to(f"/proc/self/fd/{writer}")
+    before = names(tmp_path)
+    try:
+        require_writable(target)
+        with files.new_file(target, flush=False) as part:
+            part.write_text("all of it\n")
+            assert os.path.realpath(part.parent) != str(tmp_path)
+        assert os.read(reader, 100) == b"all of it\n"
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert names(tmp_path) == before
+    assert not (tmp_path / "pipe.jsonl").is_file()
+
+
+def test_a_file_where_a_folder_is_to_be(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    told = pytest.raises(OutputError, match="run cannot be written: there is a file of that name")
+    with told, files.writing(tmp_path / "run"):
+        (tmp_path / "run").mkdir(parents=True, exist_ok=True)
+
+
+def test_what_is_a_file_is_no_outlet(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert not any(files.is_outlet(tmp_path / name) for name in ("a", "b", "none", ""))
+    assert files.is_outlet(Path(os.devnull))
+    with Path("/proc/self/maps").open("rb") as opened:
+        assert files.is_outlet(Path(f"/dev/fd/{opened.fileno()}"))
 
 
 def test_half_folders_of_the_dead_are_swept_and_those_of_the_living_stay(tmp_path: Path) -> None:

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from vlsi_cli import interrupts
-from vlsi_cli.commands import _output
-from vlsi_cli.errors import (
-    SMALLER,
-    ConfigError,
-    Interrupted,
-    TrainingError,
-    VlsiError,
-    first_line,
-    is_out_of_memory,
-)
+from vlsi_cli.commands import _launch, _machine, _output
+from vlsi_cli.errors import ConfigError, Interrupted, VlsiError
 
 _DEFECT = (
     "This is a defect of vlsi, not of your input: please report it with this traceback and `vlsi --version`."
@@ -38,6 +32,7 @@ class Group(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         _share([_added(option) for option in self.params if option.name in _EVERYWHERE], self.commands)
+        _launch.keep_alone(self.commands, "vlsi")
 
     def main(self, args: Iterable[str] | None = None, *more: Any, **settings: Any) -> Any:
         """Run the program with these words, or with those of the command line."""
@@ -46,10 +41,13 @@ class Group(TyperGroup):
         with interrupts.heeded() as self._seen:
             return super().main(words, *more, **settings)
 
-    def make_context(self, *words: Any, **settings: Any) -> Any:
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **settings: Any) -> Any:
         """Read the words before the subcommand."""
         with self._told(), self._telling_of_wrong_words():
-            return super().make_context(*words, **settings)
+            _output.begin()
+            _output.use_json(self._wants_json)
+            _require_words(args)
+            return super().make_context(info_name, args, *more, **settings)
 
     def invoke(self, ctx: Any) -> Any:
         """Read the other words and run the subcommand."""
@@ -69,12 +67,8 @@ class Group(TyperGroup):
             if self._seen.number is not None and not isinstance(error, Interrupted):
                 # a library has made this of it, as of an import that was broken off
                 raise _interrupted(self._seen.number) from error
-            if isinstance(error, VlsiError):
-                _output.error(error)
-                raise typer.Exit(error.exit_code) from error
-            if is_out_of_memory(error):  # where nobody knew a better word
-                problem = TrainingError(f"memory ran out: {first_line(error)}", hint=SMALLER)
-                problem.__cause__ = error
+            problem = error if isinstance(error, VlsiError) else _machine.refusal(error)
+            if problem is not None:
                 _output.error(problem)
                 raise typer.Exit(problem.exit_code) from error
             error.add_note(_DEFECT)
@@ -92,6 +86,23 @@ class Group(TyperGroup):
                 problem = ConfigError(told[:1].lower() + told[1:].rstrip("."), hint=f"see {where} --help")
                 _output.error_document(problem)
             raise
+
+
+def _require_words(words: list[str]) -> None:
+    """Refuse an empty word: as a path it would be the folder that one is in, and nobody means that.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for before, word in pairwise(["vlsi", *words]):
+        if word == "--":
+            return
+        option = re.fullmatch(r"(--[a-z-]+)=", word)
+        if not word or option:
+            raise ConfigError(
+                f"an empty word stands behind {option[1] if option else before}",
+                hint="perhaps a variable of the shell is not set",
+            )
 
 
 def _interrupted(number: int) -> typer.Exit:

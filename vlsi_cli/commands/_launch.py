@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from vlsi_cli.commands import _output
 from vlsi_cli.config import launching
 from vlsi_cli.errors import ConfigError
 
@@ -89,3 +91,26 @@ def start(processes: str | None, launcher: list[str] | None) -> None:
     from vlsi_cli.engine.runs.launch import launch
 
     raise typer.Exit(launch(count, sys.argv[1:], launcher or ()))
+
+
+def keep_alone(commands: Mapping[str, Any], above: str) -> None:
+    """Have every command that is not made for several processes refuse to be one of them."""
+    for name, command in commands.items():
+        if hasattr(command, "commands"):
+            keep_alone(command.commands, f"{above} {name}")
+        elif all(option.name != "launcher" for option in command.params):
+            command.callback = _alone(command.callback, f"{above} {name}")
+
+
+def _alone(run: Callable[..., Any], name: str) -> Callable[..., Any]:
+    @wraps(run)
+    def refusing(*given: Any, **named: Any) -> Any:
+        if launching.is_launched() and launching.size() > 1:
+            raise ConfigError(
+                f"{name} runs in one process, and {launching.size()} were started",
+                hint="start it without torchrun or accelerate launch",
+            )
+        _output.speak()  # whatever a cluster has put into RANK
+        return run(*given, **named)
+
+    return refusing

@@ -88,6 +88,53 @@ SkipOption = Annotated[
         "--skip-unjudged", rich_help_panel=_JUDGE, help="Without a judge, leave out what needs one."
     ),
 ]
+RequireOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--require",
+        metavar="[MODEL:]BENCH>=N",
+        show_default=False,
+        help="Fail (exit code 10) unless the score is at least N, or with <= at most; of every model, or of the one "
+        "named. Again for more. Quote it.",
+    ),
+]
+_GATE = "Gate"
+
+StoredBenchOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bench",
+        "-b",
+        metavar="NAME[,NAME]",
+        show_default=False,
+        help="Only these benchmarks. Default: all that were stored.",
+    ),
+]
+FirstOption = Annotated[
+    str | None, typer.Option("--first", metavar="MODEL", show_default=False, help="Only this model of A.")
+]
+SecondOption = Annotated[
+    str | None, typer.Option("--second", metavar="MODEL", show_default=False, help="Only this model of B.")
+]
+NoWorseOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-worse",
+        rich_help_panel=_GATE,
+        help="Fail (exit code 10) if B is worse than A on any benchmark: if the 95 % interval of the difference lies "
+        "wholly below zero.",
+    ),
+]
+MarginOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        metavar="POINTS",
+        show_default=False,
+        rich_help_panel=_GATE,
+        help="With --no-worse: fail unless the whole interval lies above minus this.",
+    ),
+]
 FolderOption = Annotated[
     Path,
     typer.Option(

@@ -47,9 +47,15 @@ def also(*, verbose: bool = False, quiet: bool = False) -> None:
     _hush()
 
 
+def speak() -> None:
+    """Speak, whichever process of several this would be: the command runs in one."""
+    _state.silent = False
+
+
 def _hush() -> None:
-    """Keep the bars of downloads back where little is said; the hub's client reads this when it is imported."""
-    if _state.quiet or _state.silent:
+    """Keep the bars of downloads back where little is said, or nobody looks at them; the hub's client reads this when
+    it is imported."""
+    if _state.quiet or _state.silent or _is_ci():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
@@ -59,9 +65,19 @@ def use_json(asked: bool) -> None:
 
 
 def speech() -> Console:
-    """The console of standard error; made anew, since tests and redirections change what that is."""
+    """The console of standard error; made anew, since tests and redirections change what that is.
+
+    It is interactive, and so has bars that move, on a terminal that somebody looks at: not where `FORCE_COLOR` asks a
+    log for colours, and not on the terminal that some services give to a job (they all set `CI`).
+    """
+    terminal = sys.stderr.isatty()
     return Console(
-        file=sys.stderr, soft_wrap=not sys.stderr.isatty(), highlight=False, markup=False, quiet=_state.silent
+        file=sys.stderr,
+        soft_wrap=not terminal,
+        highlight=False,
+        markup=False,
+        quiet=_state.silent,
+        force_interactive=None if terminal and not _is_ci() else False,
     )
 
 
@@ -69,9 +85,8 @@ def data(value: RenderableType) -> None:
     """Print data for people. Without a terminal, tables are wide enough to be cut by no one."""
     if _state.silent:
         return
-    console = Console(file=sys.stdout, highlight=False, markup=False)  # names may hold [ ]
-    if not console.is_terminal:
-        console = Console(file=sys.stdout, highlight=False, markup=False, width=200)
+    width = None if sys.stdout.isatty() else 200
+    console = Console(file=sys.stdout, highlight=False, markup=False, width=width)  # names may hold [ ]
     console.print(value, soft_wrap=isinstance(value, str))
 
 
@@ -112,11 +127,15 @@ def defect(problem: Exception) -> None:
     sys.stderr.write(redact("".join(traceback.format_exception(problem))))
 
 
-def error(problem: VlsiError) -> None:
+def error(problem: VlsiError, *, reported: bool = False) -> None:
     """Show the user's or the machine's error: one sentence and, on a line of its own, what to do next.
 
     A process other than the first shows what is its own, or what may be its machine's: an error from before the
     processes were joined, of the first one on a machine.
+
+    Args:
+        problem: the error.
+        reported: whether the document that was printed tells of it already; there is to be only one.
     """
     own = problem.process is not None or (not problem.shared and launching.local_rank() == 0)
     if (_state.silent and not own) or (isinstance(problem, ProcessError) and problem.told):
@@ -133,7 +152,7 @@ def error(problem: VlsiError) -> None:
     console.print(Text.assemble((label, "bold red"), message))
     for line in (hint or "").splitlines():
         console.print(Text.assemble(("hint: ", "cyan"), line))
-    if _state.json:
+    if _state.json and not reported:
         error_document(problem)
 
 
@@ -147,6 +166,10 @@ def error_document(problem: VlsiError) -> None:
         "exit_code": problem.exit_code,
     }
     document({"error": fields})
+
+
+def _is_ci() -> bool:
+    return os.environ.get("CI", "").casefold() not in ("", "0", "false", "no", "off")
 
 
 def has_colours() -> bool:

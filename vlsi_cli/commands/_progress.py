@@ -87,7 +87,7 @@ class RunView:
             for n, what in ((event.total_steps, "step"), (event.records, "record"))
         )
         self._print(f"{name}: {steps} of {records}{resumed}")
-        if self._console.is_terminal:
+        if self._console.is_interactive:
             self._show_bar(name, event.total_steps, event.first_step)
 
     def _show_bar(self, name: str, total: int, completed: int) -> None:
@@ -102,7 +102,7 @@ class RunView:
         self._live = self._bar = self._task = None
 
     def _advance(self, event: ev.Advanced) -> None:
-        if self._console.is_terminal and self._live is None:
+        if self._console.is_interactive and self._live is None:
             self._show_bar(event.what, event.total, event.done)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=event.done)
@@ -112,8 +112,7 @@ class RunView:
     def _is_time(self, *, last: bool) -> bool:
         """Whether the next plain line is due."""
         now = time.monotonic()
-        pace = PLAIN_SECONDS if now - self._opened < LATER_AFTER else LATER_SECONDS
-        due = last or now - self._last_line >= pace
+        due = last or now - self._last_line >= pace(now - self._opened)
         self._last_line = now if due else self._last_line
         return due
 
@@ -124,6 +123,11 @@ class RunView:
             return
         self._bar.update(self._task, completed=event.step)
         self._live.update(Group(self._bar, *_panel(event, self._console.width)))
+
+
+def pace(seconds: float) -> float:
+    """Seconds between plain lines of something that has run for so many."""
+    return PLAIN_SECONDS if seconds < LATER_AFTER else LATER_SECONDS
 
 
 def plain_line(event: ev.StepDone) -> str:

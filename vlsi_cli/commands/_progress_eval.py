@@ -11,7 +11,7 @@ from rich.text import Text
 
 from vlsi_cli import events as ev
 from vlsi_cli.commands import _output
-from vlsi_cli.commands._progress import PLAIN_SECONDS
+from vlsi_cli.commands._progress import pace
 
 
 class EvaluationView:
@@ -24,7 +24,7 @@ class EvaluationView:
         self._console = _output.speech()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._last = 0.0
+        self._last = self._opened = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -62,8 +62,8 @@ class EvaluationView:
 
     def _open(self, title: str, total: int) -> None:
         self._close()
-        self._last = time.monotonic()
-        if not self._console.is_terminal:
+        self._last = self._opened = time.monotonic()
+        if not self._console.is_interactive:
             self._print(f"{title}: {total} questions")
             return
         self._bar = Progress(
@@ -82,8 +82,8 @@ class EvaluationView:
     def _step(self, done: int, total: int) -> None:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=total)
-        elif time.monotonic() - self._last >= PLAIN_SECONDS:
-            self._last = time.monotonic()
+        elif (now := time.monotonic()) - self._last >= pace(now - self._opened):
+            self._last = now
             self._print(f"{done}/{total} answers")
 
     def _close(self) -> None:

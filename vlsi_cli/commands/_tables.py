@@ -93,8 +93,7 @@ def preview_parts(report: PreviewReport, *, colours: bool) -> Iterator[Renderabl
 
 def fetch_parts(report: FetchReport) -> Iterator[RenderableType]:
     """How many images there are, and why others are not."""
-    table = new_table("Images", "", "addresses")
-    table.columns[1].justify = "right"
+    table = new_table("Images", "", "addresses", figures=slice(1, None))
     for name, found in {"fetched": report.fetched, "there before": report.kept, **report.failed}.items():
         table.add_row(name, f"{found:,}")
     table.add_row("of", f"{report.addresses:,}")
@@ -182,9 +181,12 @@ def _needs(plan: Plan) -> Table:
     return table
 
 
-def new_table(title: str, *columns: str) -> Table:
-    """An empty table in the style of all of them."""
-    return FittingTable(title, *columns)
+def new_table(title: str, *columns: str, figures: slice = slice(0)) -> Table:
+    """An empty table in the style of all of them; columns in ``figures`` hold figures, units below units."""
+    table = FittingTable(title, *columns)
+    for column in table.columns[figures]:
+        column.justify = "right"
+    return table
 
 
 def _layers(layers: tuple[int, ...]) -> str:

@@ -53,8 +53,7 @@ def missing(report: AnswerReport) -> str:
 
 
 def _table(rows: dict[str, int]) -> Table:
-    table = new_table("Answers", "", "records")
-    table.columns[1].justify = "right"
+    table = new_table("Answers", "", "records", figures=slice(1, None))
     for name, found in rows.items():
         table.add_row(name, f"{found:,}")
     return table

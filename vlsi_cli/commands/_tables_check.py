@@ -58,7 +58,7 @@ def complaint(report: CheckReport) -> str:
 
 def _records(report: CheckReport) -> Table:
     names = ("records", "usable", "unusable", "with pictures")
-    table = _table("Records", "source", names)
+    table = new_table("Records", "source", *names, figures=slice(1, None))
     for number, source in enumerate(report.sources):
         figures = (source.records, source.usable, source.unusable, source.with_images)
         name = f"{number}: {source.source}" if len(report.sources) > 1 else source.source
@@ -69,7 +69,8 @@ def _records(report: CheckReport) -> Table:
 
 
 def _lengths(report: CheckReport) -> Table:
-    table = _table("Tokens of usable records", "tokens", ("min", "median", "95 %", "max"))
+    names = ("min", "median", "95 %", "max")
+    table = new_table("Tokens of usable records", "tokens", *names, figures=slice(1, None))
     for number, source in enumerate(report.sources):
         found = {
             "all": source.tokens, "of pictures": source.image_tokens, "trained": source.trained_tokens,
@@ -82,17 +83,9 @@ def _lengths(report: CheckReport) -> Table:
 
 
 def _reasons(report: CheckReport) -> Table:
-    table = _table("Unusable records", "reason", ("records",))
-    table.add_column("meaning", overflow="fold")
+    table = new_table("Unusable records", "reason", "records", "meaning", figures=slice(1, 2))
     for number, source in enumerate(report.sources):
         for reason, found in source.reasons.items():
             name = f"{number}: {reason}" if len(report.sources) > 1 else reason
             table.add_row(name, f"{found.count:,}", found.meaning)
-    return table
-
-
-def _table(title: str, first: str, figures: tuple[str, ...]) -> Table:
-    table = new_table(title, first, *figures)
-    for column in table.columns[1:]:
-        column.justify = "right"
     return table

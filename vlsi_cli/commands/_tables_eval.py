@@ -14,7 +14,9 @@ from vlsi_cli.config.benchmarks import Benchmark, paper
 if TYPE_CHECKING:
     from vlsi_cli.engine.runs.compare import Comparison
     from vlsi_cli.engine.runs.evaluate import EvaluationReport
+    from vlsi_cli.engine.runs.no_worse import NoWorse
 
+_WORD = {True: "yes", False: "no"}
 _JUDGES = {"none": "no", "fallback": "yes, for some answers", "required": "yes"}
 
 
@@ -49,6 +51,7 @@ def benchmarks_table(rows: Sequence[Benchmark]) -> Table:
 def report_parts(report: EvaluationReport) -> Iterator[RenderableType]:
     """Scores of each model, differences between them, and where the files are."""
     from vlsi_cli.engine.runs import evaluation_report as shown
+    from vlsi_cli.engine.runs.requirements import apart
 
     for model in dict.fromkeys(result.model for result in report.results):
         table = new_table(model, "benchmark", "n", "score", "std. error", "paper", "difference", "remarks")
@@ -62,6 +65,14 @@ def report_parts(report: EvaluationReport) -> Iterator[RenderableType]:
         for p in report.pairs:
             names = (shown.title(p.benchmark), p.first, p.second)
             table.add_row(*names, str(p.n), shown.signed(p.difference), shown.interval(p))
+        yield table
+    if report.requirements:
+        table = new_table("What was required", "model", "benchmark", "score", "required", "met", "remarks")
+        for one in report.requirements:
+            score = "-" if one.score is None else apart(one.score, one.bound)
+            required = f"{one.relation} {one.bound:g}"
+            near = "within 1.96 standard errors of the bound" if one.close else ""
+            table.add_row(one.model, shown.title(one.benchmark), score, required, _WORD[one.met], near)
         yield table
     if any(result.paper for result in report.results):
         yield f"note: {shown.PAPER}"
@@ -84,5 +95,18 @@ def comparison_parts(report: Comparison) -> Iterator[RenderableType]:
             names = (shown.title(p.benchmark), p.first, p.second)
             table.add_row(*names, str(p.n), shown.signed(p.difference), shown.interval(p))
         yield table
+    if report.no_worse:
+        table = new_table("No worse", "benchmark", "than", "is", "by", "no worse")
+        for one in report.no_worse:
+            table.add_row(shown.title(one.benchmark), one.first, one.second, _rule(one), _WORD[one.met])
+        yield table
     for note in report.notes:
         yield f"note: {note}"
+
+
+def _rule(one: NoWorse) -> str:
+    """What decided whether a model is no worse."""
+    within = "" if not one.margin else f", margin {one.margin:g}"
+    if one.rule == "none":
+        return "cannot be compared"
+    return ("figures alone" if one.rule == "figures" else "95 % interval") + within

@@ -27,7 +27,7 @@ def export_parts(report: ExportReport, *, what: str = "exported") -> Iterator[Re
             f"{case.logit_difference:.2g}",
             f"{case.largest_logit:.1f}",
             percent(case.equal_tokens),
-            f"{case.rows} x {check.steps}",
+            str(case.rows * check.steps),
             str(case.equal_prefix),
         )
     yield table
@@ -37,7 +37,9 @@ def export_parts(report: ExportReport, *, what: str = "exported") -> Iterator[Re
             f"(change {100 * (asked.onnx - asked.torch):+.1f} points, standard error {100 * asked.error:.1f}); "
             f"{percent(asked.same_answers)} of the answers are the same text"
         )
-    files = new_table(f"{report.layout}, {report.precision}, opset {report.opset}", "file", "size")
+    files = new_table(
+        f"{report.layout}, {report.precision}, opset {report.opset}", "file", "size", figures=slice(1, None)
+    )
     for name, length in report.files.items():
         files.add_row(name, size(length))
     yield files

@@ -65,7 +65,7 @@ def _survey_parts(
 
 def _summary(rows: Sequence[int], columns: Sequence[int], survey: Survey) -> Table:
     names = ("nearest", "best", "expected", "drawn", "KL of best", "+- between batches", "T")
-    table = _table("By small layer", "small", *names)
+    table = new_table("\nBy small layer", "small", *names, figures=slice(None))
     for place, layer in enumerate(rows):
         divergences = survey.divergence[place]
         best = columns.index(survey.best[place])
@@ -88,7 +88,8 @@ def _history_parts(past: History, width: int) -> Iterator[RenderableType]:
         title = f"Its matches at its {name}: steps {period.first} to {period.last}, {period.draws} draws"
         yield _shares(title, period.shares, past.small_layers, past.large_layers, (), width)
     spans = [f"steps {period.first}-{period.last}" for period in (past.start, past.end)]
-    table = _table("How its matches moved: mean large layer", "small", *spans, "moved")
+    title = "\nHow its matches moved: mean large layer"
+    table = new_table(title, "small", *spans, "moved", figures=slice(None))
     for place, layer in enumerate(past.small_layers):
         before, after = past.start.mean[place], past.end.mean[place]
         table.add_row(str(layer), f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}")
@@ -152,10 +153,3 @@ def _mean(shares: Sequence[float], layers: Sequence[int]) -> float:
 
 def _list(layers: Sequence[int]) -> str:
     return ", ".join(map(str, layers))
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = new_table(f"\n{title}", *columns)
-    for column in table.columns:
-        column.justify = "right"
-    return table

@@ -11,6 +11,7 @@ from vlsi_cli.commands import _tables
 from vlsi_cli.commands._progress import duration
 from vlsi_cli.config.advice import Advice, Placement
 from vlsi_cli.config.plans import Plan
+from vlsi_cli.errors import RequirementError
 
 
 def plan_parts(plan: Plan, places: list[Placement], found: list[Advice]) -> Iterator[RenderableType]:
@@ -27,6 +28,29 @@ def plan_parts(plan: Plan, places: list[Placement], found: list[Advice]) -> Iter
         yield f"note: {note}"
     if places[0].count > 1:
         yield "note: for several devices this is arithmetic; what this version runs on is said in the documentation"
+
+
+def does_not_fit(plan: Plan, place: Placement, found: Advice) -> RequirementError:
+    """What `--strict` says of a run that does not fit, or of which it cannot be told."""
+    unknown = [stage for stage, peak in zip(plan.stages, found.peaks, strict=True) if peak is None]
+    if unknown:
+        return RequirementError(
+            f"nothing says whether the run fits {_name(place)}: the shapes of a model are not known here",
+            hint="name a model of the catalogue, or have its config.json on this machine",
+        )
+    known = zip(plan.stages, (peak or 0 for peak in found.peaks), strict=True)
+    stage, peak = max(known, key=lambda pair: pair[1])
+    held, least = _tables.size(place.device.memory), found.ladder[-1] if found.ladder else None
+    hint = "take a larger device, or more of them with --sharding both"
+    if least is not None and least.fits:
+        last = dict(
+            one.split("=", 1) for rung in found.ladder for one in rung.settings
+        )  # later rungs take some back
+        hint = "it fits with " + " ".join(f"--set {key}={value}" for key, value in last.items())
+    return RequirementError(
+        f"the run does not fit {_name(place)}: {stage.stage} ({stage.side}) asks for {_tables.size(peak)} of {held}",
+        hint=hint,
+    )
 
 
 def _arithmetic(plan: Plan) -> Table:

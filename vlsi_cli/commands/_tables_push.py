@@ -17,8 +17,7 @@ def push_parts(report: PushReport) -> Iterator[RenderableType]:
     """What was sent and where it is; in a dry run every file and the card."""
     total = f"{counted(len(report.files), 'file')}, {size(report.size)}"
     if report.dry_run:
-        table = new_table(f"Files for {report.repo}", "file", "size")
-        table.columns[1].justify = "right"
+        table = new_table(f"Files for {report.repo}", "file", "size", figures=slice(1, None))
         for file in report.files:
             table.add_row(file.path, size(file.size))
         yield table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from vlsi_cli.engine.verbalizing.answers import Answers, LayerAnswer, Token
 
 _AGREES, _DIFFERS = "bold green", "yellow"
+_UNLIKE = "≠"
+#: Columns that the figures of a model take beside its answer, those of the mark, and those an answer can be read in.
+_FIGURES, _MARK, _ANSWER = 32, 3, 16
 
 
 def report_parts(report: VerbalizeReport) -> Iterator[RenderableType]:
@@ -24,7 +27,7 @@ def report_parts(report: VerbalizeReport) -> Iterator[RenderableType]:
         yield f"question: {picture.prompt}"
         if picture.reference is not None:
             yield f"right answer: {picture.reference}"
-        yield _layers_table(report, picture)
+        yield _Layers(report, picture)
         for model, answers in zip(report.models, picture.answers, strict=True):
             yield f"{model.model}: {model.settled(answers)}"
         if report.place is not None:
@@ -35,31 +38,70 @@ def report_parts(report: VerbalizeReport) -> Iterator[RenderableType]:
         yield model.sentence
 
 
-def _layers_table(report: VerbalizeReport, picture: PictureReading) -> Table:
-    """One model, or two side by side with the lines marked where they differ."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for number, model in enumerate(report.models):
-        if number:
-            table.add_column("")  # the mark between the two
-        table.add_column("layer", justify="right")
-        table.add_column(model.model, overflow="fold", ratio=1)
-        table.add_column("log p", justify="right")
-        table.add_column("entropy", justify="right")
-        table.add_column("final")
-    for row in report.rows:
-        cells: list[Text] = []
-        answers = [
-            picture.answers[side].layers[index] if index is not None else None
-            for side, index in enumerate(row)
+class _Layers:
+    """One model, or two side by side with the lines marked where they differ; in a narrow terminal below each other."""
+
+    def __init__(self, report: VerbalizeReport, picture: PictureReading) -> None:
+        self._names = [model.model for model in report.models]
+        self._rows = [
+            [
+                picture.answers[side].layers[index] if index is not None else None
+                for side, index in enumerate(row)
+            ]
+            for row in report.rows
         ]
-        both = [answer for answer in answers if answer is not None]
-        differ = len(both) == 2 and both[0].text != both[1].text
-        for side, answer in enumerate(answers):
-            if side:
-                cells.append(Text("≠", style=_DIFFERS) if differ else Text("=" if len(both) == 2 else ""))
-            cells += _cells(answer, differ=differ)
-        table.add_row(*cells)
-    return table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        beside = options.max_width - len(self._names) * _FIGURES - (len(self._names) - 1) * _MARK
+        if len(self._names) == 1 or beside >= len(self._names) * _ANSWER:
+            yield self._side_by_side()
+            return
+        yield ", ".join(f"{number}: {name}" for number, name in enumerate(self._names, 1))
+        yield self._below_each_other()
+
+    def _side_by_side(self) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for number, name in enumerate(self._names):
+            if number:
+                table.add_column("")  # the mark between the two
+            _add_columns(table, name)
+        for answers in self._rows:
+            mark = _mark(answers)
+            cells: list[Text] = []
+            for side, answer in enumerate(answers):
+                if side:
+                    cells.append(mark)
+                cells += _cells(answer, differ=mark.plain == _UNLIKE)
+            table.add_row(*cells)
+        return table
+
+    def _below_each_other(self) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("")
+        table.add_column("model", justify="right")
+        _add_columns(table, "answer")
+        for answers in self._rows:
+            mark = _mark(answers)
+            for number, answer in enumerate(answers, 1):
+                if answer is not None:
+                    table.add_row(mark, Text(str(number)), *_cells(answer, differ=mark.plain == _UNLIKE))
+        return table
+
+
+def _add_columns(table: Table, answer: str) -> None:
+    table.add_column("layer", justify="right")
+    table.add_column(answer, overflow="fold", ratio=1)
+    table.add_column("log p", justify="right")
+    table.add_column("entropy", justify="right")
+    table.add_column("final")
+
+
+def _mark(answers: Sequence[LayerAnswer | None]) -> Text:
+    """Whether two answers differ; nothing for one alone."""
+    both = [answer for answer in answers if answer is not None]
+    if len(both) < 2:
+        return Text("")
+    return Text(_UNLIKE, style=_DIFFERS) if both[0].text != both[1].text else Text("=")
 
 
 def _cells(answer: LayerAnswer | None, *, differ: bool) -> Sequence[Text]:

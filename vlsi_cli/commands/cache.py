@@ -9,7 +9,7 @@ import typer
 
 from vlsi_cli.commands import _options as opt
 from vlsi_cli.commands import _output, _progress, _tables_cache
-from vlsi_cli.config import loading, planning, reach, recipes, words
+from vlsi_cli.config import asking, loading, planning, reach, recipes
 from vlsi_cli.errors import CheckpointError, ConfigError
 
 app = typer.Typer(help="Build, describe and verify caches of a large model's answers.", no_args_is_help=True)
@@ -68,14 +68,14 @@ def build(
     folder. The data must have an end. A build that was stopped goes on with the same command.
     """
     _output.use_json(json)
-    flags: dict[str, Any] = {
-        "teacher.id": teacher,
-        "student.id": student,
-        "data.sources": [words.source_from_word(word) for word in data] if data else None,
-        "teacher.verbalizers": _placed(verbalizers),
-        "device": device,
-        "precision": precision,
-    }
+    flags = asking.flags(
+        teacher=teacher,
+        student=student,
+        teacher_verbalizers=_placed(verbalizers),
+        data=data,
+        device=device,
+        precision=precision,
+    )
     if run is None:
         resolved = loading.resolve(recipes.choose(recipe, teacher, student), sets or (), flags)
     else:

@@ -11,10 +11,8 @@ import typer
 from vlsi_cli.commands import _launch, _output, _progress, _reproduce, _tables, _tables_push
 from vlsi_cli.commands import _options as opt
 from vlsi_cli.commands import push as _push
-from vlsi_cli.config import folders, loading, planning, reach, recipes, words
-from vlsi_cli.config.extras import require_extras
+from vlsi_cli.config import asking, planning
 from vlsi_cli.config.repos import check_repo_name
-from vlsi_cli.errors import ConfigError
 
 
 def distill(
@@ -96,32 +94,7 @@ def distill(
         others = chosen | {"resume": resume, "push": push, "processes": processes, "dry-run": dry_run}
         _reproduce.show(reproduce, others=others, json=json)
         return
-    going_on: Path | None = None
-    if skip_damaged and resume is None:
-        raise ConfigError("--skip-damaged says how to resume, but there is no --resume")
-    if resume == "auto" and overwrite:
-        raise ConfigError("--resume auto would go on with what --overwrite removes", hint="leave one out")
-    if resume not in (None, "auto"):
-        going_on = Path(resume)
-        extra = [f"--{name}" for name, value in chosen.items() if value not in (None, False, [])]
-        if extra:
-            raise ConfigError(
-                f"--resume continues a run with its own configuration, but {', '.join(extra)} was given too",
-                hint="leave it out, or start a new run with --output",
-            )
-        resolved = loading.load_saved(going_on)
-    else:
-        flags = {
-            "teacher.id": teacher,
-            "student.id": student,
-            "teacher.cache": str(teacher_cache.absolute()) if teacher_cache else None,
-            "data.sources": [words.source_from_word(word) for word in data] if data else None,
-            "seed": seed,
-            "device": device,
-            "precision": precision,
-            "watch.report_to": report_to or None,
-        }
-        resolved = loading.resolve(recipes.choose(recipe, teacher, student), sets or (), flags)
+    resolved = asking.distillation(chosen, resume=resume, skip_damaged=skip_damaged)
 
     if dry_run:
         plan = planning.plan(resolved)
@@ -132,13 +105,8 @@ def distill(
                 _output.data(part)
         return
 
-    run = going_on or output or folders.RUNS
-    if _launch.is_first():  # the others are told where it is, and whether it is gone on with
-        if resume == "auto":
-            going_on = folders.to_go_on_with(output, resolved)
-        run = going_on or folders.for_new_run(output, resolved.config.name, overwrite=overwrite)
-    reach.require(planning.needs(resolved.config), of_run=going_on is not None)
-    require_extras(resolved.config)
+    run, goes_on = asking.run_folder(resolved, output=output, resume=resume, overwrite=overwrite)
+    asking.require(resolved, of_run=goes_on, dry_run=True)
 
     if push is not None and _launch.is_first():
         from vlsi_cli.engine.runs import push as hub
@@ -154,7 +122,7 @@ def distill(
             resolved,
             output=run,
             events=view,
-            resume=going_on is not None,
+            resume=goes_on,
             overwrite=overwrite,
             skip_damaged=skip_damaged,
         )

@@ -1,19 +1,18 @@
-"""``vlsi eval``: models on benchmarks; ``vlsi eval compare``: stored evaluations side by side."""
+"""``vlsi eval``: models on benchmarks."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from vlsi_cli.commands import _launch, _output, _progress_eval, _tables_eval
+from vlsi_cli.commands import _launch, _output, _progress_eval, _tables_eval, evaluate_compare
 from vlsi_cli.commands import _options as opt
 from vlsi_cli.commands import _options_eval as ask
 from vlsi_cli.config import benchmarks, evaluating, harness
 from vlsi_cli.config.evaluation import OUTPUT, EvaluationConfig
 from vlsi_cli.config.words import batch_size_from_word
-from vlsi_cli.errors import ConfigError, EvaluationError
+from vlsi_cli.errors import ConfigError, EvaluationError, RequirementError
 
 app = typer.Typer(cls=_launch.LaunchedGroup, invoke_without_command=True)
 
@@ -40,13 +39,15 @@ def evaluate(
     processes: _launch.ProcessesOption = None,
     launcher: _launch.LauncherOption = None,
     output: ask.FolderOption = OUTPUT,
+    require: ask.RequireOption = None,
     html: ask.HtmlOption = False,
     json: opt.JsonOption = False,
 ) -> None:
     """Evaluate models on benchmarks.
 
     Without arguments: the demo pair on the built-in puzzles. Answers are kept as they come: the same command after
-    Ctrl-C, a crash or with more benchmarks asks only what is missing.
+    Ctrl-C, a crash or with more benchmarks asks only what is missing. `--require` makes it fail when a score is not
+    what it should be, after everything has been printed and written.
 
     Benchmarks run on lmms-eval; `docs/evaluation.md` says how to install it and what each benchmark needs.
     """
@@ -65,6 +66,7 @@ def evaluate(
         "models": model, "benchmarks": bench, "paper": paper, "tasks_dir": tasks_dir, "limit": limit,
         "batch_size": batch_size_from_word(batch_size), "max_new_tokens": max_new_tokens, "min_pixels": min_pixels,
         "max_pixels": max_pixels, "device": device, "precision": precision, "output": output, "html": html,
+        "require": require,
         "skip_unjudged": skip_unjudged, "judge": _judge(judge_model, judge_url, judge_timeout),
     }  # fmt: skip
     config = EvaluationConfig.model_validate(
@@ -88,26 +90,13 @@ def evaluate(
         _output.warn(
             f"{len(report.unscored)} of {len(report.results)} scores are missing; the table says why"
         )
-        raise typer.Exit(EvaluationError.exit_code)
+    for outcome in report.unmet:
+        _output.error(RequirementError(outcome.sentence), reported=True)
+    if report.unmet or report.unscored:
+        raise typer.Exit((RequirementError if report.unmet else EvaluationError).exit_code)
 
 
-@app.command("compare")
-def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="Output folder of an evaluation.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Output folder of another.")],
-    json: opt.JsonOption = False,
-) -> None:
-    """Compare stored evaluations, question by question where both asked the same."""
-    _output.use_json(json)
-
-    from vlsi_cli.engine.runs import compare as engine
-
-    report = engine.run(first, second)
-    if json:
-        _output.document(report)
-    else:
-        for part in _tables_eval.comparison_parts(report):
-            _output.data(part)
+app.command("compare")(evaluate_compare.compare)
 
 
 def _judge(model: str | None, url: str | None, timeout: float | None) -> dict[str, Any] | None:

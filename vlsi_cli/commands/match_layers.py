@@ -10,8 +10,7 @@ import typer
 
 from vlsi_cli.commands import _options as opt
 from vlsi_cli.commands import _output, _progress, _tables_match
-from vlsi_cli.config import loading, planning, reach, recipes, words
-from vlsi_cli.errors import ConfigError
+from vlsi_cli.config import asking, reading
 
 _SETS, _RUN, _FILES = "Verbalizers", "A run", "Files"
 
@@ -40,12 +39,12 @@ def match_layers(
     student: opt.StudentOption = None,
     recipe: opt.RecipeOption = None,
     data: opt.DataOption = None,
-    samples: Annotated[int, typer.Option(min=1, help="Records to read.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="Records to read.")] = reading.SAMPLES,
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Records that share a draw; default: as in the interaction.", show_default=False),
     ] = None,
-    draws: Annotated[int, typer.Option(min=1, help="Draws of each batch for the drawn matches.")] = 100,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of each batch for the drawn matches.")] = reading.DRAWS,
     teacher_verbalizers: Annotated[str | None, _set_option("large")] = None,
     student_verbalizers: Annotated[str | None, _set_option("small")] = None,
     run: Annotated[
@@ -78,36 +77,24 @@ def match_layers(
     Target layers are set as for `distill`, e.g. `--set teacher.targets.layers=[2,4,6]`.
     """
     _output.use_json(json)
-    own = {"--teacher": teacher, "--student": student, "--recipe": recipe,
-           "--teacher-verbalizers": teacher_verbalizers, "--student-verbalizers": student_verbalizers}  # fmt: skip
-    if run is not None and (extra := [name for name, value in own.items() if value is not None]):
-        also = ", ".join(extra)
-        raise ConfigError(f"--run brings its own models, but {also} was given too", hint="leave it out")
-    if run is None and (history or at is At.start):
-        which = "--history" if history else "--at"
-        raise ConfigError(f"{which} is about a run", hint="give the run with --run")
-    if history and (data or sets):
-        also = "--data" if data else "--set"
-        raise ConfigError(f"--history reads a log alone, but {also} was given too", hint="leave it out")
-    flags = {
-        "teacher.id": teacher,
-        "student.id": student,
-        "teacher.verbalizers": teacher_verbalizers,
-        "data.sources": [words.source_from_word(word) for word in data] if data else None,
-        "seed": seed,
-        "device": device,
-        "precision": precision,
-    }
-    if run is not None:
-        loading.load_saved(run)  # refused as a run folder before it is read as a recipe
-    resolved = loading.resolve(
-        run / loading.CONFIG_FILE if run is not None else recipes.choose(recipe, teacher, student),
-        sets or (),
-        flags,
+    given = asking.flags(
+        teacher=teacher,
+        student=student,
+        teacher_verbalizers=teacher_verbalizers,
+        data=data,
+        seed=seed,
+        device=device,
+        precision=precision,
     )
-    if not history:
-        needed = [need for need in planning.needs(resolved.config) if not need.what.startswith("evaluation")]
-        reach.require(needed, dry_run=False, of_run=run is not None)
+    resolved = asking.pair(
+        recipe,
+        sets or (),
+        given,
+        student_verbalizers=student_verbalizers,
+        run=run,
+        history_only=history,
+        at_start=at is At.start,
+    )
 
     from vlsi_cli.engine.runs import match_layers as engine
 

@@ -10,9 +10,10 @@ import typer
 
 from vlsi_cli.commands import _options as opt
 from vlsi_cli.commands import _output, _tables_plan
-from vlsi_cli.config import accelerators, advice, loading, planning, recipes, words
+from vlsi_cli.config import accelerators, advice, asking, loading, planning, recipes
 from vlsi_cli.config.loading import Resolved
 from vlsi_cli.config.stage_plans import Records
+from vlsi_cli.errors import ConfigError, RequirementError
 
 _RECORDS, _MACHINE = "Records", "Machine"
 
@@ -71,6 +72,14 @@ def plan(
             min=0.0, max=1.0, help="Share of them that comes from pictures.", rich_help_panel=_RECORDS
         ),
     ] = Records.image_share,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Fail (exit code 10) unless every stage fits --device.",
+            rich_help_panel=_MACHINE,
+        ),
+    ] = False,
     json: opt.JsonOption = False,
 ) -> None:
     """Print what a distillation asks for: memory by stage and part, arithmetic, time, and what makes it fit.
@@ -78,14 +87,11 @@ def plan(
     Loads no weights and needs no network: shapes come from the built-in catalogue or a config on this machine.
     """
     _output.use_json(json)
-    flags = {
-        "teacher.id": teacher,
-        "student.id": student,
-        "data.sources": [words.source_from_word(word) for word in data] if data else None,
-        "sharding": sharding
-        if sharding != "none"
-        else None,  # what does not go with it is refused, not advised
-    }
+    if strict and device is None:
+        raise ConfigError("--strict asks whether the run fits, but there is no --device", hint="add it")
+    flags = asking.flags(teacher=teacher, student=student, data=data)
+    # what does not go with it is refused, not advised
+    flags["sharding"] = sharding if sharding != "none" else None
     chosen = recipes.choose(recipe, teacher, student)
 
     def again(more: Sequence[str]) -> Resolved:
@@ -99,6 +105,9 @@ def plan(
     if json:
         placed = [{**asdict(place), **asdict(one)} for place, one in zip(places, found, strict=True)]
         _output.document({**made.to_json(), "devices": placed})
-        return
-    for part in _tables_plan.plan_parts(made, places, found):
-        _output.data(part)
+    else:
+        for part in _tables_plan.plan_parts(made, places, found):
+            _output.data(part)
+    if strict and not found[0].fits:
+        _output.error(_tables_plan.does_not_fit(made, places[0], found[0]), reported=True)
+        raise typer.Exit(RequirementError.exit_code)

@@ -68,18 +68,22 @@ def cp(
 
 @app.command("check")
 def check(
-    recipe: Annotated[str, typer.Argument(metavar="NAME|FILE|all", help="Which to check.")] = "all",
+    recipe: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME|FILE|all", help="Which to check.", show_default="all"),
+    ] = None,
     json: opt.JsonOption = False,
 ) -> None:
     """Check that recipes are valid and that their target layers fit, without loading anything."""
     _output.use_json(json)
     results: list[dict[str, str | bool | None]] = []
-    for name in recipes.names() if recipe == "all" else [recipe]:
+    names = [each for word in recipe or ["all"] for each in (recipes.names() if word == "all" else [word])]
+    for name in names:
         try:
             planning.plan(loading.resolve(name))
             results.append({"recipe": name, "valid": True, "problem": None})
         except VlsiError as error:
-            if recipe != "all":
+            if len(names) == 1:
                 raise
             results.append({"recipe": name, "valid": False, "problem": str(error)})
     if json:
@@ -88,4 +92,5 @@ def check(
         for result in results:
             _output.data(f"{result['recipe']}: {result['problem'] or 'valid'}")
     if bad := [str(result["recipe"]) for result in results if not result["valid"]]:
-        raise ConfigError(f"not valid: {', '.join(bad)}")
+        _output.error(ConfigError(f"not valid: {', '.join(bad)}"), reported=True)
+        raise typer.Exit(ConfigError.exit_code)

@@ -10,7 +10,7 @@ import typer
 
 from vlsi_cli.commands import _options as opt
 from vlsi_cli.commands import _output, _progress, _tables_verbalize
-from vlsi_cli.config import catalog, words
+from vlsi_cli.config import catalog, reading, words
 from vlsi_cli.errors import ConfigError
 
 _READ, _SHOW = "How layers are read", "What is shown"
@@ -52,7 +52,9 @@ def verbalize(
         typer.Option(metavar="LIST", help="Layers to read, e.g. 2,6,10 or 2-26:4; default: those with a verbalizer, "
                      "or all.", show_default=False, rich_help_panel=_READ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.", rich_help_panel=_READ)] = 32,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest answer, in tokens.", rich_help_panel=_READ)
+    ] = reading.MAX_NEW_TOKENS,
     device: opt.DeviceOption = None,
     precision: opt.PrecisionOption = None,
     tokens: Annotated[
@@ -60,7 +62,9 @@ def verbalize(
         typer.Option(min=1, metavar="PLACE", help="Also each layer's likeliest tokens at this token of the final "
                      "answer, counted from 1.", show_default=False, rich_help_panel=_SHOW),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, max=100, help="How many of them.", rich_help_panel=_SHOW)] = 5,
+    top_k: Annotated[
+        int, typer.Option(min=1, max=100, help="How many of them.", rich_help_panel=_SHOW)
+    ] = reading.TOP_K,
     html: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write a page with pictures and coloured tokens.", show_default=False,

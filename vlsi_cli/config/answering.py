@@ -93,9 +93,10 @@ def check(asked: AnsweringConfig, config: DistillConfig) -> None:
     who(config)
     output = asked.output
     if output.suffix != ".jsonl":
+        named = output.with_suffix(".jsonl") if output.name.strip(".") else output / "answers.jsonl"
         raise ConfigError(
             f"--output is {output}, and records are written as JSON Lines",
-            hint=f"name a file that ends in .jsonl, such as {output.with_suffix('.jsonl')}",
+            hint=f"name a file that ends in .jsonl, such as {named}",
         )
     for number, source in enumerate(config.data.located_sources()):
         if isinstance(source, LlavaSource | MessagesSource) and source.path.resolve() == output.resolve():

@@ -37,13 +37,15 @@ _HINTS = {
 }
 
 
-def complain(error: ValidationError, origins: Mapping[str, str]) -> ConfigError:
-    """The error to raise for a failed check.
+def complain(
+    error: ValidationError, origins: Mapping[str, str], model: type[BaseModel] = DistillConfig
+) -> ConfigError:
+    """The error to raise for a failed check of a ``model``.
 
     Unknown keys come first: they are the usual cause of whatever else is wrong.
     """
     found = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    sentences = [_sentence(one["type"], one["loc"], one["msg"], one, origins) for one in found]
+    sentences = [_sentence(one["type"], one["loc"], one["msg"], one, origins, model) for one in found]
     first, hint = sentences[0]
     others = [text for text, _ in sentences[1:] if "at least 1 item after validation" not in text]
     if others:
@@ -62,17 +64,22 @@ def all_keys(model: type[BaseModel] = DistillConfig, prefix: str = "") -> Iterat
 
 
 def _sentence(
-    kind: str, loc: tuple[int | str, ...], message: str, found: Mapping[str, Any], origins: Mapping[str, str]
+    kind: str,
+    loc: tuple[int | str, ...],
+    message: str,
+    found: Mapping[str, Any],
+    origins: Mapping[str, str],
+    root: type[BaseModel],
 ) -> tuple[str, str | None]:
     value, context = found.get("input"), found.get("ctx", {})
-    keys, model = _walk(loc[:-1] if kind in ("extra_forbidden", "missing") else loc)
+    keys, model = _walk(loc[:-1] if kind in ("extra_forbidden", "missing") else loc, root)
     if kind == "extra_forbidden":
         key = ".".join([*keys, str(loc[-1])])
         inside = ".".join(keys)
         text = f"{_where(key, origins)}unknown key '{_short(str(loc[-1]))}'" + (
             f" in '{inside}'" if inside else ""
         )
-        return text, _suggest(str(loc[-1]), inside, model)
+        return text, _suggest(str(loc[-1]), inside, model, root)
     if kind == "missing":
         key = ".".join([*keys, str(loc[-1])])
         inside = ".".join(keys)
@@ -103,10 +110,10 @@ def _short(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def _walk(loc: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel] | None]:
+def _walk(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[list[str], type[BaseModel] | None]:
     """The keys of a location, without pydantic's names of alternatives, and the model found there."""
     keys: list[str] = []
-    models: list[type[BaseModel]] = [DistillConfig]
+    models: list[type[BaseModel]] = [root]
     for part in loc:
         tagged = [model for model in models if "kind" in model.model_fields]
         tagged = [model for model in tagged if model.model_fields["kind"].default == part]
@@ -127,12 +134,12 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(inner)
 
 
-def _suggest(word: str, inside: str, model: type[BaseModel] | None) -> str | None:
+def _suggest(word: str, inside: str, model: type[BaseModel] | None, root: type[BaseModel]) -> str | None:
     siblings = list(model.model_fields) if model else []
     if near := did_you_mean(word, siblings):
         return f"did you mean {near}?"
     elsewhere = [
-        key for key in dict.fromkeys(all_keys()) if key.rsplit(".", 1)[-1] == word and "*" not in key
+        key for key in dict.fromkeys(all_keys(root)) if key.rsplit(".", 1)[-1] == word and "*" not in key
     ]
     within = [key for key in elsewhere if key.startswith(f"{inside}.")] if inside else elsewhere
     if within or elsewhere:
@@ -147,5 +154,5 @@ def _where(key: str, origins: Mapping[str, str]) -> str:
         for known, origin in origins.items()
         if key and (f"{known}.".startswith(f"{key}.") or key.startswith(f"{known}."))
     ]
-    found.sort(key=lambda origin: not origin.startswith("--"))
+    found.sort(key=lambda origin: not origin.startswith(("--", "overrides")))
     return f"{found[0]}: " if found else ""

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from vlsi_cli.config.base import Config
+from vlsi_cli.config.repos import looks_local
 from vlsi_cli.errors import DataError
 
 
@@ -76,6 +77,9 @@ class HubSource(_SourceConfig):
     columns: dict[Literal["question", "answer", "image"], str] | None = None
     """Names of a question, an answer and (where there are pictures) an image column, for data sets without
     conversations; null: `messages` or `conversations` is looked for."""
+    image_root: Path | None = None
+    """Folder that paths of images start from and must not leave; null: a local dataset's own folder, and none for a
+    dataset of the hub, whose rows then have to hold the images themselves."""
 
 
 class ImagesSource(_SourceConfig):
@@ -191,6 +195,10 @@ def _located(source: Source, root: Path | None) -> Source:
             change["image_root"] = root / source.image_root
     elif isinstance(source, ImagesSource):
         change["path"] = root / source.path
-    elif isinstance(source, HubSource) and (root / source.id).exists():
-        change["id"] = str(root / source.id)
+    elif isinstance(source, HubSource):
+        missing = looks_local(source.id) and not Path(source.id).exists()
+        if missing or (root / source.id).exists():
+            change["id"] = str(root / source.id)
+        if source.image_root is not None:
+            change["image_root"] = root / source.image_root
     return source.model_copy(update=change)

@@ -14,6 +14,7 @@ from vlsi_cli.config.folders import model_of_run
 from vlsi_cli.config.missing import model_need
 from vlsi_cli.config.models import ModelConfig
 from vlsi_cli.config.presence import Need, cached_snapshot
+from vlsi_cli.config.requirements import Requirement, read_requirements
 from vlsi_cli.errors import ConfigError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -33,11 +34,13 @@ class EvaluationPlan:
 
     Attributes:
         skipped: titles of benchmarks that are left out for want of a judge.
+        requirements: what is asked of the scores.
     """
 
     models: tuple[Asked, ...]
     benchmarks: tuple[Benchmark, ...]
     skipped: tuple[str, ...]
+    requirements: tuple[Requirement, ...] = ()
 
 
 def plan(config: EvaluationConfig) -> EvaluationPlan:
@@ -46,7 +49,8 @@ def plan(config: EvaluationConfig) -> EvaluationPlan:
     Where the hub cannot be reached, the libraries that read from it are told so: they would retry for minutes.
 
     Raises:
-        ConfigError: an unknown benchmark or row of the paper, no harness, or no judge where one is needed.
+        ConfigError: an unknown benchmark or row of the paper, no harness, no judge where one is needed, or a
+            requirement that no outcome could answer.
         ModelError, DataError: a model or data set that is neither here nor within reach.
     """
     chosen = benchmarks.choose(list(config.benchmarks), config.tasks_dir)
@@ -62,8 +66,11 @@ def plan(config: EvaluationConfig) -> EvaluationPlan:
     kept = [benchmark for benchmark in chosen if benchmark not in judged]
     if not kept:
         raise ConfigError("every benchmark asked for needs a judge, so --skip-unjudged leaves none")
-    _require(config, [asked.id for asked in models], kept)
-    return EvaluationPlan(models, tuple(kept), tuple(b.title for b in judged))
+    ids = [asked.id for asked in models]
+    names = {**dict(zip(config.models, ids, strict=True)), **{id: id for id in ids}}
+    required = read_requirements(config.require, names, kept, judged, config.tasks_dir)
+    _require(config, ids, kept)
+    return EvaluationPlan(models, tuple(kept), tuple(b.title for b in judged), required)
 
 
 def _models(config: EvaluationConfig) -> tuple[Asked, ...]:

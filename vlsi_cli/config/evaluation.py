@@ -51,5 +51,7 @@ class EvaluationConfig(Config):
     judge: JudgeConfig | None = None
     skip_unjudged: bool = False
     """Leave out benchmarks that need a judge when none is configured."""
+    require: tuple[str, ...] = ()
+    """What is asked of the scores, each as `BENCH>=N`, `BENCH<=N` or one of these behind `MODEL:`."""
     html: bool = False
     """Write a page with the questions, pictures and answers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -71,6 +72,7 @@ def for_new_run(output: Path | None, name: str, *, overwrite: bool = False) -> P
         while (RUNS / f"{stem}-{number}").exists():
             number += 1
         return RUNS / f"{stem}-{number}"
+    require_readable_name(output)
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file, not a folder", hint="give another --output")
     if holds_something(output):
@@ -83,6 +85,20 @@ def for_new_run(output: Path | None, name: str, *, overwrite: bool = False) -> P
                 "replace it with --overwrite, or give another --output",
             )
     return output
+
+
+def require_readable_name(folder: Path) -> None:
+    """Refuse a folder for weights whose name is not UTF-8: safetensors would write there, and could not read it.
+
+    Raises:
+        OutputError: it is such a one.
+    """
+    try:
+        os.fsencode(folder).decode("utf-8")
+    except UnicodeDecodeError:
+        raise OutputError(
+            f"{folder} cannot hold weights: its name is not UTF-8", hint="give another --output"
+        ) from None
 
 
 def to_go_on_with(output: Path | None, resolved: Resolved) -> Path | None:

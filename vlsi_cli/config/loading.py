@@ -1,8 +1,8 @@
 """From a recipe, ``--set`` and flags to one checked configuration in which every value knows where it came
 from.
 
-Precedence: default < recipe < ``--set`` < flag. Mappings are merged key by key; lists are replaced as a
-whole, but ``--set data.sources.0.path=...`` reaches into one, also into one that a flag gives.
+Precedence: default < recipe < ``--set`` (``overrides`` in Python) < flag. Mappings are merged key by key; lists are
+replaced as a whole, but ``--set data.sources.0.path=...`` reaches into one, also into one that a flag gives.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ FLAGS = {
     "precision": "--precision",
     "watch.report_to": "--report-to",
 }
+#: Origins of what ``--set`` gives, and of what is given for it from Python.
+CHANGED = ("--set", "overrides")
 CONFIG_FILE, ORIGINS_FILE = "config.yaml", "origins.json"
 # Keys that say the same thing in two ways: naming one in a later layer lifts the other.
 _ALTERNATIVES = {
@@ -52,7 +54,7 @@ class Resolved:
 
     Attributes:
         config: the configuration.
-        origins: for every leaf, by dotted key: ``default``, ``recipe NAME``, ``--set``, or the flag.
+        origins: for every leaf, by dotted key: ``default``, ``recipe NAME``, ``--set``, ``overrides``, or the flag.
         recipe: name of the recipe, None when there was none.
     """
 
@@ -89,7 +91,7 @@ NO_DATA, STAND_IN = {"kind": "messages", "path": "<no data>"}, "nothing: no data
 
 def resolve(
     recipe: str | Path | None = None,
-    sets: Sequence[str] = (),
+    sets: Sequence[str] | Mapping[str, Any] = (),
     flags: Mapping[str, Any] | None = None,
     *,
     without_data: bool = False,
@@ -98,7 +100,7 @@ def resolve(
 
     Args:
         recipe: name or file; None: defaults only.
-        sets: ``key=value`` with a dotted key and a YAML value.
+        sets: ``key=value`` with a dotted key and a YAML value; or dotted keys with their values.
         flags: dotted key -> value, for the keys of :data:`FLAGS`; a value of None is a flag not given.
         without_data: let :data:`NO_DATA` stand for data that are not given, for what reads none.
 
@@ -121,9 +123,8 @@ def resolve(
     _merge_flags(
         tree, origins, listed
     )  # before --set, which may reach into the list: data.sources.0.image_root
-    for text in sets:
-        path, value = parse_set(text)
-        _merge(tree, origins, path, value, "--set")
+    for path, value, origin in _changes(sets):
+        _merge(tree, origins, path, value, origin)
         _merge_flags(tree, origins, {at: flag for at, flag in listed.items() if at[: len(path)] == path})
     _merge_flags(tree, origins, {path: value for path, value in given.items() if path not in listed})
     _resolve_models(tree)
@@ -136,6 +137,14 @@ def resolve(
     _refuse_secrets(config)
     leaves = (key for key, _ in flatten(config.model_dump(mode="json")))
     return Resolved(config, {key: _origin(key, origins) for key in leaves}, label)
+
+
+def _changes(sets: Sequence[str] | Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any, str]]:
+    """Path, value and origin of each."""
+    if isinstance(sets, Mapping):
+        yield from ((tuple(str(key).split(".")), value, CHANGED[1]) for key, value in sets.items())
+    else:
+        yield from ((*parse_set(text), CHANGED[0]) for text in sets)
 
 
 def _refuse_secrets(config: DistillConfig) -> None:

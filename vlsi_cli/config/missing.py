@@ -13,13 +13,8 @@ from pathlib import Path
 
 from vlsi_cli.config import catalog
 from vlsi_cli.config.models import ModelConfig
-from vlsi_cli.config.presence import (
-    Need,
-    cached_snapshot,
-    has_weights,
-    looks_local,
-    model_is_present,
-)
+from vlsi_cli.config.presence import Need, cached_snapshot, has_weights, model_is_present
+from vlsi_cli.config.repos import looks_local
 from vlsi_cli.errors import ModelError
 
 _LISTED = 6

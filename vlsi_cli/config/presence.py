@@ -15,6 +15,7 @@ from typing import Literal
 
 from vlsi_cli.config.data import DataConfig, HubSource, ImagesSource, LlavaSource, MessagesSource
 from vlsi_cli.config.models import ModelConfig
+from vlsi_cli.config.repos import looks_local
 
 _PATTERNS = ("*.safetensors", "*.bin")
 
@@ -87,10 +88,6 @@ def data_needs(what: str, data: DataConfig) -> Iterable[Need]:
         place = f"{what}.sources.{number}"
         if isinstance(source, LlavaSource | MessagesSource):
             yield Need(place, "data", str(source.path), source.path.is_file(), None)
-            if source.image_root is not None:
-                yield Need(
-                    f"{place}.image_root", "data", str(source.image_root), source.image_root.is_dir(), None
-                )
         elif isinstance(source, ImagesSource):
             yield Need(place, "data", str(source.path), source.path.is_dir(), None)
         elif isinstance(source, HubSource):
@@ -102,12 +99,5 @@ def data_needs(what: str, data: DataConfig) -> Iterable[Need]:
                 cached = cached_snapshot(source.id, source.revision, kind="datasets") is not None
                 fetch = f"hf download --repo-type dataset {source.id}{revision}"
                 yield Need(place, "data", source.id, cached, fetch)
-
-
-def looks_local(name: str) -> bool:
-    """Whether a name can only be a path: it starts like one, has a file's ending, or more than two parts."""
-    return (
-        name.startswith((".", "/", "~", "\\"))
-        or name.count("/") != 1
-        or name.endswith((".parquet", ".json", ".jsonl"))
-    )
+        if isinstance(source, LlavaSource | MessagesSource | HubSource) and (root := source.image_root):
+            yield Need(f"{place}.image_root", "data", str(root), root.is_dir(), None)

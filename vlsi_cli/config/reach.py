@@ -61,6 +61,8 @@ def require(needs: Sequence[Need], *, dry_run: bool = True, of_run: bool = False
 
 
 def _no_folder(need: Need) -> str:
+    if need.kind == "data" and need.fetch is None and Path(need.where).exists():
+        return " (which is not a file)" if Path(need.where).is_dir() else " (which is not a folder)"
     local = need.kind in ("model", "verbalizers") and need.fetch is None
     return " (there is no such folder)" if local and not Path(need.where).exists() else ""
 
@@ -68,7 +70,7 @@ def _no_folder(need: Need) -> str:
 def _near_file(path: Path) -> Path | None:
     """The file or folder beside a missing one whose name is nearest to it."""
     try:
-        names = [other.name for other in path.parent.iterdir()]
+        names = [other.name for other in path.parent.iterdir() if other.name != path.name]
     except OSError:
         return None
     near = did_you_mean(path.name, names)

@@ -126,8 +126,8 @@ def for_pair(teacher: str, student: str) -> str | None:
     return None
 
 
-def choose(recipe: str | None, teacher: str | None, student: str | None) -> str | None:
-    """The recipe that a command line stands for.
+def choose(recipe: str | Path | None, teacher: str | None, student: str | None) -> str | Path | None:
+    """The recipe that a command line stands for, or a call from Python.
 
     The one it names; else, with both models, the shipped recipe of that pair, or None for the plain defaults;
     else, with neither, the demo.

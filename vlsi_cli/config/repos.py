@@ -37,3 +37,12 @@ def check_repo_name(name: str) -> str:
     if wrong:
         raise ConfigError(f"the hub does not allow the repository name '{name}': {wrong}")
     return name
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name can only be a path: it starts like one, has a file's ending, or more than two parts."""
+    return (
+        name.startswith((".", "/", "~", "\\"))
+        or name.count("/") != 1
+        or name.endswith((".parquet", ".json", ".jsonl"))
+    )

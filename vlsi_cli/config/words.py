@@ -6,10 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vlsi_cli.config.presence import looks_local
+from vlsi_cli.config.repos import looks_local
 from vlsi_cli.errors import ConfigError, DataError, did_you_mean
 
 _PEEK = 1 << 16
+#: Endings of JSON and JSON Lines, in any case, and of what the datasets library reads.
+_JSON = (".json", ".jsonl", ".ndjson")
+_TABLES = (".parquet", ".arrow", ".csv")
 
 
 def source_from_word(word: str, prompt: str | None = None) -> dict[str, Any]:
@@ -32,11 +35,25 @@ def source_from_word(word: str, prompt: str | None = None) -> dict[str, Any]:
         raise ConfigError(
             "--data is given without a word", hint="give a file, a folder, a hub id, or patterns"
         )
+    if "://" in word:
+        raise ConfigError(
+            f"--data {word} is an address, and data are read from files",
+            hint="fetch the file first, or give the id of a data set on the hub",
+        )
     path = Path(word).expanduser()
     if prompt is not None and path.is_dir():
         return {"kind": "images", "path": str(path.absolute()), "prompt": prompt}
-    if path.suffix in (".json", ".jsonl"):
+    if path.exists() and not path.is_file() and (path.suffix.lower() in _JSON or not path.is_dir()):
+        raise DataError(
+            f"{path} is not a file", hint="data are read more than once, so that a pipe will not do"
+        )
+    if path.suffix.lower() in _JSON:
         return {"kind": _shape(path), "path": str(path.absolute())}
+    if path.is_file() and path.suffix not in _TABLES:
+        raise DataError(
+            f"{path}: no data are read from a file with the ending '{path.suffix}'",
+            hint=f"endings are {', '.join((*_JSON, *_TABLES))}: unpack or rename it",
+        )
     if path.exists() or path.suffix == ".parquet":
         return {"kind": "huggingface", "id": str(path.absolute())}
     if not looks_local(word):
@@ -74,12 +91,16 @@ def sources_from_words(*words: list[str] | None, prompt: str | None = None) -> l
 
 def _shape(path: Path) -> str:
     if not path.is_file():
-        return "llava" if path.suffix == ".json" else "messages"
+        return "llava" if path.suffix.lower() == ".json" else "messages"
     try:
         with path.open("rb") as stream:
             start = stream.read(_PEEK)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(
+            f"{path} is UTF-16, and JSON is read as UTF-8", hint="iconv -f UTF-16 -t UTF-8 converts it"
+        )
     places = {"llava": start.find(b'"conversations"'), "messages": start.find(b'"messages"')}
     found = {kind: place for kind, place in places.items() if place >= 0}
     if not start.strip(b" \t\r\n[]{}"):

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -108,6 +109,8 @@ def writing(target: Path, *, alone: Path | None = None) -> Iterator[None]:
             raise
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         cause = "no space is left on the disk" if full else (getattr(error, "strerror", None) or str(error))
+        if isinstance(error, FileExistsError):  # where a folder was to be made
+            cause = "there is a file of that name"
         hint = "free some space, or choose another disk with --output" if full else None
         raise OutputError(f"{target} cannot be written: {cause}", hint=hint) from error
 
@@ -116,22 +119,29 @@ def writing(target: Path, *, alone: Path | None = None) -> Iterator[None]:
 def new_file(target: Path, *, flush: bool = True) -> Iterator[Path]:
     """Write a file that appears under its name only when the block ends well; ``flush``: the disk holds it then.
 
+    A device, a pipe and one of the process's own streams (``/dev/stdout``) are not replaced: they get what was written.
+
     Yields:
-        A path beside ``target``, with its ending, to be written.
+        A path beside ``target`` (of an outlet: in the folder for temporary files), with its ending, to be written.
 
     Raises:
         OutputError: it cannot be written. (What the block raises of another file, which it reads, stays as it is.)
     """
     with writing(target):
+        outlet, suffix = is_outlet(target), f".partial{target.suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
-        suffix = f".partial{target.suffix}"
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=suffix, dir=target.parent)
+        place = None if outlet else target.parent
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=suffix, dir=place)
         os.close(handle)
     part = Path(name)
     try:
         with writing(target, alone=part):
             yield part
         with writing(target):
+            if outlet:
+                with part.open("rb") as source, target.open("ab") as sink:
+                    shutil.copyfileobj(source, sink)
+                return
             if flush:
                 _flush(part)
             part.chmod(0o666 & ~_UMASK)
@@ -143,6 +153,19 @@ def new_file(target: Path, *, flush: bool = True) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+def is_outlet(target: Path) -> bool:
+    """Whether this is the name of a device, a pipe, or a stream of this process: written into, and never replaced."""
+    path = target.absolute()
+    try:
+        mode = path.stat().st_mode
+        named = path.parent / path.readlink() if path.is_symlink() else path
+    except OSError:  # not there
+        return False
+    if stat.S_ISDIR(mode):
+        return False
+    return not stat.S_ISREG(mode) or named.parent.resolve().is_relative_to("/proc")
+
+
 def write_json(target: Path, value: Any) -> None:
     """Write a JSON file, whole or not at all.
 
@@ -151,20 +174,6 @@ def write_json(target: Path, value: Any) -> None:
     """
     with new_file(target) as part:
         part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
-def require_writable(target: Path) -> None:
-    """Refuse, before the work, a file that could not be written after it; nothing is made.
-
-    Raises:
-        OutputError: it is a folder, or the nearest folder that exists is none or may not be written.
-    """
-    if target.is_dir():
-        raise OutputError(f"{target} cannot be written: it is a folder", hint="give the name of a file")
-    above = next(folder for folder in target.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        why = "is not a folder" if not above.is_dir() else "may not be written"
-        raise OutputError(f"{target} cannot be written: {above} {why}")
 
 
 @contextmanager
@@ -193,27 +202,10 @@ def only_process(folder: Path, what: str) -> Iterator[None]:
 
 
 def _taken(what: str) -> OutputError:
-    return OutputError(f"another process is working on {what}", hint="wait for it, or stop it")
-
-
-def require_space(target: Path, needed: int, what: str) -> None:
-    """Refuse to begin what the disk cannot hold.
-
-    Args:
-        target: an existing folder on the disk.
-        needed: bytes.
-        what: what they are for, to follow "for".
-
-    Raises:
-        OutputError: less is free.
-    """
-    free = shutil.disk_usage(target).free
-    if free < needed:
-        has, lacks = (f"{count / 2**30:.2f} GiB" for count in (free, needed))
-        raise OutputError(
-            f"{target} is on a disk with {has} free, and {lacks} are needed for {what}",
-            hint="free some space, or choose another disk with --output",
-        )
+    return OutputError(
+        f"another process is working on {what}",
+        hint="wait for it, or stop it; commands that are started together need an --output each",
+    )
 
 
 def flush_folder(folder: Path) -> None:

@@ -23,10 +23,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed.rendezvous import rendezvous
 
 from vlsi_cli.config import launching
 from vlsi_cli.engine import peers
+from vlsi_cli.engine.meeting import meeting_place
 from vlsi_cli.errors import ConfigError, ProcessError, VlsiError, first_line
 from vlsi_cli.events import Events, Lost, ignore
 
@@ -121,7 +121,7 @@ def _group(
     store: Any = None
     watched = ExitStack()
     try:
-        store, number, count = next(rendezvous("env://", timeout=peers.COMING))
+        store, number, count = meeting_place(peers.COMING)
         peers.meet(store, number, count)
         store.set_timeout(patience)
         # over a connection of its own: whoever waits in the store keeps others from using the same one

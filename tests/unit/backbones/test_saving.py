@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_saved_in_fewer_bits(load, tmp_path):
     target = save_student(backbone, tmp_path / "student", dtype=torch.bfloat16)
     assert {t.dtype for t in load_file(target / "model.safetensors").values()} == {torch.bfloat16}
     config = json.loads((target / "config.json").read_text())
-    assert config["dtype"] == config["text_config"]["dtype"] == "bfloat16"
+    assert config["dtype"] == "bfloat16"
     assert "lm_head.weight" not in load_file(target / "model.safetensors")
     assert backbone.dtype == torch.float32
     with pytest.raises(CheckpointError, match="away from the trained one"):
@@ -55,6 +56,50 @@ def test_saved_in_fewer_bits(load, tmp_path):
         backbone.final_norm.weight.mul_(64)
     save_student(backbone, target, dtype=torch.bfloat16)
     assert verify_student(target, backbone, tolerance=0.5) == pytest.approx(share, rel=1e-3)
+
+
+def as_published(folder):
+    """Rewrite a tiny Qwen2-VL's files as the family's are published: by an older transformers, with a flat config."""
+    config = json.loads((folder / "config.json").read_text())
+    text, eyes = config.pop("text_config"), config["vision_config"]
+    ropes = text.pop("rope_parameters")
+    for key in ("dtype", "layer_types", "model_type"):
+        text.pop(key, None)
+    for key in ("dtype", "model_type", "rope_parameters", "in_channels", "hidden_act", "initializer_range"):
+        eyes.pop(key, None)
+    config.pop("dtype")
+    config |= text | {"torch_dtype": "float32", "transformers_version": "4.41.2"}
+    config |= {"rope_theta": ropes["rope_theta"], "vision_config": eyes | {"in_chans": 3}}
+    config["rope_scaling"] = {"type": "mrope", "mrope_section": ropes["mrope_section"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    generation = {"do_sample": True, "temperature": 0.01, "top_k": 1, "transformers_version": "4.37.0"}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+
+
+def test_what_loads_the_base_loads_the_student(folders, tmp_path):
+    """An older program that reads the base's config does not read the one that transformers would write today."""
+    source = shutil.copytree(folders("qwen2_vl"), tmp_path / "base")
+    as_published(source)
+    backbone = load_backbone(str(source))
+    change(backbone)
+    target = save_student(backbone, tmp_path / "student", dtype=torch.bfloat16)
+    assert verify_student(target, backbone, tolerance=0.1) > 0
+    published = json.loads((source / "config.json").read_text())
+    assert json.loads((target / "config.json").read_text()) == published | {"torch_dtype": "bfloat16"}
+    for name in ("generation_config.json", "chat_template.json"):
+        assert (target / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_another_configuration_in_memory_is_the_one_that_is_saved(folders, tmp_path):
+    source = shutil.copytree(folders("qwen2_vl"), tmp_path / "base")
+    as_published(source)
+    backbone = load_backbone(str(source))
+    backbone.config.text_config.rms_norm_eps = 1e-3
+    target = save_student(backbone, tmp_path / "student")
+    assert json.loads((target / "config.json").read_text())["text_config"]["rms_norm_eps"] == 1e-3
 
 
 def test_an_existing_folder_is_replaced_whole(load, tmp_path):

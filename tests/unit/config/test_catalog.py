@@ -150,6 +150,11 @@ def test_aliases(word: str, teacher: str | None, meaning: str) -> None:
     assert resolve_alias(word, teacher) == meaning
 
 
+def test_the_home_folder_is_written_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve_alias("~/models/mine") == str(tmp_path / "models/mine")
+
+
 @pytest.mark.parametrize(
     ("word", "teacher", "message", "hint"),
     [

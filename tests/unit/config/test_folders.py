@@ -100,3 +100,9 @@ def test_a_run_that_has_done_something_is_kept(work: str) -> None:
         folders.for_new_run(path, "demo")
     with pytest.raises(OutputError, match="another configuration"):
         folders.to_go_on_with(path, resolve("demo", ["seed=5"]))
+
+
+def test_weights_need_a_name_that_safetensors_can_read(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="its name is not UTF-8"):
+        folders.for_new_run(tmp_path / os.fsdecode(b"caf\xe9"), "run")
+    assert folders.for_new_run(tmp_path / "café ☃", "run") == tmp_path / "café ☃"

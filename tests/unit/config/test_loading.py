@@ -38,6 +38,31 @@ def test_precedence_and_origins(recipe: Path) -> None:
     assert set(origins) == {key for key, _, _ in resolved.leaves()}
 
 
+def test_values_of_python_are_what_set_writes_out(recipe: Path, tmp_path: Path) -> None:
+    """In one mapping or in several, with paths and tuples; the origin alone differs."""
+    written = [
+        "interaction.batch_size=3",
+        "interaction.optimizer.betas=[0.9, 0.95]",
+        "reinforcement=null",
+        f"data.sources=[{{kind: messages, path: {tmp_path / 'a.json'}}}]",
+    ]
+    source = {"kind": "messages", "path": tmp_path / "a.json"}
+    given = {
+        "interaction": {"batch_size": 3, "optimizer.betas": 0},
+        "interaction.optimizer": {"betas": (0.9, 0.95)},
+        "reinforcement": None,
+        "data.sources": [source],
+    }
+    with pytest.raises(ConfigError, match=r"overrides: unknown key 'optimizer\.betas'"):
+        resolve(recipe, given)
+    given["interaction"] = {"batch_size": 3}
+    ours, theirs = resolve(recipe, given), resolve(recipe, written)
+    assert ours.config == theirs.config
+    assert ours.origins == {
+        key: "overrides" if origin == "--set" else origin for key, origin in theirs.origins.items()
+    }
+
+
 def test_no_evaluation() -> None:
     resolved = resolve("demo", ["evaluation=null"])
     assert resolved.config.evaluation.data is None

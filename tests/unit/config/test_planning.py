@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -66,10 +67,10 @@ def test_stages_and_steps_by_hand() -> None:
     made = plan(resolve(PAIR))
     shown = [(stage.stage, stage.side, stage.effective_batch, stage.steps) for stage in made.stages]
     assert shown == [
-        ("verbalization", "large", 256, 11141),  # ceil(2,852,047 / 256)
-        ("verbalization", "small", 512, 5571),
-        ("interaction", "small", 256, 11141),
-        ("reinforcement", "small", 512, 5571),
+        ("verbalization", "large", 256, 11144),  # ceil(2,852,771 / 256)
+        ("verbalization", "small", 512, 5572),
+        ("interaction", "small", 256, 11144),
+        ("reinforcement", "small", 512, 5572),
     ]
 
 
@@ -208,7 +209,7 @@ def test_everything_missing_is_named_at_once(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError) as caught:
         reach.require(needs(resolve(PAIR).config))
-    for word in ("Qwen/Qwen2-VL-72B-Instruct", "Qwen/Qwen2-VL-2B-Instruct", "data/mathplus/mathplus.jsonl"):
+    for word in ("Qwen/Qwen2-VL-72B-Instruct", "Qwen/Qwen2-VL-2B-Instruct", "data/mathplus.parquet"):
         assert word in caught.value.message
     assert "hf download Qwen/Qwen2-VL-72B-Instruct" in (caught.value.hint or "")
 
@@ -241,9 +242,17 @@ def test_root_stands_before_relative_paths_only() -> None:
         {"kind": "messages", "path": "/b.jsonl"},
     ]
     data = DataConfig.model_validate(
-        {"root": "/r", "sources": [*sources, {"kind": "huggingface", "id": "x/y"}]}
+        {
+            "root": "/r",
+            "sources": [
+                *sources,
+                {"kind": "huggingface", "id": "x/y"},
+                {"kind": "huggingface", "id": "t.parquet", "image_root": "img"},
+            ],
+        }
     )
-    first, second, third = data.located_sources()
+    first, second, third, fourth = data.located_sources()
+    assert (getattr(fourth, "id", ""), str(getattr(fourth, "image_root", ""))) == ("/r/t.parquet", "/r/img")
     assert (str(getattr(first, "path", "")), str(getattr(first, "image_root", ""))) == ("/r/a.json", "/r/img")
     assert str(getattr(second, "path", "")) == "/b.jsonl"
     assert getattr(third, "id", "") == "x/y"
@@ -270,6 +279,20 @@ def test_words_for_data(tmp_path: Path) -> None:
     (tmp_path / "d.json").write_text('[{"query": "?", "label": "!"}]')
     with pytest.raises(DataError, match="no record at its start"):
         source_from_word(str(tmp_path / "d.json"))
+    (tmp_path / "e.NDJSON").write_text('{"messages": []}')
+    assert source_from_word(str(tmp_path / "e.NDJSON"))["kind"] == "messages"
+    (tmp_path / "f.jsonl").write_text('{"messages": []}', encoding="utf-16")
+    with pytest.raises(DataError, match="is UTF-16"):
+        source_from_word(str(tmp_path / "f.jsonl"))
+    (tmp_path / "g.jsonl.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"no data are read from a file with the ending '\.gz'"):
+        source_from_word(str(tmp_path / "g.jsonl.gz"))
+    (tmp_path / "h.jsonl").mkdir()
+    for word in (str(tmp_path / "h.jsonl"), os.devnull):
+        with pytest.raises(DataError, match="is not a file"):
+            source_from_word(word)
+    with pytest.raises(ConfigError, match="is an address"):
+        source_from_word("https://example.org/data.jsonl")
     with pytest.raises(ConfigError, match="no such file or folder") as caught:
         source_from_word("pattern")
     assert caught.value.hint == "did you mean patterns?"

@@ -49,7 +49,7 @@ def test_the_papers_settings(name: str) -> None:
     alone, together = (256, 128) if name.startswith("llava") else (512, 512 if "-7b-to" in name else 256)
     assert config.verbalization.effective_batch == config.reinforcement.effective_batch == alone
     assert config.interaction.effective_batch == together
-    assert sum(source.records or 0 for source in config.data.sources) == 2_852_047
+    assert sum(source.records or 0 for source in config.data.sources) == 2_852_771
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,37 @@ def test_paths_in_a_table_stay_in_its_folder(tmp_path: Path) -> None:
     assert caught.value.reason == "image-escape"
 
 
+def test_paths_in_a_table_start_from_the_image_root_where_one_is_given(tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    table = tmp_path / "tables" / "x.parquet"
+    datasets.Dataset.from_dict({"q": ["Which? <image1> <image1>"], "a": ["B"], "i": ["a.png"]}).to_parquet(
+        table
+    )
+    columns = {"question": "q", "answer": "a", "image": "i"}
+    record = HuggingFaceSource(str(table), columns=columns, image_root=tmp_path).read(0)
+    assert load_image(record.images[0]).size == (4, 4)
+    # a number that was there before points back, and is words
+    assert record.messages[0].parts == ("Which? ", 0, " <image1>")
+    with pytest.raises(DataError, match="no image folder"):
+        HuggingFaceSource(str(table), columns=columns, image_root=tmp_path / "none")
+
+
+def test_a_folder_of_several_formats_is_refused_unless_it_says_which(tmp_path: Path) -> None:
+    """The library would take the one with most files, and say nothing of the others."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    table().to_parquet(folder / "a.parquet")
+    (folder / "notes.json").write_text('{"made": "today"}')
+    assert HuggingFaceSource(str(folder)).size == ROWS
+    talk = {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "It."}]}
+    (folder / "b.jsonl").write_text(json.dumps(talk) + "\n")
+    with pytest.raises(DataError, match=r"only \.parquet would be read, not b\.jsonl"):
+        HuggingFaceSource(str(folder))
+    (folder / "README.md").write_text('---\nconfigs:\n- config_name: default\n  data_files: "*.jsonl"\n---\n')
+    assert HuggingFaceSource(str(folder)).size == 1
+
+
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="hub cannot be reached") as caught:
         HuggingFaceSource("nobody/nothing")

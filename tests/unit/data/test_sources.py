@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vlsi_cli.engine.data.formats import from_llava, from_messages, from_question, from_row
-from vlsi_cli.engine.data.records import BadRecord, Record
+from vlsi_cli.engine.data.records import BadRecord, Numbering, Record
 from vlsi_cli.engine.data.sources import JsonSource, PatternsSource
 from vlsi_cli.errors import ConfigError, DataError
 
@@ -222,6 +222,16 @@ def test_images_that_do_not_fit_their_placeholders() -> None:
 
 def rows(number: int) -> list[dict[str, Any]]:
     return [{"id": f"r{i}", "conversations": HI} for i in range(number)]
+
+
+def test_what_other_data_write_where_an_image_stands() -> None:
+    for question, parts in (
+        ("<|image|>What?", (0, "What?")),
+        ("<image1>\nWhat?", (0, "What?")),
+        ("A <image_1> and <image_2>: is <image_1> red?", ("A ", 0, " and ", 1, ": is <image_1> red?")),
+        ("<image 2>?", ("<image 2>?",)),
+    ):
+        assert Numbering().split(question) == parts
 
 
 def test_json_lines_by_offset(tmp_path: Path) -> None:

@@ -245,6 +245,31 @@ def test_ctrl_c_while_the_server_of_workers_is_still_importing_does_not_end_it(t
     assert (done.returncode, done.stderr) == (0, "")
 
 
+UNGUARDED = """
+import sys
+print("once")
+from vlsi_cli.engine.data.stream import alone
+from vlsi_cli.engine.data.workers import Workers
+workers = Workers(alone, 1)
+print(workers.give("__call__", [3]).result())
+workers.close()
+assert sys.modules["__main__"].__dict__ is globals()
+"""
+
+
+def test_workers_do_not_run_a_script_again(tmp_path: Path) -> None:
+    """Not every script says `if __name__ == "__main__"`, and that of a notebook's user cannot."""
+    (tmp_path / "program.py").write_text(UNGUARDED)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py")],
+        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "once\n[[3]]\n", "")
+
+
 @pytest.mark.parametrize(
     ("asked", "device", "cores", "here", "found"),
     [

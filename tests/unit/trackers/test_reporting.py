@@ -148,7 +148,10 @@ def test_a_tracker_that_does_not_start_stops_the_run_before_it_begins(
         raise PermissionError("no key\nconfigured")
 
     monkeypatch.setattr(notebook, "_start", refuse)
-    with pytest.raises(ConfigError, match=r"^notebook does not start: no key$"), opened(ev.ignore, tmp_path):
+    with (
+        pytest.raises(ConfigError, match=r"(?m)^notebook does not start: no key$"),
+        opened(ev.ignore, tmp_path),
+    ):
         pytest.fail("the block must not begin")
 
 

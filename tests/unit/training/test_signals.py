@@ -39,6 +39,22 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
             signal.raise_signal(signal.SIGINT)
 
 
+def test_a_handler_that_python_does_not_know_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a program written in C, which Python runs inside of, has installed its own: it cannot be put back."""
+    known = signal.getsignal
+
+    def getsignal(number: int) -> object:
+        return None if number == signal.SIGINT else known(number)
+
+    before = known(signal.SIGINT)
+    monkeypatch.setattr(signal, "getsignal", getsignal)
+    with heed_signals() as wish:
+        assert known(signal.SIGINT) is before
+        signal.raise_signal(signal.SIGTERM)
+        assert wish.exit_code == 143
+    assert known(signal.SIGINT) is before
+
+
 def test_work_that_is_told_to_end_twice_ends_in_order() -> None:
     """As where a scheduler tells all processes of a job, and the launcher among them passes it on."""
     whole: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ def save_student(backbone: Backbone, target: Path, *, dtype: torch.dtype | None 
 
     The files are written to a temporary folder beside ``target``, flushed to the disk and renamed, so a crash never
     leaves half a model under the final name. A tied head is stored once. Processor and template files are copied
-    from the folder the model came from, byte for byte.
+    from the folder the model came from, byte for byte, and so are config and generation config, but for the precision:
+    whatever loads the base then loads the student, also programs that do not know how the installed transformers writes
+    a config today.
 
     Args:
         target: the folder to make; one that exists is replaced.
@@ -115,6 +118,8 @@ def verify_student(
     return worst
 
 
+#: What two files of one configuration may differ in.
+_INCIDENTAL = frozenset({"dtype", "torch_dtype", "transformers_version", "_name_or_path"})
 _PROBE_TEXTS = ("What is in the picture? 3 red circles.", "Größe 12,5 – 日本語 🙂\n\n\t  end")
 
 
@@ -162,11 +167,36 @@ def _write(backbone: Backbone, folder: Path, dtype: torch.dtype | None) -> None:
             model.save_pretrained(folder, state_dict=state)
     finally:
         model.config.dtype = held
-    if dtype is not None:
-        path = folder / "config.json"
-        config = _with_dtype(json.loads(path.read_text(encoding="utf-8")), str(dtype).removeprefix("torch."))
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _keep_config(backbone, folder, str(dtype).removeprefix("torch.") if dtype is not None else None)
     copy_processor_files(backbone.folder, folder)
+
+
+def _keep_config(backbone: Backbone, folder: Path, dtype: str | None) -> None:
+    """Give a saved folder the config files of the base, unless the model in memory has another configuration.
+
+    Args:
+        dtype: of the stored weights; None: what transformers has written.
+    """
+    path, base = folder / "config.json", backbone.folder / "config.json"
+    own = json.loads(path.read_text(encoding="utf-8"))
+    dtype = dtype or own["dtype"]
+    made = type(backbone.config)
+    if base.is_file() and _meaning(made.from_pretrained(base)) == _meaning(made.from_pretrained(path)):
+        own = json.loads(base.read_text(encoding="utf-8"))
+        generation = base.with_name("generation_config.json")
+        if generation.is_file():
+            shutil.copyfile(generation, folder / generation.name)
+    path.write_text(json.dumps(_with_dtype(own, dtype), indent=2) + "\n", encoding="utf-8")
+
+
+def _meaning(config: Any) -> dict[str, Any]:
+    """A configuration without its precision and without who wrote it and where."""
+
+    def stripped(values: dict[str, Any]) -> dict[str, Any]:
+        named = {k: stripped(v) if isinstance(v, dict) else v for k, v in values.items()}
+        return {k: v for k, v in named.items() if k not in _INCIDENTAL}
+
+    return stripped(config.to_dict())
 
 
 def _with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:

@@ -6,7 +6,9 @@ rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import errno
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from vlsi_cli.errors import DataError
 #: File endings and the builder that reads them.
 BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 
+_NOT_WRITTEN = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 _TALKS = ("messages", "conversations", "texts")
 
 
@@ -42,8 +45,6 @@ class HuggingFaceSource:
         DataError: not found, not reachable, no such split, or no usable columns.
     """
 
-    held = False
-
     def __init__(
         self,
         id: str,
@@ -54,13 +55,16 @@ class HuggingFaceSource:
         revision: str | None = None,
         shuffle_seed: int | None = None,
         columns: Mapping[str, str] | None = None,
+        image_root: Path | None = None,
         unanswered: bool = False,
     ) -> None:
         self.name = f"{id} ({split})" if name is None else f"{id} ({name}, {split})"
         self.shuffles_itself = self.streamed = streaming
         local = Path(id)
         #: Paths in rows are looked up here; a hub data set has no local files that its rows may name.
-        self._root = (local if local.is_dir() else local.parent) if local.exists() else None
+        self._root = image_root or ((local if local.is_dir() else local.parent) if local.exists() else None)
+        if image_root is not None and not image_root.is_dir():
+            raise DataError(f"there is no image folder {image_root}")
         self._unanswered = unanswered
         self._columns = dict(columns) if columns else None
         with _quiet(), _told(id, split):
@@ -152,7 +156,44 @@ def _open(id: str, name: str | None, split: str, streaming: bool, revision: str 
             raise FileNotFoundError(f"there is no file {path}")
         builder, files = BUILDERS[path.suffix], {split: str(path)}
         return datasets.load_dataset(builder, data_files=files, split=split, streaming=streaming)
+    if path.is_dir():
+        _require_one_kind(path, datasets.load_dataset_builder(id, name).config.data_files or {})
     return datasets.load_dataset(id, name, split=split, streaming=streaming, revision=revision)
+
+
+def _require_one_kind(folder: Path, read: Mapping[str, Iterable[str]]) -> None:
+    """Refuse a folder of which only the files of one kind would be read: the library takes the kind with most files.
+
+    Raises:
+        DataError: it has files of records in another format.
+    """
+    kinds = used = {Path(file).suffix for files in read.values() for file in files}
+    if not kinds or not kinds <= set(BUILDERS):  # pictures, which may have a table beside them
+        return
+    page = folder / "README.md"
+    if page.is_file() and re.search(r"^configs:", page.read_text("utf-8", errors="replace"), re.MULTILINE):
+        return  # it says which
+    if kinds & {".json", ".jsonl"}:
+        kinds = kinds | {".json", ".jsonl"}
+    for file in sorted(folder.rglob("*")):
+        hidden = any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
+        if file.suffix in BUILDERS and file.suffix not in kinds and not hidden and _holds_records(file):
+            raise DataError(
+                f"the folder {folder} has data in several formats, and only {' and '.join(sorted(used))} would be "
+                f"read, not {file.relative_to(folder)}",
+                hint="name the files that are meant, or say in the folder's README.md (`configs`) which they are",
+            )
+
+
+def _holds_records(file: Path) -> bool:
+    """Whether a file is one of records; of JSON, which may be anything, one that begins with conversations."""
+    if not file.is_file():
+        return False
+    if file.suffix != ".json":
+        return True
+    with file.open("rb") as opened:
+        start = opened.read(1 << 16)
+    return any(f'"{talk}"'.encode() in start for talk in _TALKS)
 
 
 @contextmanager
@@ -168,18 +209,24 @@ def _told(id: str, split: str) -> Iterator[None]:
             hint=f"where there is a network: hf download --repo-type dataset {id}",
         ) from error
     except Exception as error:
-        raise DataError(f"data set {id!r} (split {split!r}) cannot be opened: {error}") from error
+        kept = isinstance(error, OSError) and (error.errno in _NOT_WRITTEN or "disk space" in str(error))
+        raise DataError(
+            f"data set {id!r} (split {split!r}) cannot be opened: {error}",
+            hint="the datasets library keeps what it reads in the folder HF_DATASETS_CACHE" if kept else None,
+        ) from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's progress bars: speech is the commands' business."""
+    """Without the library's progress bars and words, errors among them: speech is the commands' business."""
     import datasets
 
-    hidden = datasets.are_progress_bars_disabled()
+    hidden, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(level)
         if not hidden:
             datasets.enable_progress_bars()

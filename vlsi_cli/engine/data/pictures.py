@@ -25,6 +25,7 @@ from vlsi_cli.engine.data.records import (
     Numbering,
     Record,
     make_record,
+    mentions_image,
 )
 from vlsi_cli.errors import ConfigError, DataError
 
@@ -111,6 +112,24 @@ def open_pictures(words: Sequence[str], stdin: BinaryIO) -> list[Picture]:
     return found
 
 
+def given_picture(given: str | Path | Image.Image | Picture) -> Picture:
+    """A file, or a PIL picture, decoded once so that a bad one is told at once; one that was opened as it is.
+
+    Raises:
+        DataError: no such file, or a picture that cannot be used.
+    """
+    if isinstance(given, Picture):
+        return given
+    if isinstance(given, Image.Image):
+        found = Picture("the picture", ImageRef(picture=given), deep=given.mode.startswith("I;16"))
+    elif not Path(given).expanduser().is_file():
+        raise DataError(f"there is no picture {given}", hint="give a file, or a PIL picture")
+    else:
+        found = _from_file(Path(given).expanduser())
+    found.load()
+    return found
+
+
 def puzzle(index: int) -> Picture:
     """The built-in puzzle number ``index`` of the test split, with its question and its answer."""
     record = pattern_record("test", index)
@@ -158,11 +177,11 @@ class PicturesSource:
         DataError: no such folder, one that cannot be read, or one without pictures.
     """
 
-    shuffles_itself = streamed = held = False
+    shuffles_itself = streamed = False
 
     def __init__(self, folder: Path, prompt: str, without: Collection[Path] = ()) -> None:
         self.name, self._folder = str(folder), folder
-        text = prompt if PLACEHOLDER in prompt else f"{PLACEHOLDER}\n{prompt}"
+        text = prompt if mentions_image(prompt) else f"{PLACEHOLDER}\n{prompt}"
         self._parts = Numbering().split(text)
         self.others: dict[str, int] = {}
         self.paths = self._found({path.absolute() for path in without})

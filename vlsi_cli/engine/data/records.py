@@ -22,10 +22,13 @@ Part = str | int
 
 #: What LLaVA-style text writes where an image stands.
 PLACEHOLDER = "<image>"
+#: The same and what other data write for it: ``<|image|>`` in mPLUG's (DocDownstream, DocReason), and with the image's
+#: number, from 1, ``<image1>`` in MathVision or ``<image 1>``.
+_ANY_PLACEHOLDER = re.compile(r"<image>|<\|image\|>|<image[ _]?(?P<number>[1-9][0-9]?)>")
 
 #: Every reason for which a record is not used, and what it means. The report counts by these words.
 REASONS: dict[str, str] = {
-    "broken-json": "the line is not valid JSON",
+    "broken-json": "the line, or entry of an array, is not valid JSON",
     "bad-format": "fields are missing or of the wrong type",
     "bad-role": "a role other than system, user (human) and assistant (gpt)",
     "role-order": "not an optional system message followed by user and assistant in turn",
@@ -211,7 +214,12 @@ def _is_text(text: str) -> bool:
     return True
 
 
-_AROUND = re.compile(rf"\n?{re.escape(PLACEHOLDER)}\n?")
+_AROUND = re.compile(rf"\n?(?:{_ANY_PLACEHOLDER.pattern})\n?")
+
+
+def mentions_image(text: str) -> bool:
+    """Whether a text holds a placeholder of an image."""
+    return _ANY_PLACEHOLDER.search(text) is not None
 
 
 class Numbering:
@@ -221,14 +229,17 @@ class Numbering:
         self.count = 0
 
     def split(self, text: str) -> tuple[Part, ...]:
-        """Text cut at ``<image>``; one line break on each side of a placeholder belongs to the placeholder.
+        """Text cut at ``<image>``, ``<|image|>`` or ``<image1>``; one line break on each side belongs to it.
 
+        A number that is not the next image's is words: it points back at one that stands where it was first named.
         LLaVA-style data write ``<image>\\nquestion``; the chat template of the model decides what really
         stands between an image and the text.
         """
         parts: list[Part] = []
         end = 0
         for match in _AROUND.finditer(text):
+            if match["number"] not in (None, str(self.count + 1)):
+                continue
             if text[end : match.start()]:
                 parts.append(text[end : match.start()])
             parts.append(self.next())

@@ -22,6 +22,8 @@ class DataReport:
         self.used = 0
         #: The last record that could not be used, for messages.
         self.last: BadRecord | None = None
+        #: A record of this process whose text names a picture as words; "" while there is none.
+        self.written_image = ""
         self._bad: dict[str, str] = {}
         self._examples: dict[str, list[dict[str, str]]] = {}
 

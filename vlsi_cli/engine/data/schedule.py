@@ -48,10 +48,6 @@ class RecordSource(Protocol):
     def streamed(self) -> bool:
         """Whether records can only be read one after another; every process of a run then reads all of them."""
 
-    @property
-    def held(self) -> bool:
-        """Whether the records are in the memory of this process, so that workers are given them."""
-
     def read(self, index: int, epoch: int = 0) -> Record:
         """The record at an index.
 

@@ -14,6 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from vlsi_cli.engine.data.array_places import array_places
 from vlsi_cli.engine.data.formats import from_llava, from_messages
 from vlsi_cli.engine.data.patterns import pattern_record
 from vlsi_cli.engine.data.records import MAX_BYTES, BadRecord, ImageRef, Message, Record, make_record
@@ -49,7 +50,7 @@ class PatternsSource:
     """
 
     shuffles_itself = True
-    streamed = held = False
+    streamed = False
 
     def __init__(
         self,
@@ -82,8 +83,8 @@ class PatternsSource:
 class JsonSource:
     """A JSON array or a JSON Lines file of conversations.
 
-    An array is loaded whole. Of JSON Lines only the place of every line is kept (16 bytes a record), found in
-    one pass over the file when it is first needed; a line is parsed when it is read.
+    Only the place of every entry or line is kept (16 bytes a record), found in one pass over the file when it is first
+    needed; a record is parsed when it is read.
 
     Args:
         path: the file; one that starts with ``[`` is an array, anything else JSON Lines.
@@ -122,26 +123,24 @@ class JsonSource:
                 head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
-        self._array = self._load_array() if head.startswith(b"[") else None
-
-    @property
-    def held(self) -> bool:
-        """Whether this is an array, which is in memory."""
-        return self._array is not None
+        self._is_array = head.startswith(b"[")
+        if self._is_array:
+            _ = self._places  # one that is broken is refused as a whole, before anything else is done
 
     @property
     def size(self) -> int:
-        """Number of records: entries of the array, or lines that are not blank."""
-        return len(self._array) if self._array is not None else len(self._lines[0])
+        """Number of records: entries of the array, or lines that are not blank.
+
+        Raises:
+            DataError: an array that is not valid JSON, or a file that cannot be read.
+        """
+        return len(self._places[0])
 
     def read(self, index: int, epoch: int = 0) -> Record:
         """The record at an index; its place in messages is ``file:line``, or ``file[index]`` of an array."""
-        if self._array is not None:
-            where = f"{self.path}[{index}]"
-            row = self._array[index]
-        else:
-            where = f"{self.path}:{self._lines[1][index]}"
-            row = self._line(index, where)
+        offset, number = self._places[0][index], self._places[1][index]
+        where = f"{self.path}[{index}]" if self._is_array else f"{self.path}:{number}"
+        row = self._parsed(offset, number if self._is_array else None, where)
         if not isinstance(row, dict):
             raise BadRecord("bad-format", f"a {type(row).__name__} instead of an object", where=where)
         record = self._parse(
@@ -155,51 +154,44 @@ class JsonSource:
             return record
         return replace(record, more={key: value for key, value in row.items() if key not in _READ})
 
-    def _line(self, index: int, where: str) -> Any:
-        offset = self._lines[0][index]
+    def _parsed(self, offset: int, length: int | None, where: str) -> Any:
+        """What stands at an offset: so many bytes, or None for a line."""
         try:
             with self.path.open("rb") as file:
                 file.seek(offset)
-                line = file.readline(MAX_BYTES + 1)
+                most = MAX_BYTES + 1
+                line = file.readline(most) if length is None else file.read(min(length, most))
         except OSError as error:
             raise self._unreadable(error) from error
         if len(line) > MAX_BYTES:
-            raise BadRecord("too-large", f"a line of more than {MAX_BYTES:,} bytes", where=where)
+            raise BadRecord("too-large", f"more than {MAX_BYTES:,} bytes", where=where)
         try:
             return json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise BadRecord("broken-json", str(error), where=where) from error
 
     @cached_property
-    def _lines(self) -> tuple[array[int], array[int]]:
-        """Byte offset and 1-based line number of every line that is not blank."""
-        offsets, numbers = array("Q"), array("Q")
-        begin, offset, number, blank = 0, 0, 1, True
+    def _places(self) -> tuple[array[int], array[int]]:
+        """Byte offset of every record, with its length in an array, or the 1-based number of its line."""
         try:
-            with self.path.open("rb") as file:
-                while piece := file.readline(_PIECE):  # of a line, which may be longer than memory
-                    offset += len(piece)
-                    if blank and not piece.isspace():
-                        blank = False
-                        offsets.append(begin)
-                        numbers.append(number)
-                    if piece.endswith(b"\n"):
-                        begin, number, blank = offset, number + 1, True
+            return array_places(self.path) if self._is_array else self._lines()
         except OSError as error:
             raise self._unreadable(error) from error
+
+    def _lines(self) -> tuple[array[int], array[int]]:
+        offsets, numbers = array("Q"), array("Q")
+        begin, offset, number, blank = 0, 0, 1, True
+        with self.path.open("rb") as file:
+            while piece := file.readline(_PIECE):  # of a line, which may be longer than memory
+                offset += len(piece)
+                if blank and not piece.isspace():
+                    blank = False
+                    offsets.append(begin)
+                    numbers.append(number)
+                if piece.endswith(b"\n"):
+                    begin, number, blank = offset, number + 1, True
         return offsets, numbers
 
     def _unreadable(self, error: OSError) -> DataError:
         """For a file that was there and is not any more, or whose disk fails: no record of it can be had."""
         return DataError(f"{self.path} cannot be read: {error.strerror or error}")
-
-    def _load_array(self) -> list[Any]:
-        try:
-            with self.path.open(encoding="utf-8-sig") as file:
-                return list(json.load(file))
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{self.path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})"
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{self.path} is not valid JSON: {error}") from error

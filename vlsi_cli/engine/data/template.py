@@ -24,6 +24,8 @@ from vlsi_cli.errors import ModelError
 
 #: Names of the inputs that tell image tokens (1) from text (0): of most models, and of Gemma 3.
 TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
+#: How some data sets of Qwen-VL's kind name a picture inside the text. It is no placeholder here.
+_WRITTEN_IMAGE = re.compile("<img>.*?</img>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Encoded:
         types_name: the name under which the model takes them.
         tensors: what the processor made of the images; layouts differ between families, see ``collate``.
         digest: of the record (see ``digests``), where it has been taken already.
+        written_image: whether its text names a picture as words, which are trained on as such.
     """
 
     record: str
@@ -47,6 +50,7 @@ class Encoded:
     tensors: dict[str, Tensor]
     digest: bytes = b""
     types_name: str = TOKEN_TYPES[0]
+    written_image: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,7 @@ class ChatEncoder:
         self.limits, self.fetch = limits or ImageLimits(), fetch
         self.image_token = str(getattr(processor, "image_token", ""))
         if not getattr(processor, "chat_template", None):
-            raise ModelError(
-                f"{type(processor).__name__} has no chat template, so records cannot be rendered"
-            )
+            raise ModelError(f"{type(processor).__name__} has no chat template: records cannot be rendered")
         self._can_be_told = self._can_think = thinking.can_be_told(processor.chat_template)
         self._types_name = _token_types_name(processor)
         self._image_ids = torch.tensor(image_token_ids(processor), dtype=torch.long)
@@ -137,14 +139,14 @@ class ChatEncoder:
             pieces, tensors = self._tokenize(record, segments)
             ids = torch.tensor([token for piece in pieces for token in piece], dtype=torch.long)
             # Segments alternate: even ones are prompts, odd ones responses.
-            trained = torch.tensor(
-                [i % 2 == 1 for i, piece in enumerate(pieces) for _ in piece], dtype=torch.bool
-            )
+            flags = [i % 2 == 1 for i, piece in enumerate(pieces) for _ in piece]
+            trained = torch.tensor(flags, dtype=torch.bool)
             self._check_length(ids)
         except BadRecord as bad:
             raise bad.at(record=record.id, where=record.where) from bad
         types, name = self._token_types(ids)
-        return Encoded(record.id, ids, trained, types, tensors, types_name=name)
+        written = any(_WRITTEN_IMAGE.search(message.text) for message in record.messages)
+        return Encoded(record.id, ids, trained, types, tensors, types_name=name, written_image=written)
 
     def encode_prompt(self, record: Record, turn: int = -1) -> EncodedPrompt:
         """The prompt of one response (the last by default) as ``generate`` takes it, and the reference answer.
@@ -249,9 +251,8 @@ class ChatEncoder:
             expansions = [e["replacement"] for e in outputs.pop("text_replacement_offsets")[0]]
             segments = _expand(segments, self.image_token, expansions)
             text_names = {"input_ids", "attention_mask", *TOKEN_TYPES}
-            tensors = {
-                name: torch.as_tensor(value) for name, value in outputs.items() if name not in text_names
-            }
+            made = ((name, value) for name, value in outputs.items() if name not in text_names)
+            tensors = {name: torch.as_tensor(value) for name, value in made}
         bos = self.tokenizer.bos_token
         pieces: list[list[int]] = []
         for number, segment in enumerate(segments):

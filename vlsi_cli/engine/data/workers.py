@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlsi_cli.engine.data.apart import FORKSERVER, ApartContext
 from vlsi_cli.engine.data.records import BadRecord, Record
 from vlsi_cli.engine.data.schedule import Draw, RecordSource
 from vlsi_cli.errors import DataError
@@ -41,8 +42,6 @@ _ALIGNMENT = 64
 _NOT_OURS = {
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
 }
-#: Elsewhere (Windows) each worker starts from nothing.
-FORKSERVER = "forkserver" in multiprocessing.get_all_start_methods()
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ class Workers:
         pickler = _ModulesPickler(packed)
         pickler.dump(self._doer)
         self._packed = packed.getvalue()
-        self._context: Any = multiprocessing.get_context("forkserver" if FORKSERVER else "spawn")
+        self._context: Any = ApartContext()
         if FORKSERVER:
             self._context.set_forkserver_preload([__name__, *sorted(pickler.modules)])
             with _deaf():
@@ -153,33 +152,24 @@ class Pool(Generic[Item]):
     """
 
     def __init__(self, reader: Reader[Item], count: int = 0) -> None:
-        self._reader, self.count = reader, count
+        self.count = count
         if count:
-            # Sources whose records are sent with their draws stay here.
-            away = [
-                None if source is None or source.streamed or source.held else source
-                for source in reader.sources
-            ]
+            # A stream is read here, and its records are sent with their draws.
+            away = [None if source is None or source.streamed else source for source in reader.sources]
             reader = Reader(away, reader.encode, reader.measure)
         self._workers = Workers(reader, count)
 
     def read(self, draw: Draw) -> Pending[Item | BadRecord]:
         """The encoded record of a draw."""
-        return self._give("read", draw)
+        return self._workers.give("read", draw)
 
     def length(self, draw: Draw) -> Pending[int | BadRecord]:
         """The length of a draw's record."""
-        return self._give("length", draw)
+        return self._workers.give("length", draw)
 
     def close(self) -> None:
         """End the workers; what they have begun is thrown away."""
         self._workers.close()
-
-    def _give(self, what: str, draw: Draw) -> Any:
-        source = self._reader.sources[draw.source]
-        if self.count and draw.record is None and source is not None and source.held:
-            draw = Draw(draw.source, draw.index, draw.epoch, _record(source, draw))
-        return self._workers.give(what, draw)
 
 
 class _Here(Generic[Value]):
@@ -226,13 +216,6 @@ def _ended() -> DataError:
         hint="fewer workers (data.workers, or --workers) and a smaller data.prefetch need less memory; with 0 workers "
         "there are no such processes",
     )
-
-
-def _record(source: RecordSource, draw: Draw) -> Record | BadRecord:
-    try:
-        return source.read(draw.index, draw.epoch)
-    except BadRecord as bad:
-        return bad
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from vlsi_cli.config import harness as place
 from vlsi_cli.config.redaction import redact
 from vlsi_cli.engine.files import writing
 from vlsi_cli.errors import ConfigError
+from vlsi_cli.events import Event, Events
 
 #: Characters after which a line is passed on without its end.
 _LONGEST_LINE = 1 << 16
@@ -31,7 +32,7 @@ _LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 def quiet(log: Path) -> Iterator[None]:
     """Send what the harness prints, logs and warns in the block to the end of a file, without secrets.
 
-    Whoever wants to be seen meanwhile holds on to the real streams from before.
+    Whoever wants to be seen meanwhile holds on to the real streams from before, as :func:`heard` does.
     """
     with writing(log):
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +58,17 @@ def quiet(log: Path) -> Iterator[None]:
                 logger.remove()
                 if sys.__stderr__ is not None:  # as where a command was started without
                     logger.add(sys.__stderr__, level="WARNING")
+
+
+def heard(events: Events) -> Events:
+    """An events function whose prints are seen inside :func:`quiet` too: in Python it may be ``print`` itself."""
+    out, err = sys.stdout, sys.stderr
+
+    def tell(event: Event) -> None:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            events(event)
+
+    return tell
 
 
 class _Redacted(io.TextIOBase):

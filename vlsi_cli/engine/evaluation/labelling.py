@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any
 
 from vlsi_cli.engine.data import thinking
-from vlsi_cli.engine.data.records import PLACEHOLDER, BadRecord, Message, Record
+from vlsi_cli.engine.data.records import BadRecord, Message, Record, mentions_image
 from vlsi_cli.engine.data.template import ChatEncoder, EncodedPrompt
 from vlsi_cli.engine.data.workers import Pending, Workers
 from vlsi_cli.engine.evaluation.generation import AUTO_BATCH, Answerer, Question, Settings, as_dict
@@ -272,7 +272,7 @@ class Labeller:
 
     def _unreadable(self, talk: _Talk) -> str | None:
         """Why a reader would refuse the answered record; None where it would not."""
-        if any(PLACEHOLDER in text for text in talk.texts):
+        if any(mentions_image(text) for text in talk.texts):
             return "image-in-response"
         try:
             self._encoder.turns(talk.so_far)

@@ -164,7 +164,16 @@ def run_benchmark(
             filled += fills.count
             before += asked(task, limit)
             try:
-                scored.append(read_task(benchmark, name, raw, task.aggregation(), limited=limit is not None))
+                scored.append(
+                    read_task(
+                        benchmark,
+                        name,
+                        raw,
+                        task.aggregation(),
+                        limited=limit is not None,
+                        rising=task.higher_is_better(),
+                    )
+                )
             except Unscored as unscored:
                 problem = f"{name}: {unscored}"
         if not sharing.scores:
@@ -205,6 +214,7 @@ def run_benchmark(
             },
             notes=[benchmark.notes] if benchmark.notes else [],
             seconds=time.perf_counter() - started,
+            higher_is_better=scored[0].higher_is_better if scored else None,
         )
     _write(folder, result, samples)
     events(BenchmarkEnded(model, result.title, result.score, result.n, result.reused, result.missing))

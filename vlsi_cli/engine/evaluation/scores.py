@@ -11,7 +11,7 @@ from typing import Any
 
 from vlsi_cli.config.benchmarks import Benchmark
 
-_Z95 = 1.959963984540054
+Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
 
 
@@ -46,6 +46,7 @@ class Result:
         score: on the paper's scale for the paper's benchmarks, on the harness's for others; None when missing.
         missing: why there is no score.
         error: standard error of the score; None where it is not a mean over samples.
+        higher_is_better: as the task says; None where it does not, and in folders of earlier versions.
         n: samples.
         paper: what the paper prints for the matching model.
         metrics: the harness's other figures, unscaled.
@@ -75,6 +76,7 @@ class Result:
     settings: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    higher_is_better: bool | None = None
 
     @property
     def difference(self) -> float | None:
@@ -88,15 +90,23 @@ class Unscored(Exception):
 
 @dataclass(frozen=True)
 class TaskScore:
-    """A task's figure in the harness's units, its samples, and the harness's other figures."""
+    """A task's figure in the harness's units, its samples, the harness's other figures, and whether a higher figure is
+    better, as far as that is known."""
 
     value: float
     samples: list[Sample]
     metrics: dict[str, float]
+    higher_is_better: bool | None = None
 
 
 def read_task(
-    benchmark: Benchmark, name: str, raw: Mapping[str, Any], aggregate: Mapping[str, Any], *, limited: bool
+    benchmark: Benchmark,
+    name: str,
+    raw: Mapping[str, Any],
+    aggregate: Mapping[str, Any],
+    *,
+    limited: bool,
+    rising: Mapping[str, Any] | None = None,
 ) -> TaskScore:
     """The score of one task.
 
@@ -106,6 +116,7 @@ def read_task(
         raw: what `simple_evaluate` returned.
         aggregate: the task's functions from single results to a figure, by metric.
         limited: whether only the first samples were asked, so that a part of a sum may be empty.
+        rising: whether a higher figure is better, by metric; of the benchmarks in the table it always is.
 
     Raises:
         Unscored: no samples, or a figure that is missing, empty or not a number.
@@ -140,7 +151,8 @@ def read_task(
         for sample, part in zip(samples, parts, strict=True):
             assert part is not None
             sample.score = part * factor
-    return TaskScore(total, samples, others)
+    direction = True if benchmark.known else (rising or {}).get(metrics[0].split(",")[0])
+    return TaskScore(total, samples, others, direction if isinstance(direction, bool) else None)
 
 
 def combine(benchmark: Benchmark, tasks: Sequence[TaskScore]) -> tuple[float, float | None, list[Sample]]:
@@ -276,5 +288,5 @@ def paired(
         return None
     mean = sum(differences) / len(differences)
     error = standard_error(differences)
-    low, high = (None, None) if error is None else (mean - _Z95 * error, mean + _Z95 * error)
+    low, high = (None, None) if error is None else (mean - Z95 * error, mean + Z95 * error)
     return Paired(benchmark, first, second, mean, low, high, len(differences))

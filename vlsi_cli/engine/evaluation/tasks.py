@@ -6,6 +6,7 @@ Only imported where lmms-eval is installed (:mod:`vlsi_cli.engine.evaluation.har
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import random
 from contextlib import suppress
@@ -146,6 +147,28 @@ def _load(benchmark: Benchmark, file: Path) -> Task:
         raise
     except Exception as error:  # reading data raises errors of many unrelated kinds
         raise _data_error(benchmark, config, error) from error
+
+
+def digest_of(task: Task, limit: int | None) -> str:
+    """What tells the questions of a task from others: the fields of its rows that hold no pictures, in their order.
+
+    Pictures are left out, since reading them all would take longer than asking some of them: rows that differ in these
+    alone are not told apart.
+    """
+    docs = task.eval_docs
+    count = len(docs) if limit is None else min(limit, len(docs))
+    told = hashlib.blake2b(str(count).encode(), digest_size=16)
+    features = getattr(docs, "features", None) or {}
+    words = [name for name, feature in sorted(features.items()) if not _holds_pictures(feature)]
+    if words and count:
+        rows = docs.select(range(count)).select_columns(words).with_format("arrow")[:]
+        for column in words:  # one after another: whole rows would be in memory as Python's objects
+            told.update(f"\0{column}\0{rows[column].to_pylist()!r}".encode(errors="backslashreplace"))
+    return told.hexdigest()
+
+
+def _holds_pictures(feature: Any) -> bool:
+    return any(kind in repr(feature) for kind in ("Image(", "binary", "Audio(", "Video("))
 
 
 def _data_error(benchmark: Benchmark, config: dict[str, Any], error: Exception) -> Exception:

@@ -109,6 +109,27 @@ def files_in(folder: Path, *endings: str) -> Held:
     return {str(folder): {file.relative_to(folder).as_posix(): _told(file) for file in files}}
 
 
+def require_same_questions(digests: Mapping[str, str]) -> None:
+    """All processes must have read the same rows of each benchmark: each is dealt questions by their numbers.
+
+    Args:
+        digests: of what this process has read, by the name of the task.
+
+    Raises:
+        DataError: one has read others than the first; every process raises it.
+    """
+    first, *others = processes.gather(dict(digests))
+    for number, there in enumerate(others, 1):
+        for name, digest in first.items():
+            if there.get(name) != digest:
+                problem = DataError(
+                    f"process {number} has other questions of '{name}' than the first",
+                    hint="fetch the data anew, or keep them (HF_HOME) on a file system that all machines share",
+                )
+                problem.shared = True
+                raise problem
+
+
 def _told(file: Path) -> str:
     """What tells a file from another copy: its size and both of its ends; "" where it cannot be read.
 

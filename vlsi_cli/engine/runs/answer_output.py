@@ -17,7 +17,8 @@ from vlsi_cli.config.run import DistillConfig, ModelConfig
 from vlsi_cli.engine.backbones.fingerprint import weights_fingerprint
 from vlsi_cli.engine.data.writing import pictures_folder
 from vlsi_cli.engine.evaluation.identity import file_digests
-from vlsi_cli.engine.files import is_half, only_process, require_writable, write_json, writing
+from vlsi_cli.engine.files import is_half, only_process, write_json, writing
+from vlsi_cli.engine.places import require_writable
 from vlsi_cli.engine.runs.identity import stored_dtype
 from vlsi_cli.errors import OutputError
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from vlsi_cli.config.data import ImagesSource, LlavaSource, MessagesSource
+from vlsi_cli.config.data import HubSource, ImagesSource, LlavaSource, MessagesSource
 from vlsi_cli.config.run import DataConfig, Source
 from vlsi_cli.engine.data.images import is_address, locate
 from vlsi_cli.engine.data.pictures import PicturesSource
@@ -131,7 +131,7 @@ def _root(source: Source) -> Path | None:
         return source.path
     if isinstance(source, LlavaSource | MessagesSource):
         return source.image_root or source.path.parent
-    return None
+    return source.image_root if isinstance(source, HubSource) else None
 
 
 @dataclass

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 
+from vlsi_cli.config.folders import require_readable_name
 from vlsi_cli.config.loading import Resolved
 from vlsi_cli.config.run import DataConfig, DistillConfig
 from vlsi_cli.engine.data.records import BadRecord
 from vlsi_cli.engine.data.stream import RecordStream
 from vlsi_cli.engine.data.template import ChatEncoder, Encoded
-from vlsi_cli.engine.files import LOCK_FILE, is_half, only_process, require_space, writing
+from vlsi_cli.engine.files import LOCK_FILE, is_half, only_process, writing
+from vlsi_cli.engine.places import require_space, require_writable
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.cache_reports import CacheReport, CacheSize, VerifyReport
 from vlsi_cli.engine.runs.data import encoder_for, training_stream
@@ -73,6 +75,8 @@ def build(
     started = time.perf_counter()
     config = resolved.config
     _require_trained(config)
+    if not dry_run:
+        _require_place(path)
     device, dtype = models.place(config)
     small, large = describe_pair(config, events)
     encoder = encoder_for(small.processor, config.data)
@@ -222,12 +226,22 @@ def _readable(count: int) -> str:
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
+def _require_place(path: Path) -> None:
+    """Refuse, before anything is read, a folder that cannot be written or holds something else.
+
+    Raises:
+        OutputError: it is such a one.
+    """
+    require_readable_name(path)
+    require_writable(path / MANIFEST_FILE)
+    if _holds_something(path) and not (path / MANIFEST_FILE).is_file():
+        raise OutputError(f"{path} is not empty and no teacher cache", hint="give another folder")
+
+
 def _begin(path: Path, fresh: CacheManifest, overwrite: bool) -> CacheManifest:
     """The manifest to go on with: that of an unfinished cache of the same identity, or the fresh one, written."""
     with writing(path):
         if _holds_something(path):
-            if not (path / MANIFEST_FILE).is_file():
-                raise OutputError(f"{path} is not empty and no teacher cache", hint="give another folder")
             if not overwrite:
                 held = read_cache_manifest(path)
                 differs = difference(held.identity, fresh.identity)

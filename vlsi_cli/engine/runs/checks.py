@@ -6,7 +6,7 @@ from vlsi_cli.config.data import HubSource
 from vlsi_cli.config.run import StageConfig
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.compiled import require_compiler
-from vlsi_cli.engine.files import require_space
+from vlsi_cli.engine.places import require_space
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.data import encoder_for, training_stream
 from vlsi_cli.engine.runs.results import RunResults

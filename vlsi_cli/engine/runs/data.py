@@ -77,6 +77,7 @@ def open_source(
             streaming=config.streaming,
             revision=config.revision,
             columns={str(k): v for k, v in config.columns.items()} if config.columns else None,
+            image_root=config.image_root,
             shuffle_seed=shuffle_seed,
             unanswered=unanswered,
         )
@@ -155,7 +156,8 @@ def training_stream(
     ``beside`` as in :func:`reading_ahead`; ``rank``, ``world_size`` and ``exchange`` as in :class:`RecordStream`,
     ``digests`` as in ``collate``.
     """
-    together = partial(_collate, pad_id=encoder.pad_id, digests=digests)
+    report = report or DataReport()
+    together = partial(_collate, pad_id=encoder.pad_id, digests=digests, report=report)
     return _stream(
         config,
         partial(_encode_with_digest, encoder) if digests else encoder.encode,
@@ -183,7 +185,10 @@ def _encode_with_digest(encoder: ChatEncoder, record: Record) -> Encoded:
     return with_digest(encoder.encode(record))
 
 
-def _collate(records: list[Encoded], *, pad_id: int, digests: bool) -> Batch:
+def _collate(records: list[Encoded], *, pad_id: int, digests: bool, report: DataReport) -> Batch:
+    for record in records:
+        if record.written_image and not report.written_image:
+            report.written_image = record.record
     return collate(records, pad_id, digests=digests)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import time
 from array import array
@@ -25,7 +24,8 @@ from vlsi_cli.engine.data.schedule import Draw, EndOfSource, RecordSource
 from vlsi_cli.engine.data.stream import read_in_order
 from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.engine.data.workers import Pool, Reader
-from vlsi_cli.engine.files import new_file, require_writable
+from vlsi_cli.engine.files import is_outlet, new_file
+from vlsi_cli.engine.places import require_writable
 from vlsi_cli.engine.runs.data import cores, encoder_for, open_source
 from vlsi_cli.engine.runs.data_check_reports import BadExample, BadReason, CheckReport, Lengths, SourceCheck
 from vlsi_cli.errors import ConfigError, DataError, OutputError
@@ -33,8 +33,6 @@ from vlsi_cli.events import Advanced, Events, ignore
 
 #: Records for each worker, below which reading them takes no longer than starting it.
 _A_WORKER = 64
-#: How some data sets of Qwen-VL's kind name a picture inside the text. It is no placeholder here.
-_WRITTEN_IMAGE = re.compile("<img>.*?</img>", re.DOTALL)
 #: What cannot be encoded, half of a surrogate pair, as JSON writes it.
 _AS_JSON = "backslashreplace"
 
@@ -177,7 +175,7 @@ def _measured(encoder: ChatEncoder, record: Record) -> _Measured:
         image_tokens=sum(int((ids == token).sum()) for token in encoder.image_token_ids),
         trained_tokens=int(encoded.trained.sum()),
         images=bool(record.images),
-        written_image=any(_WRITTEN_IMAGE.search(message.text) for message in record.messages),
+        written_image=encoded.written_image,
     )
 
 
@@ -279,7 +277,7 @@ def _lengths(found: array[int]) -> Lengths | None:
 def _require_place(bad: Path, wholes: Sequence[DataConfig], *, overwrite: bool) -> None:
     """Refuse, before the work, a file that may not be written."""
     require_writable(bad)
-    if not bad.exists():
+    if not bad.exists() or is_outlet(bad):
         return
     named = [
         getattr(source, "path", None) or getattr(source, "id", None)

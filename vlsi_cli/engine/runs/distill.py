@@ -26,6 +26,7 @@ from vlsi_cli.engine.runs.folder import RunFolder, environment
 from vlsi_cli.engine.runs.measure import measure, record
 from vlsi_cli.engine.runs.samples import LayerSamples
 from vlsi_cli.engine.runs.stages import cut_step, optimizer_steps
+from vlsi_cli.engine.runs.surroundings import left_as_found
 from vlsi_cli.engine.runs.teachers import describe_pair, open_cache
 from vlsi_cli.engine.runs.tracking import tracked
 from vlsi_cli.engine.runs.watch import StageWatch
@@ -48,6 +49,8 @@ def run(
 ) -> Report:
     """Distil: verbalization of both models, interaction, reinforcement, as far as the configuration has them.
 
+    What is the process's own is afterwards as it was before.
+
     Args:
         resolved: the configuration and where its values came from.
         output: the run folder.
@@ -60,9 +63,10 @@ def run(
         The report; the student in it has been reloaded by plain transformers and compared.
 
     Raises:
-        VlsiError: any branch of it; a run that was started can be resumed after each.
+        VlsiError: any branch of it; a run that was started can be resumed after each. What ``events`` raises too.
     """
-    with processes.joined(models.own_device(resolved.config), events=events):
+    device = models.own_device(resolved.config)
+    with left_as_found(device), processes.joined(device, events=events):
         return _run(
             resolved, output, events if processes.is_first() else ignore, resume, overwrite, skip_damaged
         )
@@ -127,8 +131,6 @@ class _Distillation(RunChecks):
         super().__init__(config, folder, wish)
         self.events, self.checkpoints = events, checkpoints
 
-    # ---------------------------------------------------------------- order of events
-
     def run(self) -> None:
         config = self.config
         names = [
@@ -173,8 +175,6 @@ class _Distillation(RunChecks):
         if config.reinforcement is not None:
             self._reinforce()
         self._finish()
-
-    # ---------------------------------------------------------------- stages
 
     def _verbalize(self, side: str) -> None:
         backbone, _ = self._side(side)

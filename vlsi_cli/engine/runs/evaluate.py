@@ -36,8 +36,16 @@ from vlsi_cli.engine.evaluation.judge import Judge
 from vlsi_cli.engine.evaluation.scores import Paired, Result, Sample, paired
 from vlsi_cli.engine.files import only_process, sweep, write_json, writing
 from vlsi_cli.engine.runs import evaluation_report as report_files
-from vlsi_cli.engine.runs.agreement import files_in, files_of, place_of_first, require_alike, require_shared
+from vlsi_cli.engine.runs.agreement import (
+    files_in,
+    files_of,
+    place_of_first,
+    require_alike,
+    require_same_questions,
+    require_shared,
+)
 from vlsi_cli.engine.runs.folder import environment
+from vlsi_cli.engine.runs.requirements import RequirementOutcome, hold
 from vlsi_cli.engine.runs.stopping import keeping_answers
 from vlsi_cli.events import BenchmarkStarted, Events, Warn
 
@@ -61,6 +69,7 @@ class EvaluationReport:
         pairs: differences between models on the same samples.
         skipped: benchmarks left out for want of a judge.
         settings: configuration, identity of each model, versions.
+        requirements: what was asked of the scores, and whether it is so.
     """
 
     output: Path
@@ -68,6 +77,12 @@ class EvaluationReport:
     pairs: tuple[Paired, ...]
     skipped: tuple[str, ...]
     settings: dict[str, Any]
+    requirements: tuple[RequirementOutcome, ...] = ()
+
+    @property
+    def unmet(self) -> tuple[RequirementOutcome, ...]:
+        """Requirements that a score does not meet, or that have none to meet them."""
+        return tuple(outcome for outcome in self.requirements if not outcome.met)
 
     @property
     def unscored(self) -> tuple[Result, ...]:
@@ -91,6 +106,7 @@ def run(config: EvaluationConfig, plan: EvaluationPlan, events: Events) -> Evalu
     """
     device = processes.own_device(resolve_device(config.device), chosen=":" in config.device)
     dtype = resolve_precision(config.precision, device)
+    events = harness.heard(events)
     with keeping_answers(), processes.joined(torch.device("cpu"), _PATIENCE, events):
         _require_alike(config, plan)
         config = config.model_copy(update={"output": place_of_first(config.output)})
@@ -141,6 +157,12 @@ def _run(
         loaded = _in_turn(
             lambda: {b.name: making.load_tasks(b, root, b.limited(config.limit)) for b in plan.benchmarks}
         )
+        if processes.size() > 1:
+            require_same_questions({
+                str(task.task_name): making.digest_of(task, b.limited(config.limit))
+                for b in plan.benchmarks
+                for task in loaded[b.name]
+            })  # fmt: skip
     results: list[Result] = []
     samples: dict[tuple[str, str], list[Sample]] = {}
     identities: dict[str, Any] = {}
@@ -159,6 +181,7 @@ def _run(
         pairs=tuple(_pairs(plan.models, plan.benchmarks, samples)),
         skipped=plan.skipped,
         settings=_settings(config, identities, device, dtype),
+        requirements=tuple(hold(plan.requirements, results)),
     )
     report_files.write(report)
     if config.html:

@@ -51,6 +51,7 @@ def write(
         models=models,
         results=report.results,
         pairs=report.pairs,
+        requirements=report.requirements,
         parts=parts,
         settings=report.settings,
         paper=shown.PAPER if any(result.paper for result in report.results) else "",

@@ -27,6 +27,7 @@ def write(report: EvaluationReport) -> None:
         "pairs": [asdict(pair) for pair in report.pairs],
         "skipped": list(report.skipped),
         "settings": report.settings,
+        "requirements": [asdict(outcome) for outcome in report.requirements],
     }
     write_json(report.output / "report.json", document)
     with new_file(report.output / "report.md") as part:
@@ -36,6 +37,9 @@ def write(report: EvaluationReport) -> None:
 def _markdown(report: EvaluationReport) -> Iterator[str]:
     yield "# Evaluation\n"
     yield from results_markdown(report.results)
+    if report.requirements:
+        yield "\n## What was required\n"
+        yield from (f"- {'met' if one.met else 'not met'}: {one.sentence}" for one in report.requirements)
     if report.pairs:
         yield "\n## Differences between the models on the same questions\n"
         yield from pairs_markdown(report.pairs)

@@ -22,7 +22,8 @@ from vlsi_cli.engine.exporting.check import TOKENS, Check, check
 from vlsi_cli.engine.exporting.layouts import LayoutName, layout_for
 from vlsi_cli.engine.exporting.runtime import OnnxModel
 from vlsi_cli.engine.exporting.writing import half_precision, trace_all, write_export
-from vlsi_cli.engine.files import new_folder, require_writable, write_json
+from vlsi_cli.engine.files import new_folder, write_json
+from vlsi_cli.engine.places import require_writable
 from vlsi_cli.errors import CheckpointError, ConfigError, ModelError
 from vlsi_cli.events import Events, Note, ignore
 

@@ -110,6 +110,10 @@ def stored_dtype(config: DistillConfig, model: ModelConfig) -> str:
     return precision_name(resolve_precision(model.dtype, resolve_device(config.device)))
 
 
+#: Keys of a data set's source that say nothing of what is in it; pictures are known by their pixels.
+_NOT_CONTENT = {"weight", "records", "size", "streaming", "image_root"}
+
+
 def source_identities(data: DataConfig, seed: int) -> list[dict[str, Any]]:
     """What identifies the records of each source, wherever it lies: content for files, names for data sets.
 
@@ -126,7 +130,7 @@ def source_identities(data: DataConfig, seed: int) -> list[dict[str, Any]]:
         if isinstance(source, LlavaSource | MessagesSource):
             about: dict[str, Any] = {"kind": source.kind, "sha256": file_sha256(source.path)}
         else:
-            about = source.model_dump(mode="json", exclude={"weight", "records", "size", "streaming"})
+            about = source.model_dump(mode="json", exclude=_NOT_CONTENT)
             if isinstance(source, HubSource) and Path(source.id).exists():
                 about["id"] = Path(source.id).name
         found.append({**about, "records": opened.size})

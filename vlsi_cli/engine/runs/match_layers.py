@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vlsi_cli.config.loading import Resolved
+from vlsi_cli.config.loading import CHANGED, Resolved
+from vlsi_cli.config.reading import DRAWS, ENDS, SAMPLES
 from vlsi_cli.config.run import DistillConfig, HubSource, MatchingConfig, ModelConfig, PatternsSource, Source
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.compatibility import check_pair
@@ -35,6 +36,7 @@ from vlsi_cli.engine.runs.match_reports import (
 )
 from vlsi_cli.engine.runs.readers import AFTER_STEP_2
 from vlsi_cli.engine.runs.student import restore_layers
+from vlsi_cli.engine.runs.surroundings import left_as_found
 from vlsi_cli.engine.teachers import LayerDivergences, LiveTeacher, layer_divergences
 from vlsi_cli.engine.verbalizing import head_fingerprint, read_manifest
 from vlsi_cli.errors import CheckpointError, ConfigError, TrainingError, fitting
@@ -48,13 +50,13 @@ def run(
     resolved: Resolved,
     *,
     events: Events,
-    samples: int,
-    draws: int,
+    samples: int = SAMPLES,
+    draws: int = DRAWS,
     batch_size: int | None = None,
     student_verbalizers: str | Path | None = None,
     run_folder: Path | None = None,
     at: At = "end",
-    ends: float = 0.1,
+    ends: float = ENDS,
     history_only: bool = False,
     png: Path | None = None,
     svg: Path | None = None,
@@ -85,9 +87,10 @@ def run(
     history = read_history(run_folder, ends=ends) if run_folder is not None else None
     small = large = survey = None
     if not history_only:
-        pair = _Pair(resolved, events, student_verbalizers, run_folder, at)
-        survey = pair.survey(samples, batch_size, draws)
-        small, large = pair.side("small"), pair.side("large")
+        with left_as_found(models.own_device(resolved.config)):
+            pair = _Pair(resolved, events, student_verbalizers, run_folder, at)
+            survey = pair.survey(samples, batch_size, draws)
+            small, large = pair.side("small"), pair.side("large")
     report = MatchReport(small, large, survey, history, time.perf_counter() - started)
     write_pictures(report, png, svg, html)
     return report
@@ -142,7 +145,7 @@ class _Pair:
     ) -> tuple[int, ...]:
         """A set brings its own target layers, unless others were asked for (which the set then refuses)."""
         key = "student.targets." if side == "small" else "teacher.targets."
-        asked = any(name.startswith(key) and origin == "--set" for name, origin in resolved.origins.items())
+        asked = any(name.startswith(key) and origin in CHANGED for name, origin in resolved.origins.items())
         path = self.sets[side]
         if path is not None and not asked:
             return read_manifest(path).layers

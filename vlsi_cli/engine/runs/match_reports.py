@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlsi_cli.engine.files import require_writable
+from vlsi_cli.engine.places import require_writable
 from vlsi_cli.engine.reports import heatmap
 from vlsi_cli.engine.reports.page import write_page
 from vlsi_cli.engine.runs.match_history import History

@@ -11,7 +11,8 @@ from pathlib import Path
 from vlsi_cli import __version__
 from vlsi_cli.config.catalog import DEMO_IDS, facts_of
 from vlsi_cli.config.loading import CONFIG_FILE, Resolved, load_saved
-from vlsi_cli.config.presence import cached_snapshot, looks_local
+from vlsi_cli.config.presence import cached_snapshot
+from vlsi_cli.config.repos import looks_local
 from vlsi_cli.config.run import (
     DataConfig,
     DistillConfig,

@@ -97,6 +97,16 @@ def find_model(word: str) -> Origin:
     return Origin(word, None, False, word)
 
 
+def places_of(
+    origins: Sequence[Origin], given: Sequence[str | Path], *, logit_lens: bool
+) -> list[str | Path]:
+    """Where sets of verbalizers for these models may be: where the user says, then beside the models."""
+    if logit_lens:
+        return []
+    homes = [o.run if o.run is not None else Path(o.folder).expanduser() for o in origins]
+    return [*given, *dict.fromkeys(home for home in homes if (home / "verbalizers").is_dir())]
+
+
 def load_reader(
     origin: Origin,
     *,

@@ -9,19 +9,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import Image
-from torch import Tensor
 
-from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.data.collate import collate_prompts
 from vlsi_cli.engine.data.pictures import Picture, open_pictures, puzzle
-from vlsi_cli.engine.data.records import REASONS, BadRecord, Message, make_record
-from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.engine.devices import precision_name, resolve_device, resolve_precision
-from vlsi_cli.engine.files import require_writable
+from vlsi_cli.engine.places import require_writable
 from vlsi_cli.engine.reports.page import write_page
-from vlsi_cli.engine.runs.readers import Reader, find_model, load_reader, refuse_foreign
-from vlsi_cli.engine.verbalizing.answers import Answers, read_answers
-from vlsi_cli.errors import ConfigError, DataError, ModelError, fitting
+from vlsi_cli.engine.runs.layers import DESCRIBE, LayerReader
+from vlsi_cli.engine.runs.readers import Reader, find_model, load_reader, places_of, refuse_foreign
+from vlsi_cli.engine.verbalizing.answers import Answers
+from vlsi_cli.errors import ConfigError
 from vlsi_cli.events import Events, Note
 
 LOGIT_LENS = "logit lens"
@@ -171,9 +167,7 @@ def run(
     where = resolve_device(device)
     dtype = resolve_precision(precision, where)
     origins = [find_model(word) for word in (model, compare) if word is not None]
-    homes = [o.run if o.run is not None else Path(o.folder).expanduser() for o in origins]
-    own = [home for home in homes if (home / "verbalizers").is_dir()]
-    places = [] if logit_lens else [*verbalizers, *dict.fromkeys(own)]
+    places = places_of(origins, verbalizers, logit_lens=logit_lens)
     foreign = set(verbalizers if not logit_lens else ())
     readers: list[ModelReading] = []
     read: list[list[Answers]] = []
@@ -184,9 +178,20 @@ def run(
             refuse_foreign(min(foreign, key=str), [origin.shown for origin in origins])
         readers.append(_described(reader))
         events(Note(f"reading {len(reader.layers)} layers of {origin.shown}"))
-        limits = {"max_new_tokens": max_new_tokens, "place": place, "top_k": top_k}
-        read.append([_answer(reader, picture, prompt, **limits) for picture in pictures])
-        del reader  # its memory goes before the other model comes
+        asked = LayerReader(reader, dtype)
+        read.append(
+            [
+                asked.answers(
+                    picture,
+                    _question(picture, prompt),
+                    max_new_tokens=max_new_tokens,
+                    place=place,
+                    top_k=top_k,
+                )
+                for picture in pictures
+            ]
+        )
+        del reader, asked  # its memory goes before the other model comes
         gc.collect()
     if place is not None:
         _check_place(place, pictures, readers, read)
@@ -226,42 +231,8 @@ def write_html(path: Path, report: VerbalizeReport) -> None:
     write_page(path, "verbalize", title="What each layer would answer", report=report)
 
 
-def _answer(reader: Reader, picture: Picture, prompt: str, **limits: Any) -> Answers:
-    inputs, ends = _encode(reader.backbone, picture, _question(picture, prompt))
-    too_large = ModelError(
-        f"reading '{reader.name}' on {picture.name} does not fit into the memory of {reader.backbone.device}",
-        hint="read fewer layers (--layers), lower --max-new-tokens, or take a smaller picture",
-    )
-    with fitting(too_large):
-        return read_answers(reader.backbone, reader.verbalizers, inputs, reader.layers, ends=ends, **limits)
-
-
 def _question(picture: Picture, prompt: str) -> str:
-    return prompt or picture.question or "What is shown in this picture?"
-
-
-def _encode(backbone: Backbone, picture: Picture, question: str) -> tuple[dict[str, Tensor], set[int]]:
-    """The prompt as the model reads it, and the tokens that end an answer."""
-    encoder = ChatEncoder(backbone.processor)
-    messages = (Message("user", (0, question)), Message("assistant", ("a",)))
-    record = make_record(picture.name, messages, [picture.ref])
-    try:
-        whole, asked = encoder.encode(record), encoder.encode_prompt(record)
-    except BadRecord as bad:
-        if bad.reason == "control-token":
-            raise ConfigError(
-                f"the prompt holds {bad.detail}, a control token of '{backbone.id}'",
-                hint="write it in other words",
-            ) from bad
-        detail = f" ({bad.detail})" if bad.detail else ""
-        raise DataError(
-            f"'{backbone.id}' cannot be asked about {picture.name}: {REASONS[bad.reason]}{detail}",
-            hint=bad.hint,
-        ) from bad
-    stops = backbone.model.generation_config.eos_token_id
-    ends = {int(whole.input_ids[whole.trained][-1])}
-    ends |= set(stops if isinstance(stops, list) else [stops] if stops is not None else [])
-    return collate_prompts([asked], encoder.pad_id).to(backbone.device).inputs, ends
+    return prompt or picture.question or DESCRIBE
 
 
 def _described(reader: Reader) -> ModelReading:

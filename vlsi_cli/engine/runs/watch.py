@@ -19,6 +19,11 @@ from vlsi_cli.events import CheckpointSaved, Events, StageEnded, StageReport, St
 #: Keys of a line in ``metrics.jsonl`` that depend on the machine and the moment: two equal runs differ in them.
 VOLATILE = frozenset({"seconds", "teacher_seconds", "memory_bytes", "peak_memory_bytes"})
 
+_WRITTEN_IMAGE = (
+    "data: the text of {} holds <img>...</img>, which is trained on as words, and no picture is read there; "
+    "`vlsi data check` counts such records"
+)
+
 
 class StageWatch:
     """Watches one stage.
@@ -32,7 +37,7 @@ class StageWatch:
         teacher_clock: time spent on the large model; None where none is asked.
         sample: called after each step with its number, to take sample answers when they are due.
         data: what became of the records so far; those left out of the first step are told at once, since a wrong
-            folder of images is better known before the stage has run.
+            folder of images is better known before the stage has run; and so is a text that names a picture.
     """
 
     def __init__(
@@ -54,7 +59,7 @@ class StageWatch:
         self._folder, self._events = folder, events
         self._key, self._stage, self._side, self._total, self._first = key, stage, side, total, first
         self._device, self._clock, self._sample = device, teacher_clock, sample
-        self._data = data
+        self._data = self._all_data = data
         self._started = time.perf_counter()
         self._tokens = 0
         forget_peak(device)
@@ -90,6 +95,9 @@ class StageWatch:
             more = f"; {last.hint}" if last is not None and last.hint else ""
             self._events(Warn(f"data of the first step: {self._data.summary()}; the last: {last}{more}"))
         self._data = None
+        if self._all_data is not None and self._all_data.written_image:
+            self._events(Warn(_WRITTEN_IMAGE.format(self._all_data.written_image)))
+            self._all_data = None  # once
         self._note(event)
         self._events(event)
         self._sample(progress.step)

@@ -37,9 +37,10 @@ class Wish:
 def heed_signals() -> Iterator[Wish]:
     """Turn the first of SIGINT, SIGTERM, SIGUSR1 and SIGHUP inside the block into a wish.
 
-    A SIGHUP that is ignored stays so: that is what ``nohup`` is for. After the first, Ctrl-C acts as it always did. The
-    others that come again change nothing: launchers pass them on
-    to processes that the scheduler has signalled already, and schedulers send one after the other.
+    A SIGHUP that is ignored stays so: that is what ``nohup`` is for. So does a handler that was not installed from
+    Python, which could not be put back. After the first, Ctrl-C acts as it always did. The others that come again
+    change nothing: launchers pass them on to processes that the scheduler has signalled already, and schedulers send
+    one after the other.
 
     Outside the main thread, where Python delivers no signals, the wish never comes true.
     """
@@ -47,14 +48,16 @@ def heed_signals() -> Iterator[Wish]:
     if threading.current_thread() is not threading.main_thread():
         yield wish
         return
-    before = {number: signal.getsignal(number) for number in HEEDED}
-    if hasattr(signal, "SIGHUP") and before[signal.SIGHUP] is signal.SIG_IGN:
+    handlers = {number: signal.getsignal(number) for number in HEEDED}
+    before = {number: handler for number, handler in handlers.items() if handler is not None}
+    if hasattr(signal, "SIGHUP") and before.get(signal.SIGHUP) is signal.SIG_IGN:
         del before[signal.SIGHUP]
 
     def note(number: int, frame: FrameType | None) -> None:
         if wish.signal is None:
             wish.signal = number
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        if signal.SIGINT in before:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     try:
         for number in before:
