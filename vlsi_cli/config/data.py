@@ -186,19 +186,19 @@ class DataConfig(Config):
 
 
 def _located(source: Source, root: Path | None) -> Source:
-    if root is None:
-        return source
+    above = _at_home(root or Path())
     change: dict[str, object] = {}
-    if isinstance(source, LlavaSource | MessagesSource):
-        change["path"] = root / source.path
-        if source.image_root is not None:
-            change["image_root"] = root / source.image_root
-    elif isinstance(source, ImagesSource):
-        change["path"] = root / source.path
-    elif isinstance(source, HubSource):
-        missing = looks_local(source.id) and not Path(source.id).exists()
-        if missing or (root / source.id).exists():
-            change["id"] = str(root / source.id)
-        if source.image_root is not None:
-            change["image_root"] = root / source.image_root
+    if isinstance(source, LlavaSource | MessagesSource | ImagesSource):
+        change["path"] = above / _at_home(source.path)
+    if isinstance(source, LlavaSource | MessagesSource | HubSource) and source.image_root is not None:
+        change["image_root"] = above / _at_home(source.image_root)
+    if isinstance(source, HubSource):
+        id = str(_at_home(Path(source.id))) if source.id.startswith("~/") else source.id
+        missing = looks_local(id) and not Path(id).exists()
+        change["id"] = str(above / id) if root is not None and (missing or (above / id).exists()) else id
     return source.model_copy(update=change)
+
+
+def _at_home(path: Path) -> Path:
+    """A path whose ``~`` is the home folder, which no shell has written out in a recipe."""
+    return path.expanduser() if path.parts[:1] == ("~",) else path

@@ -258,6 +258,17 @@ def test_root_stands_before_relative_paths_only() -> None:
     assert getattr(third, "id", "") == "x/y"
 
 
+def test_data_below_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/h")
+    table, lines = {"kind": "huggingface", "id": "~/t.parquet"}, {"kind": "llava", "path": "~/a.json"}
+    for root in ({}, {"root": "/r"}):
+        data = DataConfig.model_validate({"sources": [table, lines], **root})
+        first, second = data.located_sources()
+        assert (getattr(first, "id", ""), str(getattr(second, "path", ""))) == ("/h/t.parquet", "/h/a.json")
+    data = DataConfig.model_validate({"root": "~/d", "sources": [{"kind": "llava", "path": "a.json"}]})
+    assert str(getattr(data.located_sources()[0], "path", "")) == "/h/d/a.json"
+
+
 # ------------------------------------------------------------------ words and folders
 
 

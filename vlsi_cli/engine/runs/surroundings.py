@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
@@ -28,8 +29,8 @@ _held = threading.RLock()
 def left_as_found(device: torch.device | None = None) -> Iterator[None]:
     """Let the block change what is the process's own, and put it back however the block ends.
 
-    Kept are the random states of Python, of torch on the host and on ``device``; torch's number of threads; whether
-    fp32 products are rounded to TF32; the current GPU; the variables of the environment that a run touches; and
+    Kept are the random states of Python, of NumPy, of torch on the host and on ``device``; torch's number of threads;
+    whether fp32 products are rounded to TF32; the current GPU; the variables of the environment that a run touches; and
     accelerate's state, which is one for a whole process: the block finds it empty, as its own, and who had made an
     ``Accelerator`` before finds theirs again.
 
@@ -59,7 +60,7 @@ def left_as_found(device: torch.device | None = None) -> Iterator[None]:
 def _kept(device: torch.device | None) -> Iterator[None]:
     """:func:`left_as_found`, where nobody else is."""
     gpu = device if device is not None and device.type == "cuda" else None
-    threads, drawn = torch.get_num_threads(), random.getstate()
+    threads, drawn, arrays = torch.get_num_threads(), random.getstate(), np.random.get_state()
     current = torch.cuda.current_device() if gpu is not None else None
     variables = _variables()
     states = [kind._shared_state for kind in (AcceleratorState, PartialState, GradientState)]
@@ -79,6 +80,7 @@ def _kept(device: torch.device | None) -> Iterator[None]:
         if current is not None:
             torch.cuda.set_device(current)
         random.setstate(drawn)
+        np.random.set_state(arrays)
         torch.set_num_threads(threads)
 
 
