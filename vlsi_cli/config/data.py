@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from vlsi_cli.config.base import Config
-from vlsi_cli.config.repos import looks_local
+from vlsi_cli.config.repos import at_home, looks_local
 from vlsi_cli.errors import DataError
 
 
@@ -186,19 +186,14 @@ class DataConfig(Config):
 
 
 def _located(source: Source, root: Path | None) -> Source:
-    above = _at_home(root or Path())
+    above = Path(at_home(str(root or ".")))
     change: dict[str, object] = {}
     if isinstance(source, LlavaSource | MessagesSource | ImagesSource):
-        change["path"] = above / _at_home(source.path)
+        change["path"] = above / at_home(str(source.path))
     if isinstance(source, LlavaSource | MessagesSource | HubSource) and source.image_root is not None:
-        change["image_root"] = above / _at_home(source.image_root)
+        change["image_root"] = above / at_home(str(source.image_root))
     if isinstance(source, HubSource):
-        id = str(_at_home(Path(source.id))) if source.id.startswith("~/") else source.id
+        id = at_home(source.id)
         missing = looks_local(id) and not Path(id).exists()
         change["id"] = str(above / id) if root is not None and (missing or (above / id).exists()) else id
     return source.model_copy(update=change)
-
-
-def _at_home(path: Path) -> Path:
-    """A path whose ``~`` is the home folder, which no shell has written out in a recipe."""
-    return path.expanduser() if path.parts[:1] == ("~",) else path
