@@ -10,7 +10,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -61,14 +61,15 @@ def _kept(device: torch.device | None) -> Iterator[None]:
     """:func:`left_as_found`, where nobody else is."""
     gpu = device if device is not None and device.type == "cuda" else None
     threads, drawn, arrays = torch.get_num_threads(), random.getstate(), np.random.get_state()
-    current = torch.cuda.current_device() if gpu is not None else None
+    # back without a context on the GPU that was current, which would take memory there in each process of a run
+    current = torch.cuda.device(gpu) if gpu is not None else nullcontext()
     variables = _variables()
     states = [kind._shared_state for kind in (AcceleratorState, PartialState, GradientState)]
     held = [dict(state) for state in states]
     for state in states:
         state.clear()
     try:
-        with torch.random.fork_rng(devices=[] if gpu is None else [gpu]), _products_kept():
+        with current, torch.random.fork_rng(devices=[] if gpu is None else [gpu]), _products_kept():
             yield
     finally:
         for state, before in zip(states, held, strict=True):
@@ -77,8 +78,6 @@ def _kept(device: torch.device | None) -> Iterator[None]:
         for name in _variables().keys() - variables.keys():
             del os.environ[name]
         os.environ.update(variables)
-        if current is not None:
-            torch.cuda.set_device(current)
         random.setstate(drawn)
         np.random.set_state(arrays)
         torch.set_num_threads(threads)
