@@ -244,9 +244,10 @@ def evaluate(
     except ValidationError as error:
         raise complain(error, {}, EvaluationConfig) from None
 
+    from vlsi_cli.engine.runs.models import own_device
     from vlsi_cli.engine.runs.surroundings import left_as_found
 
-    with left_as_found():
+    with left_as_found(own_device(config.device)):
         plan = evaluating.plan(config)
 
         from vlsi_cli.engine.runs import evaluate as engine

@@ -190,6 +190,12 @@ def test_what_the_machine_refuses_is_no_defect(
     assert "Traceback" in vlsi("recipes", "ls", "-v").stderr
 
 
+def test_the_home_folder_of_nobody() -> None:
+    done = vlsi("data", "check", "~nobody-at-all/x.json")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: the home folder that ~ stands for is not known here")
+
+
 def test_an_empty_word_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes from a variable that is not set, and would be taken for the folder that one is in."""
     monkeypatch.chdir(tmp_path)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -44,6 +45,7 @@ def _process() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state().tolist(),
         "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=False)["state"]["key"].tolist(),
         "threads": torch.get_num_threads(),
         "products": (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32),
         "variables": dict(os.environ),

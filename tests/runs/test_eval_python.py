@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import vlsi_cli
@@ -21,6 +22,7 @@ def test_what_the_page_shows(
     monkeypatch.chdir(tmp_path)
     held: dict[str, Any] = {"vlsi": vlsi_cli}
     (code,) = [code for code, need in shown() if need == "lmms_eval"]
+    drawn = np.random.get_state(legacy=False)["state"]
     exec(code, held)
     (result,) = held["scores"].results
     assert (result.model, result.benchmark, result.n) == ("demo/small", "patterns", 3)
@@ -29,6 +31,7 @@ def test_what_the_page_shows(
     said = capsys.readouterr()
     assert said.out.startswith("demo/small patterns ")
     assert said.err == ""
+    np.testing.assert_equal(np.random.get_state(legacy=False)["state"], drawn)  # the harness seeds it
     vlsi_cli.evaluate("demo/small", limit=1, output="runs/eval", batch_size=1, events=print)
     told = [line.partition("(")[0] for line in capsys.readouterr().out.splitlines()]
     assert told[0] == "BenchmarkStarted"

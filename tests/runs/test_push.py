@@ -19,7 +19,11 @@ from safetensors.torch import load_file
 from tests.hub_client import vlsi
 from tests.hub_server import HubServer
 from tests.runs.conftest import short
+from vlsi_cli.engine.backbones import load
+from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.reports.heatmap import draw_matches
+from vlsi_cli.engine.runs import push
 from vlsi_cli.engine.runs.distill import run
 from vlsi_cli.events import ignore
 
@@ -134,6 +138,25 @@ def test_a_model_that_no_run_made_keeps_its_own_card(model: Path, hub: HubServer
     assert "has a card of its own" in vlsi("push", model, "--repo", "me/b", "--license", "mit").stderr
     assert vlsi("push", model, "--repo", "me/b").exit_code == 0
     assert hub.files("me/b")["README.md"] == (model / "README.md").read_bytes()
+
+
+def test_a_model_is_tried_in_the_precision_of_its_text_model(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Published configs, and so those of students, may have it there alone."""
+    config = json.loads((model / "config.json").read_text())
+    del config["dtype"]
+    config["text_config"]["dtype"] = "bfloat16"
+    (model / "config.json").write_text(json.dumps(config))
+    asked: list[torch.dtype] = []
+
+    def noting(id: str, dtype: torch.dtype) -> Backbone:
+        asked.append(dtype)
+        return load_backbone(id, dtype=dtype)
+
+    monkeypatch.setattr(load, "load_backbone", noting)
+    push._load(model, "model")
+    assert asked == [torch.bfloat16]
 
 
 def test_a_dry_run_needs_no_hub_and_no_token(

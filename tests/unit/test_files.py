@@ -99,6 +99,8 @@ def test_what_is_a_file_is_no_outlet(tmp_path: Path) -> None:
     assert files.is_outlet(Path(os.devnull))
     with Path("/proc/self/maps").open("rb") as opened:
         assert files.is_outlet(Path(f"/dev/fd/{opened.fileno()}"))
+    with (tmp_path / "a").open("rb") as opened:  # as of `--bad /dev/fd/3 3> a`
+        assert files.is_outlet(Path(f"/dev/fd/{opened.fileno()}"))
 
 
 def test_half_folders_of_the_dead_are_swept_and_those_of_the_living_stay(tmp_path: Path) -> None:

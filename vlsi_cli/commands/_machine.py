@@ -36,6 +36,10 @@ def refusal(error: Exception) -> VlsiError | None:
             "too many files are open",
             hint="raise the limit (ulimit -n), or take fewer workers (data.workers)",
         )
+    elif isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's
+        problem = ConfigError(
+            "the home folder that ~ stands for is not known here", hint="write the path out, or set HOME"
+        )
     if problem is not None:
         problem.__cause__ = error
     return problem

@@ -22,6 +22,7 @@ from vlsi_cli.config.facts import (
     facts_from_folder,
 )
 from vlsi_cli.config.presence import cached_snapshot
+from vlsi_cli.config.repos import at_home
 from vlsi_cli.errors import ConfigError, did_you_mean
 
 DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo"
@@ -195,18 +196,15 @@ def resolve_alias(model: str, teacher: str | None = None) -> str:
 
     ``2b`` is the 2B of the teacher's family (its instruct checkpoint), ``small`` next to ``demo/large`` is
     ``demo/small``, a catalogue name such as ``Qwen2-VL-2B`` is its first hub id. Hub ids and folders stay as
-    typed, so that ``Qwen/Qwen2-VL-72B`` remains the base checkpoint of that name; but ``~`` is the home folder, which
-    no shell has written out in a recipe or in Python.
+    typed, but for ``~``, so that ``Qwen/Qwen2-VL-72B`` remains the base checkpoint of that name.
 
     Raises:
         ConfigError: a size that the teacher's family does not have, or a word that names nothing.
     """
     if _SIZE.fullmatch(model) or (model in ("small", "large") and not Path(model).is_dir()):
         return _resolve_size(model, teacher)
-    if model.startswith("~/"):
-        return str(Path(model).expanduser())
     if "/" in model or "\\" in model or Path(model).is_dir():
-        return model
+        return at_home(model)
     if entry := find(model):
         return entry.ids[0]
     names = [entry.facts.name for entry in ENTRIES] + list(DEMO_IDS)

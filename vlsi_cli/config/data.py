@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from vlsi_cli.config.base import Config
-from vlsi_cli.config.repos import looks_local
+from vlsi_cli.config.repos import at_home, looks_local
 from vlsi_cli.errors import DataError
 
 
@@ -186,19 +186,14 @@ class DataConfig(Config):
 
 
 def _located(source: Source, root: Path | None) -> Source:
-    if root is None:
-        return source
+    above = Path(at_home(str(root or ".")))
     change: dict[str, object] = {}
-    if isinstance(source, LlavaSource | MessagesSource):
-        change["path"] = root / source.path
-        if source.image_root is not None:
-            change["image_root"] = root / source.image_root
-    elif isinstance(source, ImagesSource):
-        change["path"] = root / source.path
-    elif isinstance(source, HubSource):
-        missing = looks_local(source.id) and not Path(source.id).exists()
-        if missing or (root / source.id).exists():
-            change["id"] = str(root / source.id)
-        if source.image_root is not None:
-            change["image_root"] = root / source.image_root
+    if isinstance(source, LlavaSource | MessagesSource | ImagesSource):
+        change["path"] = above / at_home(str(source.path))
+    if isinstance(source, LlavaSource | MessagesSource | HubSource) and source.image_root is not None:
+        change["image_root"] = above / at_home(str(source.image_root))
+    if isinstance(source, HubSource):
+        id = at_home(source.id)
+        missing = looks_local(id) and not Path(id).exists()
+        change["id"] = str(above / id) if root is not None and (missing or (above / id).exists()) else id
     return source.model_copy(update=change)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import AfterValidator, Field, PositiveInt
 
 from vlsi_cli.config.base import Config
+from vlsi_cli.config.repos import at_home
 from vlsi_cli.config.run import Precision
 
 OUTPUT = Path("runs/eval")
+Folder = Annotated[Path, AfterValidator(lambda path: Path(at_home(str(path))))]
 
 
 class JudgeConfig(Config):
@@ -35,7 +37,7 @@ class EvaluationConfig(Config):
     """The paper's row to hold each model against, in the same order; None where it has none."""
     benchmarks: tuple[str, ...] = ("patterns",)
     """Names, in any spelling that `vlsi eval --list` shows."""
-    tasks_dir: Path | None = None
+    tasks_dir: Folder | None = None
     """A folder with task files of one's own."""
     limit: PositiveInt | None = None
     """Questions of each task, from the first; None for all."""
@@ -47,7 +49,7 @@ class EvaluationConfig(Config):
     precision: Precision = "auto"
     min_pixels: PositiveInt | None = None
     max_pixels: PositiveInt | None = None
-    output: Path = OUTPUT
+    output: Folder = OUTPUT
     judge: JudgeConfig | None = None
     skip_unjudged: bool = False
     """Leave out benchmarks that need a judge when none is configured."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from vlsi_cli.errors import ConfigError
 
@@ -46,3 +47,8 @@ def looks_local(name: str) -> bool:
         or name.count("/") != 1
         or name.endswith((".parquet", ".json", ".jsonl"))
     )
+
+
+def at_home(name: str) -> str:
+    """A path or another name; its ``~`` is the home folder, which no shell has written out in a recipe or in Python."""
+    return str(Path(name).expanduser()) if name.partition("/")[0] == "~" else name

@@ -158,12 +158,12 @@ def is_outlet(target: Path) -> bool:
     path = target.absolute()
     try:
         mode = path.stat().st_mode
-        named = path.parent / path.readlink() if path.is_symlink() else path
+        names = [path, path.parent / path.readlink()] if path.is_symlink() else [path]
     except OSError:  # not there
         return False
     if stat.S_ISDIR(mode):
         return False
-    return not stat.S_ISREG(mode) or named.parent.resolve().is_relative_to("/proc")
+    return not stat.S_ISREG(mode) or any(name.parent.resolve().is_relative_to("/proc") for name in names)
 
 
 def write_json(target: Path, value: Any) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlsi_cli.config import reach
+from vlsi_cli.config.evaluation import EvaluationConfig
 from vlsi_cli.config.folders import for_new_run
 from vlsi_cli.config.loading import resolve
 from vlsi_cli.config.missing import model_need
@@ -256,6 +257,18 @@ def test_root_stands_before_relative_paths_only() -> None:
     assert (str(getattr(first, "path", "")), str(getattr(first, "image_root", ""))) == ("/r/a.json", "/r/img")
     assert str(getattr(second, "path", "")) == "/b.jsonl"
     assert getattr(third, "id", "") == "x/y"
+
+
+def test_data_below_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/h")
+    table, lines = {"kind": "huggingface", "id": "~/t.parquet"}, {"kind": "llava", "path": "~/a.json"}
+    for root in ({}, {"root": "/r"}):
+        data = DataConfig.model_validate({"sources": [table, lines], **root})
+        first, second = data.located_sources()
+        assert (getattr(first, "id", ""), str(getattr(second, "path", ""))) == ("/h/t.parquet", "/h/a.json")
+    data = DataConfig.model_validate({"root": "~/d", "sources": [{"kind": "llava", "path": "a.json"}]})
+    assert str(getattr(data.located_sources()[0], "path", "")) == "/h/d/a.json"
+    assert EvaluationConfig(output=Path("~/eval")).output == Path("/h/eval")
 
 
 # ------------------------------------------------------------------ words and folders

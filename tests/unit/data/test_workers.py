@@ -247,12 +247,19 @@ def test_ctrl_c_while_the_server_of_workers_is_still_importing_does_not_end_it(t
 
 UNGUARDED = """
 import sys
+import threading
 print("once")
+from vlsi_cli.engine.data.apart import ApartContext
 from vlsi_cli.engine.data.stream import alone
 from vlsi_cli.engine.data.workers import Workers
 workers = Workers(alone, 1)
 print(workers.give("__call__", [3]).result())
 workers.close()
+starting = [threading.Thread(target=ApartContext().Process(target=str).start) for _ in range(4)]
+for thread in starting:
+    thread.start()
+for thread in starting:
+    thread.join()
 assert sys.modules["__main__"].__dict__ is globals()
 """
 

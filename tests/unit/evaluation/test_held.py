@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vlsi_cli.config.requirements import Requirement
+from vlsi_cli.engine.evaluation import running
 from vlsi_cli.engine.evaluation.scores import Result, Sample
+from vlsi_cli.engine.runs import compare
 from vlsi_cli.engine.runs.no_worse import Stored, no_worse
 from vlsi_cli.engine.runs.requirements import apart, hold
 from vlsi_cli.errors import ConfigError
@@ -192,3 +195,10 @@ def test_a_margin_as_wide_as_the_scale_is_refused() -> None:
         no_worse(a, b, 1.0)
     assert "--margin 0.01" in (raised.value.hint or "")
     assert no_worse(a, b, 0.75).rule == "margin"
+
+
+def test_an_answer_may_hold_any_sign(tmp_path: Path) -> None:
+    """Python's own splitting of lines also cuts at U+2028, which JSON need not escape."""
+    told = [Sample("t:0", "d", "one\u2028two\x85three", "", 1.0), Sample("t:1", "e", "", "", 0.0)]
+    running._write(tmp_path / "mmmu", result(50.0), told)
+    assert compare._samples({"m": tmp_path}, "m", "mmmu") == told

@@ -244,5 +244,5 @@ def _places(folder: Path) -> dict[str, Path]:
 
 
 def _samples(places: dict[str, Path], model: str, benchmark: str) -> list[Sample]:
-    file = places[model] / benchmark / "samples.jsonl"
-    return [Sample(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    with (places[model] / benchmark / "samples.jsonl").open(encoding="utf-8") as lines:
+        return [Sample(**json.loads(line)) for line in lines]  # (an answer may hold U+2028: no splitlines)

@@ -65,7 +65,7 @@ def run(
     Raises:
         VlsiError: any branch of it; a run that was started can be resumed after each. What ``events`` raises too.
     """
-    device = models.own_device(resolved.config)
+    device = models.own_device(resolved.config.device)
     with left_as_found(device), processes.joined(device, events=events):
         return _run(
             resolved, output, events if processes.is_first() else ignore, resume, overwrite, skip_damaged

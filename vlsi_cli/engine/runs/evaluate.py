@@ -28,7 +28,7 @@ from vlsi_cli.config.models import ModelConfig
 from vlsi_cli.config.redaction import redact_tree
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.load import load_backbone
-from vlsi_cli.engine.devices import precision_name, resolve_device, resolve_precision
+from vlsi_cli.engine.devices import precision_name, resolve_precision
 from vlsi_cli.engine.evaluation import harness
 from vlsi_cli.engine.evaluation.generation import Answerer
 from vlsi_cli.engine.evaluation.identity import folder_name, identity
@@ -45,6 +45,7 @@ from vlsi_cli.engine.runs.agreement import (
     require_shared,
 )
 from vlsi_cli.engine.runs.folder import environment
+from vlsi_cli.engine.runs.models import own_device
 from vlsi_cli.engine.runs.requirements import RequirementOutcome, hold
 from vlsi_cli.engine.runs.stopping import keeping_answers
 from vlsi_cli.events import BenchmarkStarted, Events, Warn
@@ -104,7 +105,7 @@ def run(config: EvaluationConfig, plan: EvaluationPlan, events: Events) -> Evalu
         ProcessError: another process has ended before its time.
         Interrupted: Ctrl-C or SIGTERM; the answers so far are kept.
     """
-    device = processes.own_device(resolve_device(config.device), chosen=":" in config.device)
+    device = own_device(config.device)
     dtype = resolve_precision(config.precision, device)
     events = harness.heard(events)
     with keeping_answers(), processes.joined(torch.device("cpu"), _PATIENCE, events):

@@ -87,7 +87,7 @@ def run(
     history = read_history(run_folder, ends=ends) if run_folder is not None else None
     small = large = survey = None
     if not history_only:
-        with left_as_found(models.own_device(resolved.config)):
+        with left_as_found(models.own_device(resolved.config.device)):
             pair = _Pair(resolved, events, student_verbalizers, run_folder, at)
             survey = pair.survey(samples, batch_size, draws)
             small, large = pair.side("small"), pair.side("large")

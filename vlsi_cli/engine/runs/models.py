@@ -49,7 +49,7 @@ def place(config: DistillConfig) -> tuple[torch.device, torch.dtype]:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = own_device(config)
+    device = own_device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if (
@@ -61,13 +61,13 @@ def place(config: DistillConfig) -> tuple[torch.device, torch.dtype]:
     return device, dtype
 
 
-def own_device(config: DistillConfig) -> torch.device:
-    """The device of this process.
+def own_device(device: str) -> torch.device:
+    """The device of this process, from what the configuration says.
 
     Raises:
         ConfigError: one that this machine lacks, or that several processes cannot share.
     """
-    return processes.own_device(resolve_device(config.device), chosen=":" in config.device)
+    return processes.own_device(resolve_device(device), chosen=":" in device)
 
 
 def new_accelerator(device: torch.device, dtype: torch.dtype, *, some_idle: bool = False) -> Accelerator:

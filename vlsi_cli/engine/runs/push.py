@@ -235,8 +235,9 @@ def _load(folder: Path, shown: str) -> str:
     from vlsi_cli.engine.backbones.saving import default_probes
 
     stored = read_config(folder, shown)
-    name = str(stored.get("dtype") or stored.get("torch_dtype") or "float32")
-    dtype = getattr(torch, name, None)
+    parts = (stored, stored.get("text_config") or {})  # published configs have it in either
+    names = (part.get(key) for part in parts for key in ("dtype", "torch_dtype"))
+    dtype = getattr(torch, str(next(filter(None, names), "float32")), None)
     backbone = load_backbone(str(folder), dtype=dtype if isinstance(dtype, torch.dtype) else torch.float32)
     try:
         with torch.no_grad():

@@ -10,9 +10,10 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
@@ -28,8 +29,8 @@ _held = threading.RLock()
 def left_as_found(device: torch.device | None = None) -> Iterator[None]:
     """Let the block change what is the process's own, and put it back however the block ends.
 
-    Kept are the random states of Python, of torch on the host and on ``device``; torch's number of threads; whether
-    fp32 products are rounded to TF32; the current GPU; the variables of the environment that a run touches; and
+    Kept are the random states of Python, of NumPy, of torch on the host and on ``device``; torch's number of threads;
+    whether fp32 products are rounded to TF32; the current GPU; the variables of the environment that a run touches; and
     accelerate's state, which is one for a whole process: the block finds it empty, as its own, and who had made an
     ``Accelerator`` before finds theirs again.
 
@@ -59,15 +60,16 @@ def left_as_found(device: torch.device | None = None) -> Iterator[None]:
 def _kept(device: torch.device | None) -> Iterator[None]:
     """:func:`left_as_found`, where nobody else is."""
     gpu = device if device is not None and device.type == "cuda" else None
-    threads, drawn = torch.get_num_threads(), random.getstate()
-    current = torch.cuda.current_device() if gpu is not None else None
+    threads, drawn, arrays = torch.get_num_threads(), random.getstate(), np.random.get_state()
+    # back without a context on the GPU that was current, which would take memory there in each process of a run
+    current = torch.cuda.device(gpu) if gpu is not None else nullcontext()
     variables = _variables()
     states = [kind._shared_state for kind in (AcceleratorState, PartialState, GradientState)]
     held = [dict(state) for state in states]
     for state in states:
         state.clear()
     try:
-        with torch.random.fork_rng(devices=[] if gpu is None else [gpu]), _products_kept():
+        with current, torch.random.fork_rng(devices=[] if gpu is None else [gpu]), _products_kept():
             yield
     finally:
         for state, before in zip(states, held, strict=True):
@@ -76,9 +78,8 @@ def _kept(device: torch.device | None) -> Iterator[None]:
         for name in _variables().keys() - variables.keys():
             del os.environ[name]
         os.environ.update(variables)
-        if current is not None:
-            torch.cuda.set_device(current)
         random.setstate(drawn)
+        np.random.set_state(arrays)
         torch.set_num_threads(threads)
 
 
