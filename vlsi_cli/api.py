@@ -42,7 +42,7 @@ def distill(
     seed: int | None = None,
     device: str | None = None,
     precision: str | None = None,
-    report_to: Sequence[str] | None = None,
+    report_to: str | Sequence[str] | None = None,
     events: Events = ignore,
 ) -> Report:
     """Distil a large vision-language model into a small one, as ``vlsi distill`` does.
