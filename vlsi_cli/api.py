@@ -17,6 +17,7 @@ from vlsi_cli.config import asking, catalog, evaluating, reading
 from vlsi_cli.config.asking import Data
 from vlsi_cli.config.complaints import complain
 from vlsi_cli.config.evaluation import EvaluationConfig
+from vlsi_cli.errors import ConfigError
 from vlsi_cli.events import Events, Report, ignore
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def distill(
     seed: int | None = None,
     device: str | None = None,
     precision: str | None = None,
-    report_to: Sequence[str] | None = None,
+    report_to: str | Sequence[str] | None = None,
     events: Events = ignore,
 ) -> Report:
     """Distil a large vision-language model into a small one, as ``vlsi distill`` does.
@@ -177,6 +178,9 @@ def match_layers(
     Raises:
         VlsiError: as ``vlsi match-layers``.
     """
+    reading.require_counts(samples=samples, batch_size=batch_size, draws=draws)
+    if not 0 < ends <= 0.5:
+        raise ConfigError(f"ends is {ends!r}, and must be a share of the steps, at most 0.5")
     given = asking.flags(
         teacher=teacher,
         student=student,

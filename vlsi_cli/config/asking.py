@@ -52,7 +52,7 @@ def flags(
     seed: int | None = None,
     device: str | None = None,
     precision: str | None = None,
-    report_to: Sequence[str] | None = None,
+    report_to: str | Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """The values of :data:`vlsi_cli.config.loading.FLAGS` and of those beside them, by their keys."""
     cache = Path(teacher_cache).expanduser().absolute() if teacher_cache is not None else None
@@ -65,7 +65,7 @@ def flags(
         "seed": seed,
         "device": device,
         "precision": precision,
-        "watch.report_to": list(report_to) if report_to else None,
+        "watch.report_to": ([report_to] if isinstance(report_to, str) else list(report_to or ())) or None,
     }
 
 

@@ -29,6 +29,7 @@ _PLAIN = {
     "bool_parsing": "input should be true or false",
     "bool_type": "input should be true or false",
     "string_type": "input should be text",
+    "too_short": "input should hold one at least",
 }
 _SOURCES = "data are a list of sources: data: {sources: [{kind: llava, path: FILE}]}"
 _HINTS = {
@@ -47,7 +48,9 @@ def complain(
     found = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     sentences = [_sentence(one["type"], one["loc"], one["msg"], one, origins, model) for one in found]
     first, hint = sentences[0]
-    others = [text for text, _ in sentences[1:] if "at least 1 item after validation" not in text]
+    others = [
+        text for one, (text, _) in zip(found[1:], sentences[1:], strict=True) if one["type"] != "too_short"
+    ]
     if others:
         more = "also: " + "; ".join(others)
         hint = f"{hint}\n{more}" if hint else more

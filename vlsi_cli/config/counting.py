@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from vlsi_cli.config.data import DataConfig, HubSource, ImagesSource, PatternsSource, Source, unanswered
+from vlsi_cli.config.repos import JSON
 from vlsi_cli.errors import DataError
 
 #: Seconds after which a file is estimated from what was read.
@@ -106,7 +107,7 @@ def _counted(path: Path, size: int, changed: int) -> Count | None:
             return _saved(path)
         if path.suffix == ".parquet":
             return _parquet(path)
-        if path.suffix in (".json", ".jsonl"):
+        if path.suffix.lower() in JSON:
             with path.open("rb") as file:
                 is_array = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
             if not is_array:

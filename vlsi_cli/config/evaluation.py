@@ -31,11 +31,11 @@ class JudgeConfig(Config):
 class EvaluationConfig(Config):
     """One `vlsi eval`."""
 
-    models: tuple[str, ...] = ("demo/large", "demo/small")
+    models: tuple[str, ...] = Field(("demo/large", "demo/small"), min_length=1)
     """Hub ids or folders."""
     paper: tuple[str | None, ...] = ()
     """The paper's row to hold each model against, in the same order; None where it has none."""
-    benchmarks: tuple[str, ...] = ("patterns",)
+    benchmarks: tuple[str, ...] = Field(("patterns",), min_length=1)
     """Names, in any spelling that `vlsi eval --list` shows."""
     tasks_dir: Folder | None = None
     """A folder with task files of one's own."""

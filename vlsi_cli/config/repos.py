@@ -9,6 +9,8 @@ from vlsi_cli.errors import ConfigError
 
 _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 _LONGEST = 96
+#: Endings of JSON and JSON Lines.
+JSON = (".json", ".jsonl", ".ndjson")
 
 
 def check_repo_name(name: str) -> str:
@@ -45,7 +47,7 @@ def looks_local(name: str) -> bool:
     return (
         name.startswith((".", "/", "~", "\\"))
         or name.count("/") != 1
-        or name.endswith((".parquet", ".json", ".jsonl"))
+        or name.lower().endswith((".parquet", *JSON))
     )
 
 

@@ -6,12 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vlsi_cli.config.repos import looks_local
+from vlsi_cli.config.repos import JSON, looks_local
 from vlsi_cli.errors import ConfigError, DataError, did_you_mean
 
 _PEEK = 1 << 16
-#: Endings of JSON and JSON Lines, in any case, and of what the datasets library reads.
-_JSON = (".json", ".jsonl", ".ndjson")
+#: Endings of what the datasets library reads.
 _TABLES = (".parquet", ".arrow", ".csv")
 
 
@@ -43,16 +42,16 @@ def source_from_word(word: str, prompt: str | None = None) -> dict[str, Any]:
     path = Path(word).expanduser()
     if prompt is not None and path.is_dir():
         return {"kind": "images", "path": str(path.absolute()), "prompt": prompt}
-    if path.exists() and not path.is_file() and (path.suffix.lower() in _JSON or not path.is_dir()):
+    if path.exists() and not path.is_file() and (path.suffix.lower() in JSON or not path.is_dir()):
         raise DataError(
             f"{path} is not a file", hint="data are read more than once, so that a pipe will not do"
         )
-    if path.suffix.lower() in _JSON:
+    if path.suffix.lower() in JSON:
         return {"kind": _shape(path), "path": str(path.absolute())}
     if path.is_file() and path.suffix not in _TABLES:
         raise DataError(
             f"{path}: no data are read from a file with the ending '{path.suffix}'",
-            hint=f"endings are {', '.join((*_JSON, *_TABLES))}: unpack or rename it",
+            hint=f"endings are {', '.join((*JSON, *_TABLES))}: unpack or rename it",
         )
     if path.exists() or path.suffix == ".parquet":
         return {"kind": "huggingface", "id": str(path.absolute())}

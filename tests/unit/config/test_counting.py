@@ -39,9 +39,10 @@ def count(**source: Any) -> Count | None:
     ],
 )
 def test_lines_and_arrays_are_counted_as_a_run_counts_them(tmp_path: Path, text: str) -> None:
-    file = tmp_path / "data.jsonl"
-    file.write_text(text, encoding="utf-8")
-    assert count(kind="messages", path=file) == Count(JsonSource(file, "messages").size)
+    for name in ("data.jsonl", "data.JSON", "data.ndjson"):
+        file = tmp_path / name
+        file.write_text(text, encoding="utf-8")
+        assert count(kind="messages", path=file) == Count(JsonSource(file, "messages").size)
 
 
 def test_what_takes_too_long_is_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,6 @@ from vlsi_cli.errors import ModelError
 
 #: Names of the inputs that tell image tokens (1) from text (0): of most models, and of Gemma 3.
 TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
-#: How some data sets of Qwen-VL's kind name a picture inside the text. It is no placeholder here.
-_WRITTEN_IMAGE = re.compile("<img>.*?</img>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,8 @@ class ChatEncoder:
         except BadRecord as bad:
             raise bad.at(record=record.id, where=record.where) from bad
         types, name = self._token_types(ids)
-        written = any(_WRITTEN_IMAGE.search(message.text) for message in record.messages)
+        # How some data sets of Qwen-VL's kind name a picture inside the text. It is no placeholder here.
+        written = any("</img>" in message.text.partition("<img>")[2] for message in record.messages)
         return Encoded(record.id, ids, trained, types, tensors, types_name=name, written_image=written)
 
     def encode_prompt(self, record: Record, turn: int = -1) -> EncodedPrompt:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlsi_cli.config.asking import Data, data_config
-from vlsi_cli.config.reading import BATCH_SIZE, MAX_NEW_TOKENS, SAMPLES, TOP_K
+from vlsi_cli.config.reading import BATCH_SIZE, MAX_NEW_TOKENS, SAMPLES, TOP_K, require_counts
 from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.data.collate import collate, collate_prompts, in_groups
 from vlsi_cli.engine.data.pictures import Picture, given_picture
@@ -138,9 +138,10 @@ class LayerReader:
 
         Raises:
             DataError: a picture that cannot be used.
-            ConfigError: a prompt with control tokens.
+            ConfigError: a prompt with control tokens, or a number below 1.
             ModelError: numbers that are not finite, or no memory left.
         """
+        require_counts(max_new_tokens=max_new_tokens, place=place, top_k=top_k)
         backbone = self._backbone
         picture = given_picture(image) if image is not None else None
         record = _record(picture, prompt, "a")
@@ -203,9 +204,10 @@ class LayerReader:
             seed: of the order, and of what hub data sets shuffle.
 
         Raises:
-            DataError, ConfigError: data that cannot be read.
+            DataError, ConfigError: data that cannot be read, or a number below 1.
             ModelError: no memory left.
         """
+        require_counts(samples=samples, batch_size=batch_size)
         config = data_config(data)
         encoder = encoder_for(self.processor, config)
         with training_stream(config, encoder, seed=seed, beside=self._backbone.device) as stream:

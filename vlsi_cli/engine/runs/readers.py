@@ -244,7 +244,7 @@ def _layers(
         chosen = set(verbalizers.targets) if verbalizers is not None else set(range(1, last + 1))
     else:
         chosen = set(wanted)
-        if beyond := sorted(layer for layer in chosen if layer > last):
+        if beyond := sorted(layer for layer in chosen if not 1 <= layer <= last):
             raise ConfigError(
                 f"'{shown}' has {last} decoder layers, so there is no layer {beyond[0]} to read"
             )
