@@ -77,8 +77,10 @@ def stored(file: Path) -> Store:
 
 
 def arms(settings: Settings) -> dict[str, Run]:
-    """The rows: ways of the proof's main table; with a slower last step; with all steps in the interaction; and of these
-    VLsI with less weight on the target layers."""
+    """The rows: ways of the proof's main table; with a slower last step; with all steps in the interaction.
+
+    Of the last kind VLsI also with less weight on the target layers.
+    """
     whole = settings.interaction_steps + settings.reinforcement_steps
     ways = {"last-layer KLD": last_layer(settings), "VLsI": vlsi(settings)}
     slow = {

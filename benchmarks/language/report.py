@@ -18,6 +18,8 @@ from vlsi_cli.engine.files import new_file
 
 DOCUMENT = "docs/language.md"
 _ROOT = Path(__file__).parents[2]
+#: Rows that all others are held against.
+_HELD_AGAINST = ("SFT", "last-layer KLD", "last-layer KLD, no reinforcement")
 #: Seed -> what came out.
 Results = Mapping[int, Mapping[str, Any]]
 
@@ -49,7 +51,7 @@ def report(store: Store, rows: Mapping[str, Sequence[Run]], trials: Sequence[Run
 
 
 def _table(found: Mapping[str, Results]) -> Iterator[str]:
-    """A row an arm: loss, paired differences from SFT and from last-layer KLD, seeds, seconds."""
+    """A row an arm: loss, paired differences from others, seeds, seconds."""
     losses = {
         label: {seed: each["loss"] for seed, each in results.items()} for label, results in found.items()
     }
@@ -58,12 +60,12 @@ def _table(found: Mapping[str, Results]) -> Iterator[str]:
         if not results:
             continue
         apart = [
-            "" if label == other else _signed(paired(losses[label], losses[other]))
-            for other in ("SFT", "last-layer KLD")
+            "" if label == other else _signed(paired(losses[label], losses[other])) for other in _HELD_AGAINST
         ]
         mean = t_interval(list(losses[label].values())).mean
         lines.append([label, f"{mean:.3f}", *apart, str(len(results)), f"{seconds_of(results):.0f}"])
-    yield table_lines(["", "loss", "minus SFT", "minus last-layer KLD", "seeds", "seconds"], lines)
+    apart = [f"minus {label}" for label in _HELD_AGAINST]
+    yield table_lines(["", "loss", *apart, "seeds", "seconds"], lines)
 
 
 def _signed(difference: Interval | None) -> str:

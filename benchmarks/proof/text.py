@@ -79,7 +79,8 @@ wrong answers, the others about the first two fields:
   teach is little, by whatever loss. On 128, where SFT does learn, VLsI was behind SFT and last-layer KLD in each of
   four trials.
 - **Nor does what else was turned.** With target layers from the third on, with a shorter interaction step or with a
-  warmer last step, VLsI came at most level with last-layer KLD, and not to SFT (one seed each).
+  warmer last step, VLsI came at most level with last-layer KLD, and not to SFT (one seed each); likewise with a tenth
+  of the weight on the target layers and no reinforcement (three seeds).
 - **Where the data are wrong, the interaction is worth points, and the reinforcement loses them.** At every wrong token
   looked at the large model's last layer holds to the right one, nearly surely. Without reinforcement last-layer KLD and
   VLsI end five to six points ahead of SFT, and in the trials at a rate of 0.001 within a point of what they reach on
