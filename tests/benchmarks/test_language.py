@@ -116,7 +116,7 @@ def test_rates_come_first_and_the_better_one_is_everybodys(tmp_path: Path) -> No
         store.add(run, {"loss": loss})
     rows = grid.runs()[len(trials) + 2 :]
     assert {run.rate for run in rows} == {RATES[1]}
-    assert [run.seed for run in rows] == [0] * 7 + [1] * 7
+    assert [run.seed for run in rows] == [0] * 8 + [1] * 8
     assert {run.interaction_steps + run.reinforcement_steps for run in rows} == {150}
     only = replace(grid, labels=["SFT"]).runs()
     assert only == [*trials, *grid.runs()[2:4], *grid.rows()["SFT"]]
