@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.evaluation import needs_harness
 from vlsi_cli.config.requirements import Requirement
-from vlsi_cli.engine.evaluation import running
 from vlsi_cli.engine.evaluation.scores import Result, Sample
 from vlsi_cli.engine.runs import compare
 from vlsi_cli.engine.runs.no_worse import Stored, no_worse
@@ -197,8 +197,11 @@ def test_a_margin_as_wide_as_the_scale_is_refused() -> None:
     assert no_worse(a, b, 0.75).rule == "margin"
 
 
+@needs_harness
 def test_an_answer_may_hold_any_sign(tmp_path: Path) -> None:
     """Python's own splitting of lines also cuts at U+2028, which JSON need not escape."""
+    from vlsi_cli.engine.evaluation import running  # imports the harness
+
     told = [Sample("t:0", "d", "one\u2028two\x85three", "", 1.0), Sample("t:1", "e", "", "", 0.0)]
     running._write(tmp_path / "mmmu", result(50.0), told)
     assert compare._samples({"m": tmp_path}, "m", "mmmu") == told
