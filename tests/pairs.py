@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from tests.tiny import tiny_folder
 from vlsi_cli.engine.backbones.backbone import Backbone
@@ -52,6 +53,9 @@ def verbalizers(backbone: Backbone, targets: tuple[int, ...], seed: int = 0) -> 
 
 
 def accelerator() -> Accelerator:
+    """One in fp32, whatever another test of this process has left behind."""
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != "no":
+        AcceleratorState._reset_state()
     return Accelerator(cpu=True, mixed_precision="no")
 
 
