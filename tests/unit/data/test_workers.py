@@ -215,6 +215,18 @@ def test_workers_end_with_the_process_that_started_them_and_not_before(tmp_path:
     assert not [path for path in left if path.exists()]
 
 
+def run_program(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """What a script of its own does, to its end."""
+    (folder / "program.py").write_text(text)
+    return subprocess.run(
+        [sys.executable, str(folder / "program.py")],
+        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 EARLY = """
 import os
 import signal
@@ -234,14 +246,7 @@ if __name__ == "__main__":
 @pytest.mark.skipif(not workers.FORKSERVER, reason="each worker starts from nothing here")
 def test_ctrl_c_while_the_server_of_workers_is_still_importing_does_not_end_it(tmp_path: Path) -> None:
     """A terminal sends it to all; the run would end with a traceback instead of a checkpoint."""
-    (tmp_path / "program.py").write_text(EARLY)
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "program.py")],
-        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_program(EARLY, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -266,14 +271,7 @@ assert sys.modules["__main__"].__dict__ is globals()
 
 def test_workers_do_not_run_a_script_again(tmp_path: Path) -> None:
     """Not every script says `if __name__ == "__main__"`, and that of a notebook's user cannot."""
-    (tmp_path / "program.py").write_text(UNGUARDED)
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "program.py")],
-        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_program(UNGUARDED, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "once\n[[3]]\n", "")
 
 
