@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vlsi_cli.config.catalog import facts_of
 from vlsi_cli.config.loading import load_saved
 from vlsi_cli.config.run import DistillConfig
 from vlsi_cli.engine.runs.folder import RunFolder
+from vlsi_cli.engine.runs.run_files import read_lines
 from vlsi_cli.engine.verbalizing import read_manifest
 from vlsi_cli.engine.verbalizing.manifest import MANIFEST_FILE
 from vlsi_cli.errors import CheckpointError, ConfigError
@@ -117,16 +116,9 @@ _Steps = list[tuple[int, list[dict[str, list[int]]]]]
 
 
 def _read(file: Path) -> _Steps:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        lines = []
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
     steps: _Steps = []
-    for number, line in enumerate(lines, start=1):
+    for number, value in enumerate(read_lines(file), start=1):
         try:
-            value: Any = json.loads(line)
             draws = [
                 {str(int(s)): [int(x) for x in large] for s, large in draw.items()}
                 for draw in value["matched"]
@@ -136,8 +128,6 @@ def _read(file: Path) -> _Steps:
                 raise ValueError("a small target layer without its match")
             steps.append((int(value["step"]), draws))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            if number == len(lines) and isinstance(error, json.JSONDecodeError):
-                break  # the run is writing it, or was killed while it did
             raise CheckpointError(f"{file}:{number} is damaged: {error}") from error
     if not steps:
         raise CheckpointError(

@@ -45,7 +45,7 @@ class Run:
         Raises:
             CheckpointError: the file cannot be read, or a line of it but the last.
         """
-        lines = self._lines("metrics.jsonl")
+        lines = read_lines(self.path / "metrics.jsonl")
         return [line for line in lines if stage is None or line.get("stage") == stage]
 
     def matches(self) -> list[dict[str, Any]]:
@@ -56,7 +56,7 @@ class Run:
         Raises:
             CheckpointError: as :meth:`metrics`.
         """
-        return self._lines("matches.jsonl")
+        return read_lines(self.path / "matches.jsonl")
 
     def samples(self) -> list[dict[str, Any]]:
         """Lines of ``samples.jsonl``: sample answers of the layers on the way, where they were asked for.
@@ -64,26 +64,33 @@ class Run:
         Raises:
             CheckpointError: as :meth:`metrics`.
         """
-        return self._lines("samples.jsonl")
+        return read_lines(self.path / "samples.jsonl")
 
-    def _lines(self, name: str) -> list[dict[str, Any]]:
-        file = self.path / name
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a log of a run, one a line; none where there is no file.
+
+    A last line that is no JSON is left out: the run is writing it, or was killed while it did.
+
+    Raises:
+        CheckpointError: it cannot be read, or another line of it is no object.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
         try:
-            lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{file} cannot be read: {error}") from error
-        found: list[dict[str, Any]] = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                value = json.loads(line)
-                if not isinstance(value, dict):
-                    raise ValueError(f"a {type(value).__name__} instead of an object")
-                found.append(value)
-            except (ValueError, RecursionError) as error:
-                if number == len(lines):
-                    break  # the run is writing it, or was killed while it did
-                raise CheckpointError(f"{file}:{number} is damaged: {error}") from error
-        return found
+            value = json.loads(line)
+            if not isinstance(value, dict):
+                raise ValueError(f"a {type(value).__name__} instead of an object")
+            found.append(value)
+        except (ValueError, RecursionError) as error:
+            if number == len(lines) and isinstance(error, json.JSONDecodeError):
+                break
+            raise CheckpointError(f"{file}:{number} is damaged: {error}") from error
+    return found
 
 
 def read_run(path: Path) -> Run:
