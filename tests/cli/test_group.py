@@ -91,17 +91,22 @@ def test_json_after_the_arguments_of_a_launcher_is_the_launchers() -> None:
     assert (done.exit_code, done.stdout) == (2, "")
 
 
-def test_a_quiet_command_has_no_bars_of_downloads() -> None:
+@pytest.mark.parametrize(
+    ("ci", "quiet", "hidden"), [("", False, False), ("", True, True), ("true", False, True)]
+)
+def test_a_quiet_command_and_a_job_of_ci_have_no_bars_of_downloads(
+    ci: str, quiet: bool, hidden: bool
+) -> None:
     """Told to the hub's client before it is imported, which no test of this process could see."""
     program = (
-        "from vlsi_cli.commands import _output; _output.begin(); _output.also(quiet={});"
+        f"from vlsi_cli.commands import _output; _output.begin(); _output.also(quiet={quiet});"
         "from huggingface_hub.utils import are_progress_bars_disabled as bars; print(bars())"
     )
     env = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
-    for quiet in (False, True):
-        command = [sys.executable, "-c", program.format(quiet)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
-        assert done.stdout.strip() == str(quiet), done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env | {"CI": ci}, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == str(hidden), done.stderr
 
 
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
