@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
-FAMILIES = (*QWEN, "llava_onevision", "internvl", "gemma3", "smolvlm", "idefics3")
+FAMILIES = (*QWEN, "llava_onevision", "internvl", "gemma3", "mistral3", "smolvlm", "idefics3")
 
 #: What the tokenizer's merges are learned from. Any text works: bytes cover the rest.
 TOKENIZER_TEXT = (
@@ -94,6 +94,22 @@ GEMMA_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 
+#: Turns of no name: a question is wrapped, an answer ends with the end of text. Where nobody gives a system message the
+#: template has one; questions and answers alternate; a picture is written in front of the text beside it.
+MISTRAL_TEMPLATE = (
+    "{{ bos_token }}{% set said = 'Answer shortly.' %}{% set talk = messages %}"
+    "{% if messages[0]['role'] == 'system' %}"
+    "{% set said = messages[0]['content'][0]['text'] %}{% set talk = messages[1:] %}{% endif %}"
+    "{{ '[SYSTEM_PROMPT]' + said + '[/SYSTEM_PROMPT]' }}{% for m in talk %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('questions and answers must alternate') }}{% endif %}"
+    "{% set parts = m['content'] %}"
+    "{% if parts | length == 2 %}{% set parts = parts | sort(attribute='type') %}{% endif %}"
+    "{% if m['role'] == 'user' %}{{ '[INST]' }}{% endif %}"
+    "{% for part in parts %}{{ '[IMG]' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+    "{{ '[/INST]' if m['role'] == 'user' else eos_token }}{% endfor %}"
+)
+
 
 def special_tokens(family: str) -> list[str]:
     """The added tokens of a family, in id order. The first three are pad, turn start and turn end."""
@@ -106,6 +122,9 @@ def special_tokens(family: str) -> list[str]:
         return [*base, *INTERN.values()]
     if family == "gemma3":
         return ["<pad>", "<start_of_turn>", "<end_of_turn>", "<bos>", *GEMMA.values()]
+    if family == "mistral3":
+        marks = ["[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+        return ["<pad>", "[INST]", "</s>", "<s>", *marks]
     grid = [f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)]
     return [*base, "<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *grid]
 
@@ -132,8 +151,8 @@ def tiny_tokenizer(family: str, text: str = TOKENIZER_TEXT) -> Any:
         eos_token=end,
         extra_special_tokens=named.get(family, specials[1:]),
         **(
-            {"bos_token": "<bos>", "model_input_names": ["input_ids", "attention_mask"]}
-            if family == "gemma3"
+            {"bos_token": specials[3], "model_input_names": ["input_ids", "attention_mask"]}
+            if family in ("gemma3", "mistral3")
             else {}
         ),
         clean_up_tokenization_spaces=False,
@@ -238,6 +257,19 @@ def tiny_config(
             image_token_index=ids["<image_soft_token>"],
             **common,
         )
+    if family == "mistral3":
+        # heads wider together than the states; queries grow from position 32 on
+        rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 128.0, "llama_4_scaling_beta": 0.1}
+        rope |= {"original_max_position_embeddings": 32, "beta_fast": 32.0, "beta_slow": 1.0}
+        text |= {"head_dim": 32, "rope_parameters": rope | {"mscale": 1.0, "mscale_all_dim": 1.0}}
+        return tf.Mistral3Config(
+            text_config={"model_type": "ministral3", **text, "bos_token_id": tokenizer.bos_token_id},
+            vision_config={"model_type": "pixtral", **tower, "image_size": 2 * _TILE, "head_dim": 16},
+            image_token_index=ids["[IMG]"],
+            spatial_merge_size=2,
+            vision_feature_layer=-1,
+            **common,
+        )
     cls = {"smolvlm": tf.SmolVLMConfig, "idefics3": tf.Idefics3Config}[family]
     return cls(
         text_config={"model_type": "llama", **text},
@@ -281,6 +313,11 @@ def _processor_files(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if family == "gemma3":
         image |= {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": _TILE, "width": _TILE}}
         return image, {"processor_class": "Gemma3Processor", "image_seq_length": 4}
+    if family == "mistral3":
+        image |= {"image_processor_type": "PixtralImageProcessor", "patch_size": _PATCH}
+        image |= {"size": {"longest_edge": 2 * _TILE}}
+        processor = {"processor_class": "PixtralProcessor", "patch_size": _PATCH, "spatial_merge_size": 2}
+        return image, processor | {"image_token": "[IMG]"}
     stem = "SmolVLM" if family == "smolvlm" else "Idefics3"
     image |= {"image_processor_type": f"{stem}ImageProcessor", "size": {"longest_edge": 2 * _TILE}}
     image |= {"max_image_size": {"longest_edge": _TILE}, "do_image_splitting": True}
@@ -329,11 +366,18 @@ def tiny_folder(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image, processor = _processor_files(family)
-    (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2), encoding="utf-8")
+    if family == "mistral3":  # as published: one file of settings, and only the decoder says whether the head is tied
+        processor["image_processor"] = image
+        whole = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        del whole["tie_word_embeddings"]
+        (folder / "config.json").write_text(json.dumps(whole, indent=2), encoding="utf-8")
+    else:
+        (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2), encoding="utf-8")
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
     placeholder = "<|vision_start|><|image_pad|><|vision_end|>" if family in QWEN else "<image>\n"
     placeholder = "<IMG_CONTEXT>\n" if family == "internvl" else placeholder
     template = SMOL if family in ("smolvlm", "idefics3") else CHATML.replace("@IMAGE@", placeholder)
-    template = {"qwen3_5": THINKING, "gemma3": GEMMA_TEMPLATE}.get(family, template)
+    own = {"qwen3_5": THINKING, "gemma3": GEMMA_TEMPLATE, "mistral3": MISTRAL_TEMPLATE}
+    template = own.get(family, template)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return folder

@@ -13,7 +13,7 @@ from vlsi_cli.config.loading import STAND_IN, Resolved
 from vlsi_cli.config.missing import model_need, verbalizers_need
 from vlsi_cli.config.plans import PairPlan, Plan, SidePlan
 from vlsi_cli.config.presence import Need, data_needs
-from vlsi_cli.config.ranges import BEYOND_FP16, require_range
+from vlsi_cli.config.ranges import BEYOND_FP16, require_range, require_whole
 from vlsi_cli.config.run import DistillConfig, ModelConfig
 from vlsi_cli.config.stage_plans import Records, host_bytes, stage_plans, stored_precision
 from vlsi_cli.errors import CompatibilityError
@@ -28,7 +28,7 @@ def plan(resolved: Resolved, records: Records | None = None) -> Plan:
 
     Raises:
         CompatibilityError: more small than large target layers, or targets beyond a model's depth.
-        ConfigError: epochs over endless data, or a precision that cannot hold a model's states.
+        ConfigError: epochs over endless data, weights in FP8, or a precision that cannot hold a model's states.
         DataError: a source is on this machine and empty.
     """
     config = resolved.config
@@ -122,6 +122,7 @@ def _side(side: str, model: ModelConfig, config: DistillConfig) -> SidePlan:
     facts = facts_of(model.id, model.revision)
     if facts is None:
         return SidePlan(side, model.id, None, (), 0)
+    require_whole(facts.rounded, model.id)
     require_range(facts.model_type, model.id, stored_precision(config, model), stored_precision(config, None))
     targets = model.targets.resolve(facts.layers)
     if _verbalizes(config) and (not targets or targets[-1] >= facts.layers):

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,6 +38,7 @@ class Family:
         image_processor: module and class of the image processor that works on PIL and numpy alone.
         processor: class of the processor that joins image processor and tokenizer.
         pixel_budget: whether pictures are resized to a budget of pixels (``min_pixels``, ``max_pixels``).
+        longest_side: whether they are resized to a longest side instead; in the other families they become tiles.
         softcap, logit_scale, logit_divisor: attributes of the text config for what the model's own forward does to its
             logits (as in Gemma, Cohere and Granite); None where it does nothing, whatever the config holds.
         keeps_features: whether all that the decoder gets of a picture is one feature an image token, so that it can be
@@ -45,6 +48,7 @@ class Family:
             it: they are not quantized.
         decoders: ``model_type`` of the decoders that the family is read with; empty: it has one kind only, or its kinds
             have one plan.
+        tekken: whether its tokenizer is Mistral's.
     """
 
     name: str
@@ -63,6 +67,8 @@ class Family:
     keeps_features: bool = False
     gates: tuple[str, ...] = ()
     decoders: tuple[str, ...] = ()
+    longest_side: bool = False
+    tekken: bool = False
 
     def base(self, model: nn.Module) -> nn.Module:
         """The model without its head: ids and pixels to final-normed hidden states."""
@@ -125,10 +131,31 @@ class Family:
         return getattr(importlib.import_module(module), name)
 
     def processor_class(self) -> Any:
-        """The stock processor's class."""
+        """The stock processor's class, with torchvision or without."""
         import transformers
 
-        return getattr(transformers, self.processor)
+        stock = getattr(transformers, self.processor)
+        return _imported_without_torchvision(self) if getattr(stock, "is_dummy", False) else stock
+
+
+_IMPORTING = Lock()
+
+
+def _imported_without_torchvision(family: Family) -> Any:
+    """The stock processor of a family whose module asks for the image processor that needs torchvision.
+
+    Pixtral's takes one function from there, which finds the size of a resized picture from integers; the module of the
+    PIL image processor has its twin. While the processor is imported, it stands in.
+    """
+    module = family.image_processor[0]
+    missing_module = module.replace("_pil_", "_")
+    with _IMPORTING:
+        sys.modules[missing_module] = importlib.import_module(module)
+        try:
+            own = importlib.import_module(module.replace("image_processing_pil_", "processing_"))
+        finally:
+            del sys.modules[missing_module]
+    return getattr(own, family.processor)
 
 
 _PIL = "transformers.models.{0}.image_processing_pil_{0}"
@@ -217,6 +244,23 @@ FAMILIES: dict[str, Family] = {
             "Gemma3Processor",
             False,
             keeps_features=True,
+        ),
+        # Mistral Small 3.1 is of the same class, with a decoder `mistral`; Mistral Small 4, with experts, is not read.
+        Family(
+            "mistral3",
+            "Ministral 3",
+            "language_model",
+            ("vision_tower",),
+            ("multi_modal_projector",),
+            "image_token_index",
+            None,
+            (_PIL.format("pixtral"), "PixtralImageProcessorPil"),
+            "PixtralProcessor",
+            False,
+            keeps_features=True,
+            decoders=("ministral3", "mistral"),
+            longest_side=True,
+            tekken=True,
         ),
         _idefics("smolvlm", "SmolVLM", "SmolVLM"),
         _idefics("idefics3", "Idefics3", "Idefics3"),
