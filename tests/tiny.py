@@ -366,7 +366,9 @@ def tiny_folder(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image, processor = _processor_files(family)
-    if family == "mistral3":  # as published: one file of settings, and only the decoder says whether the head is tied
+    if (
+        family == "mistral3"
+    ):  # as published: one file of settings, and only the decoder says whether the head is tied
         processor["image_processor"] = image
         whole = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         del whole["tie_word_embeddings"]

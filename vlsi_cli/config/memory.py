@@ -30,7 +30,7 @@ RECTANGLES, RECTANGLES_CPU = 512 * 2**20, 8 * 2**20
 KEPT_ROWS, KEPT_ROWS_CPU = 1536 * 2**20, 128 * 2**20
 SUMS, SUMS_CPU = 4096 * 2**20, 512 * 2**20
 
-# Bytes that one decoder layer keeps for its backward, per token: (hidden, ffn, query width, key/value width) coefficients.
+# Bytes that one decoder layer keeps for its backward, per token: (hidden, ffn, query, key/value width) coefficients.
 # `mixed` is fp32 weights under bf16 autocast. A family whose attention repeats keys and values to the width of the
 # queries keeps more of that width instead of the key/value width.
 _KEPT = {"fp32": (24, 16, 8, 8), "mixed": (26, 8, 4, 4), "bf16": (16, 8, 4, 4)}

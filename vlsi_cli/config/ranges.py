@@ -33,8 +33,8 @@ def require_range(model_type: str, shown: str, *precisions: str) -> None:
 def require_whole(rounded: str, shown: str) -> None:
     """Refuse a checkpoint in FP8.
 
-    Its weights have scales beside them, which a saved student would have to have too, and where its kernels run,
-    inputs are rounded as well: the states that layers are matched by would not be the model's.
+    Its weights have scales beside them, which a saved student would have to have too, and on GPUs with kernels for it
+    the inputs of its layers are rounded as well.
 
     Args:
         rounded: how its weights are rounded, see :class:`.facts.ModelFacts`.

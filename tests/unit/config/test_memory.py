@@ -80,11 +80,26 @@ def kept(family: str, shape: tuple[int, int, int, int, int], layers: int, kind: 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "family",
-    ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", LINEAR, "gemma3", "llava_onevision", "mistral3", "smolvlm"],
+    [
+        "qwen2_vl",
+        "qwen2_5_vl",
+        "qwen3_vl",
+        "qwen3_5",
+        LINEAR,
+        "gemma3",
+        "llava_onevision",
+        "mistral3",
+        "smolvlm",
+    ],
 )
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_a_layer_keeps(family: str, shape: tuple[int, int, int, int, int], kind: str) -> None:
-    if family in ("qwen3_vl", "qwen3_5", "gemma3", "mistral3"):  # heads that are not as wide together as the states
+    if family in (
+        "qwen3_vl",
+        "qwen3_5",
+        "gemma3",
+        "mistral3",
+    ):  # heads that are not as wide together as the states
         shape = (*shape[:4], 96)
     measured = kept(family, shape, 2, kind)[0] - kept(family, shape, 1, kind)[0]
     known = facts(family, shape, 1)

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from torch import Tensor, nn
@@ -131,31 +129,10 @@ class Family:
         return getattr(importlib.import_module(module), name)
 
     def processor_class(self) -> Any:
-        """The stock processor's class, with torchvision or without."""
+        """The stock processor's class."""
         import transformers
 
-        stock = getattr(transformers, self.processor)
-        return _imported_without_torchvision(self) if getattr(stock, "is_dummy", False) else stock
-
-
-_IMPORTING = Lock()
-
-
-def _imported_without_torchvision(family: Family) -> Any:
-    """The stock processor of a family whose module asks for the image processor that needs torchvision.
-
-    Pixtral's takes one function from there, which finds the size of a resized picture from integers; the module of the
-    PIL image processor has its twin. While the processor is imported, it stands in.
-    """
-    module = family.image_processor[0]
-    missing_module = module.replace("_pil_", "_")
-    with _IMPORTING:
-        sys.modules[missing_module] = importlib.import_module(module)
-        try:
-            own = importlib.import_module(module.replace("image_processing_pil_", "processing_"))
-        finally:
-            del sys.modules[missing_module]
-    return getattr(own, family.processor)
+        return getattr(transformers, self.processor)
 
 
 _PIL = "transformers.models.{0}.image_processing_pil_{0}"

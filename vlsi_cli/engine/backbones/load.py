@@ -168,7 +168,9 @@ def load_backbone(
         hint="`vlsi plan` says what fits; a large model can be cached, quantized or placed elsewhere",
     )
     if init == "random":
-        if "tie_word_embeddings" not in raw:  # Ministral's say it of the decoder alone, where transformers does not look
+        if (
+            "tie_word_embeddings" not in raw
+        ):  # Ministral's say it of the decoder alone, where transformers does not look
             config.tie_word_embeddings = config.get_text_config().tie_word_embeddings
         with fitting(too_large):
             model = _random_model(folder, config, attn_implementation, seed).to(device=device, dtype=dtype)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import sys
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from vlsi_cli.engine.backbones.families import FAMILIES, Family, family_of, read_config
@@ -133,12 +135,34 @@ def _image_only_processor(family: Family, folder: Path, budget: dict[str, int]) 
 @cache
 def _image_only_class(family: Family) -> Any:
     stock = family.processor_class()
+    if getattr(stock, "is_dummy", False):
+        stock = _imported_without_torchvision(family)
     members = {
         "get_attributes": classmethod(lambda _cls: ["image_processor", "tokenizer"]),
         # Processes that read data get a copy; this class has no name that they could find.
         "__reduce__": lambda self: (_image_only_copy, (family.name, self.__dict__)),
     }
     return type(stock.__name__, (stock,), members)
+
+
+_IMPORTING = Lock()
+
+
+def _imported_without_torchvision(family: Family) -> Any:
+    """The stock processor of a family whose module asks for the image processor that needs torchvision.
+
+    Pixtral's takes one function from there, which finds the size of a resized picture from integers; the module of the
+    PIL image processor has its twin. While the processor is imported, it stands in.
+    """
+    module = family.image_processor[0]
+    wanted = module.replace("_pil_", "_")
+    with _IMPORTING:
+        sys.modules[wanted] = importlib.import_module(module)
+        try:
+            own = importlib.import_module(module.replace("image_processing_pil_", "processing_"))
+        finally:
+            del sys.modules[wanted]
+    return getattr(own, family.processor)
 
 
 def _image_only_copy(family: str, state: dict[str, Any]) -> Any:
@@ -152,7 +176,11 @@ def _pixel_budget(family: Family, shown: str, low: int | None, high: int | None)
     if not budget:
         return {}
     if not family.pixel_budget:
-        does = "resizes pictures to a longest side" if family.longest_side else "cuts pictures into tiles of one size"
+        does = (
+            "resizes pictures to a longest side"
+            if family.longest_side
+            else "cuts pictures into tiles of one size"
+        )
         instead = " and set size.longest_edge in its processor_config.json" if family.longest_side else ""
         raise ConfigError(
             f"min_pixels and max_pixels do not apply to '{shown}': {family.title} {does}",

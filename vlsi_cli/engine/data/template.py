@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -301,6 +302,8 @@ class ChatEncoder:
         """
         probe = [Message("user", (0, "a")), Message("assistant", ("b",)), Message("user", ("c",))]
         rendered = self._render(probe, prompt=True)
+        with suppress(BadRecord):  # a template may refuse a system message
+            rendered += self._render([Message("system", ("s",)), *probe])
         special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         special |= {str(token) for token in self.tokenizer.all_special_tokens}
         control = {token for token in special if token and token in rendered}
