@@ -170,7 +170,7 @@ def load_backbone(
     if init == "random":
         if (
             "tie_word_embeddings" not in raw
-        ):  # Ministral's say it of the decoder alone, where transformers does not look
+        ):  # Ministral's files say it of the decoder, and it is the whole's that counts
             config.tie_word_embeddings = config.get_text_config().tie_word_embeddings
         with fitting(too_large):
             model = _random_model(folder, config, attn_implementation, seed).to(device=device, dtype=dtype)
