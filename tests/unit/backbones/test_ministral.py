@@ -26,6 +26,7 @@ from vlsi_cli.engine.backbones.load import describe, load_backbone
 from vlsi_cli.engine.backbones.processors import load_processor
 from vlsi_cli.engine.data.records import BadRecord, Message, make_record
 from vlsi_cli.engine.data.template import ChatEncoder
+from vlsi_cli.engine.verbalizing.answers import read_answers
 from vlsi_cli.errors import CompatibilityError, ConfigError, ModelError
 
 Folders = Callable[..., Path]
@@ -255,6 +256,29 @@ def test_the_decoder_of_mistral_small_is_read(folders: Folders, tmp_path: Path) 
     ids = torch.arange(40)[None]
     logits = backbone.model(input_ids=ids).logits
     assert torch.equal(backbone.head(backbone.forward_base({"input_ids": ids})), logits)
+
+
+@torch.no_grad()
+def test_a_window_that_layers_are_not_named_after(folders: Folders) -> None:
+    """Mistral's decoders with a window do not list the kinds of their layers: all are alike."""
+    backbone = load_backbone(str(folders("mistral3")))
+    ids = torch.arange(30, 70)[None]
+    read = {"ends": set(), "max_new_tokens": 3}
+    unbounded = read_answers(backbone, None, {"input_ids": ids}, [2], **read)
+    backbone.config.get_text_config().sliding_window = 8
+    assert set(backbone.layer_kinds) == {"sliding_attention"}
+    answers = read_answers(backbone, None, {"input_ids": ids}, [2], **read)
+    assert [a.log_probability for a in answers.layers] != [a.log_probability for a in unbounded.layers]
+    for answer in answers.layers:
+        text, logs = ids, []
+        for token in answer.tokens:
+            state = backbone.model(text, output_hidden_states=True).hidden_states[answer.layer][0, -1]
+            state = backbone.final_norm(state) if answer.layer == 2 else state  # the last one is normed
+            shares = backbone.head(state)[: backbone.tokenizer_length].log_softmax(-1)
+            assert int(shares.argmax()) == token.id
+            logs.append(float(shares.max()))
+            text = torch.cat([text, torch.tensor([[token.id]])], dim=1)
+        assert answer.log_probability == pytest.approx(sum(logs) / 3, abs=1e-4)
 
 
 def test_the_decoder_with_experts_is_refused(folders: Folders, tmp_path: Path) -> None:

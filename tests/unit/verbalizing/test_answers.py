@@ -163,21 +163,6 @@ def test_last_row_is_what_the_model_generates(name: str, backbones: Callable[[st
     assert [answer.layer for answer in answers.layers] == [1, 3, backbone.num_layers]
 
 
-def test_a_window_that_layers_are_not_named_after(tmp_path: Path) -> None:
-    """Mistral's decoders with a window do not list the kinds of their layers: all are alike."""
-    backbone = load_backbone(str(tiny_folder("mistral3", tmp_path)))
-    inputs, read = prompt(backbone), {"ends": set(), "max_new_tokens": 3}
-    unbounded = read_answers(backbone, None, inputs, [1, 3], **read)
-    backbone.config.get_text_config().sliding_window = 8
-    assert set(backbone.layer_kinds) == {"sliding_attention"}
-    answers = read_answers(backbone, None, inputs, [1, 3], **read)
-    assert [a.log_probability for a in answers.layers] != [a.log_probability for a in unbounded.layers]
-    for answer in answers.layers:
-        ids, log_probability, _ = oracle(backbone, None, inputs, answer.layer, set(), 3)
-        assert [token.id for token in answer.tokens] == ids
-        assert answer.log_probability == pytest.approx(log_probability, abs=1e-4)
-
-
 @pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_5", "gemma3", "mistral3", "smolvlm", "demo/large"])
 def test_no_row_is_computed_past_its_layer(name: str, backbones: Callable[[str], Backbone]) -> None:
     backbone = backbones(name)
