@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from vlsi_cli.config.experts import Experts, experts_of
 from vlsi_cli.config.ranges import require_range
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.families import Family, family_of, read_config
 from vlsi_cli.engine.backbones.folders import resolve_folder
+from vlsi_cli.engine.backbones.offloaded import load_over_layers
 from vlsi_cli.engine.backbones.placement import Placement, device_map
 from vlsi_cli.engine.backbones.processors import load_processor
 from vlsi_cli.engine.backbones.quantization import Quantization, check_quantization, quantizer
@@ -45,6 +48,11 @@ class Description:
     def hidden_size(self) -> int:
         """Width of the decoder."""
         return int(self.config.get_text_config().hidden_size)
+
+    @property
+    def experts(self) -> Experts | None:
+        """What its feed-forward layers are mixed of, or None where they are dense."""
+        return experts_of(self.config.get_text_config().to_dict())
 
     @property
     def vocabulary_rows(self) -> int:
@@ -176,7 +184,13 @@ def load_backbone(
             options["device_map"] = {"": str(device)}
             options["quantization_config"] = quantizer(config, family, quantization, dtype)
         with fitting(too_large):
-            model = _pretrained_model(folder, config, id, dtype, device, attn_implementation, options)
+            if placement == "disk" and experts_of(raw) is not None:
+                load = partial(load_over_layers, family, device, id)
+            else:
+                load = partial(_load, options)
+            model, info = _read_weights(load, folder, config, dtype, attn_implementation, id)
+        _require_whole(model, info, id)
+        model = model if options else model.to(device)
     backbone = Backbone(
         model=model, family=family, processor=processor, id=id, revision=revision, folder=folder
     )
@@ -208,33 +222,36 @@ def _adopt_generation_config(model: Any, folder: Path) -> None:
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
 
 
-def _pretrained_model(
-    folder: Path,
-    config: Any,
-    id: str,
-    dtype: torch.dtype,
-    device: torch.device,
-    attention: str,
-    options: dict[str, Any],
-) -> Any:
+def _load(options: dict[str, Any], folder: Path, config: Any, **how: Any) -> tuple[Any, dict[str, Any]]:
     from transformers import AutoModelForImageTextToText
 
+    loaded: tuple[Any, dict[str, Any]] = AutoModelForImageTextToText.from_pretrained(
+        folder, config=config, trust_remote_code=False, ignore_mismatched_sizes=False, **how, **options
+    )
+    return loaded
+
+
+def _read_weights(
+    load: Callable[..., tuple[Any, dict[str, Any]]],
+    folder: Path,
+    config: Any,
+    dtype: torch.dtype,
+    attention: str,
+    id: str,
+) -> tuple[Any, dict[str, Any]]:
     try:
         with quiet_transformers():
-            model, info = AutoModelForImageTextToText.from_pretrained(
+            return load(
                 folder,
-                config=config,
+                config,
                 dtype=dtype,
                 attn_implementation=attention,
                 use_safetensors=True,
-                trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=False,
-                **options,
             )
     except Exception as error:  # damaged files raise errors of many unrelated kinds
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, ModelError):
             raise
         # safetensors says of a file that may not be read that there is none
         closed = [file.name for file in sorted(folder.glob("*.safetensors")) if not os.access(file, os.R_OK)]
@@ -242,8 +259,6 @@ def _pretrained_model(
         raise ModelError(
             f"the weights of '{id}' cannot be loaded: {cause}", hint=f"folder: {folder}"
         ) from error
-    _require_whole(model, info, id)
-    return model if "device_map" in options else model.to(device)
 
 
 def _require_same_patches(processor: Any, config: Any, id: str) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import torch
 
+from vlsi_cli.config.experts import experts_of, require_whole
 from vlsi_cli.engine.backbones.families import Family
 from vlsi_cli.engine.backbones.placement import rooms
 from vlsi_cli.errors import ConfigError
@@ -50,6 +51,7 @@ def check_quantization(
             f"{quantization} weights need the package bitsandbytes, which is not installed",
             hint="pip install 'vlsi-cli[quant]'",
         )
+    require_whole(experts_of(checkpoint), quantization, shown)
     if device.type not in _DEVICES:
         raise ConfigError(
             f"{quantization} weights of '{shown}' need a CUDA device or a CPU, and this run is on {device.type}",
