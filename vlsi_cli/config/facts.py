@@ -139,12 +139,11 @@ class ModelFacts:
         return mixing + self.layers * self._beside_attention()
 
     @property
-    def active_parameters(self) -> int:
-        """Those of the decoder layers that a token meets: all, but for the experts that it does not go to."""
+    def idle_parameters(self) -> int:
+        """Of all decoder layers: the experts that a token does not go to."""
         if self.experts is None:
-            return self.decoder_parameters
-        idle = self.experts.parameters(self.hidden) - self.experts.active(self.hidden)
-        return self.decoder_parameters - self.layers * idle
+            return 0
+        return self.layers * (self.experts.parameters(self.hidden) - self.experts.active(self.hidden))
 
     def _attention(self) -> int:
         query, keyvalue = self.heads * self.head_dim, self.kv_heads * self.head_dim

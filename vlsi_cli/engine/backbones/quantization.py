@@ -46,12 +46,12 @@ def check_quantization(
     Raises:
         ConfigError: with the reason in one sentence.
     """
+    require_whole(experts_of(checkpoint), quantization, shown)
     if find_spec("bitsandbytes") is None:
         raise ConfigError(
             f"{quantization} weights need the package bitsandbytes, which is not installed",
             hint="pip install 'vlsi-cli[quant]'",
         )
-    require_whole(experts_of(checkpoint), quantization, shown)
     if device.type not in _DEVICES:
         raise ConfigError(
             f"{quantization} weights of '{shown}' need a CUDA device or a CPU, and this run is on {device.type}",
