@@ -15,8 +15,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.templates import CHATML, GEMMA_TEMPLATE, MISTRAL_TEMPLATE, SMOL, THINKING
+
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
-FAMILIES = (*QWEN, "llava_onevision", "internvl", "gemma3", "smolvlm", "idefics3")
+FAMILIES = (*QWEN, "llava_onevision", "internvl", "gemma3", "mistral3", "smolvlm", "idefics3")
 #: With experts: they read texts and pictures as the families of their names do, and can teach only. The last one is
 #: InternVL with another decoder.
 EXPERTS = ("qwen3_vl_moe", "qwen3_5_moe", "internvl_moe")
@@ -29,46 +31,6 @@ TOKENIZER_TEXT = (
 )
 
 _PATCH, _TILE = 4, 16
-
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '@IMAGE@' }}"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-# Of a model that can think: a response behind the last question has a block of thoughts, empty where it has none; when
-# the talk goes on, the block is dropped. Without being told, the prompt opens a block and leaves it open.
-THINKING = (
-    "{% set last = namespace(question=-1) %}"
-    "{% for m in messages %}{% if m['role'] == 'user' %}{% set last.question = loop.index0 %}{% endif %}{% endfor %}"
-    "{% for m in messages %}{% set text = namespace(value='') %}"
-    "{% if m['content'] is string %}{% set text.value = m['content'] %}{% else %}"
-    "{% for part in m['content'] %}{% set text.value = text.value + ("
-    "'<|vision_start|><|image_pad|><|vision_end|>' if part['type'] == 'image' else part['text']) %}"
-    "{% endfor %}{% endif %}"
-    "{% set words = text.value | trim %}{% set thoughts = '' %}"
-    "{% if m['role'] == 'assistant' and '</think>' in words %}"
-    "{% set thoughts = words.split('</think>')[0].split('<think>')[-1] | trim %}"
-    "{% set words = words.split('</think>')[-1] | trim %}{% endif %}"
-    "{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{% if m['role'] == 'assistant' and loop.index0 > last.question %}"
-    "{{ '<think>\n' + thoughts + '\n</think>\n\n' }}{% endif %}{{ words + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}"
-    "{% if enable_thinking is defined and not enable_thinking %}{{ '\n</think>\n\n' }}{% endif %}{% endif %}"
-)
-# The same of a model that always thinks: it cannot be told not to.
-ALWAYS_THINKING = THINKING.replace(
-    "{% if enable_thinking is defined and not enable_thinking %}{{ '\n</think>\n\n' }}{% endif %}", ""
-)
-SMOL = (
-    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
-    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
-    "{% else %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-
 
 #: Tokens that an InternVL tokenizer knows by name.
 INTERN = {
@@ -85,17 +47,6 @@ GEMMA = {
     "eoi_token": "<end_of_image>",
     "image_token": "<image_soft_token>",
 }
-#: The system's words go in front of the first question; white space around a message is dropped.
-GEMMA_TEMPLATE = (
-    "{{ bos_token }}{% set first = namespace(words='') %}"
-    "{% for m in messages %}{% if m['role'] == 'system' %}"
-    "{% set first.words = m['content'][0]['text'] + '\n\n' %}{% else %}"
-    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + first.words }}"
-    "{% set first.words = '' %}{% for part in m['content'] %}"
-    "{% if part['type'] == 'image' %}{{ '<start_of_image>' }}{% else %}{{ part['text'] | trim }}{% endif %}"
-    "{% endfor %}{{ '<end_of_turn>\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-)
 
 
 def special_tokens(family: str) -> list[str]:
@@ -110,6 +61,9 @@ def special_tokens(family: str) -> list[str]:
         return [*base, *INTERN.values()]
     if family == "gemma3":
         return ["<pad>", "<start_of_turn>", "<end_of_turn>", "<bos>", *GEMMA.values()]
+    if family == "mistral3":
+        marks = ["[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+        return ["<pad>", "[INST]", "</s>", "<s>", *marks]
     grid = [f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)]
     return [*base, "<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *grid]
 
@@ -137,8 +91,8 @@ def tiny_tokenizer(family: str, text: str = TOKENIZER_TEXT) -> Any:
         eos_token=end,
         extra_special_tokens=named.get(family, specials[1:]),
         **(
-            {"bos_token": "<bos>", "model_input_names": ["input_ids", "attention_mask"]}
-            if family == "gemma3"
+            {"bos_token": specials[3], "model_input_names": ["input_ids", "attention_mask"]}
+            if family in ("gemma3", "mistral3")
             else {}
         ),
         clean_up_tokenization_spaces=False,
@@ -248,6 +202,19 @@ def tiny_config(
             image_token_index=ids["<image_soft_token>"],
             **common,
         )
+    if family == "mistral3":
+        # heads wider together than the states; queries grow from position 32 on
+        rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 128.0, "llama_4_scaling_beta": 0.1}
+        rope |= {"original_max_position_embeddings": 32, "beta_fast": 32.0, "beta_slow": 1.0}
+        text |= {"head_dim": 32, "rope_parameters": rope | {"mscale": 1.0, "mscale_all_dim": 1.0}}
+        return tf.Mistral3Config(
+            text_config={"model_type": "ministral3", **text, "bos_token_id": tokenizer.bos_token_id},
+            vision_config={"model_type": "pixtral", **tower, "image_size": 2 * _TILE, "head_dim": 16},
+            image_token_index=ids["[IMG]"],
+            spatial_merge_size=2,
+            vision_feature_layer=-1,
+            **common,
+        )
     cls = {"smolvlm": tf.SmolVLMConfig, "idefics3": tf.Idefics3Config}[family]
     return cls(
         text_config={"model_type": "llama", **text},
@@ -292,6 +259,11 @@ def _processor_files(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if family == "gemma3":
         image |= {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": _TILE, "width": _TILE}}
         return image, {"processor_class": "Gemma3Processor", "image_seq_length": 4}
+    if family == "mistral3":
+        image |= {"image_processor_type": "PixtralImageProcessor", "patch_size": _PATCH}
+        image |= {"size": {"longest_edge": 2 * _TILE}}
+        processor = {"processor_class": "PixtralProcessor", "patch_size": _PATCH, "spatial_merge_size": 2}
+        return image, processor | {"image_token": "[IMG]"}
     stem = "SmolVLM" if family == "smolvlm" else "Idefics3"
     image |= {"image_processor_type": f"{stem}ImageProcessor", "size": {"longest_edge": 2 * _TILE}}
     image |= {"max_image_size": {"longest_edge": _TILE}, "do_image_splitting": True}
@@ -340,12 +312,21 @@ def tiny_folder(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image, processor = _processor_files(family)
-    (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2), encoding="utf-8")
+    if (
+        family == "mistral3"
+    ):  # as published: one file of settings, and only the decoder says whether the head is tied
+        processor["image_processor"] = image
+        whole = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        del whole["tie_word_embeddings"]
+        (folder / "config.json").write_text(json.dumps(whole, indent=2), encoding="utf-8")
+    else:
+        (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2), encoding="utf-8")
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
     family = family.removesuffix("_moe")
     placeholder = "<|vision_start|><|image_pad|><|vision_end|>" if family in QWEN else "<image>\n"
     placeholder = "<IMG_CONTEXT>\n" if family == "internvl" else placeholder
     template = SMOL if family in ("smolvlm", "idefics3") else CHATML.replace("@IMAGE@", placeholder)
-    template = {"qwen3_5": THINKING, "gemma3": GEMMA_TEMPLATE}.get(family, template)
+    own = {"qwen3_5": THINKING, "gemma3": GEMMA_TEMPLATE, "mistral3": MISTRAL_TEMPLATE}
+    template = own.get(family, template)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return folder

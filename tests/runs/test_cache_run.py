@@ -46,6 +46,7 @@ def test_bit_for_bit_the_live_run(
         ("qwen3_5", "decoder"),
         ("internvl", "verb-ffn"),
         ("gemma3", "decoder"),
+        ("mistral3", "decoder"),
     ],
 )
 def test_bit_for_bit_in_other_families(family: str, architecture: str, tmp_path: Path) -> None:

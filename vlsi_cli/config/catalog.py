@@ -9,7 +9,7 @@ with this package.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -41,12 +41,14 @@ class Entry:
         size: the alias within the group, e.g. ``2b``.
         ids: hub ids; the first is the one that an alias stands for.
         facts: its shape.
+        fp8: those of the ids whose weights are in FP8.
     """
 
     group: str
     size: str
     ids: tuple[str, ...]
     facts: ModelFacts
+    fp8: tuple[str, ...] = ()
 
 
 def _entry(
@@ -137,6 +139,14 @@ def _gemma3(size: str, shape: _Shape, head_dim: int, vision: int) -> Entry:
     return _entry("Gemma-3", "gemma3", size, ids, shape, True, vision, head_dim=head_dim)
 
 
+def _ministral3(size: str, shape: _Shape, tied: bool, vision: int) -> Entry:
+    # What is published as Instruct is in FP8, with an edition in bf16 beside it.
+    stem = f"mistralai/Ministral-3-{size.upper()}"
+    ids = f"{stem}-Instruct-2512-BF16 {stem}-Instruct-2512 {stem}-Base-2512 {stem}-Reasoning-2512"
+    entry = _entry("Ministral-3", "mistral3", size, ids, shape, tied, vision, head_dim=128)
+    return replace(entry, fp8=(f"{stem}-Instruct-2512",))
+
+
 def _smol(size: str, hub_id: str, shape: tuple[int, int, int, int, int, int], vision: int) -> Entry:
     return _entry("SmolVLM", "idefics3", size, f"HuggingFaceTB/{hub_id}", shape, False, vision)
 
@@ -184,6 +194,9 @@ ENTRIES: tuple[Entry, ...] = (
     _gemma3("4b", (34, 2560, 10240, 8, 4, 262208), 256, 419_816_304),
     _gemma3("12b", (48, 3840, 15360, 16, 8, 262208), 256, 421_290_864),
     _gemma3("27b", (62, 5376, 21504, 32, 16, 262208), 128, 423_060_336),
+    _ministral3("3b", (26, 3072, 9216, 32, 8, 131072), True, 420_083_712),
+    _ministral3("8b", (34, 4096, 14336, 32, 8, 131072), False, 428_472_320),
+    _ministral3("14b", (40, 5120, 16384, 32, 8, 131072), False, 438_958_080),
     _smol("256m", "SmolVLM-256M-Instruct", (30, 576, 1536, 9, 3, 49280), 93_510_912),
     _smol("500m", "SmolVLM-500M-Instruct", (32, 960, 2560, 15, 5, 49280), 98_229_504),
     _smol("2.2b", "SmolVLM-Instruct", (24, 2048, 8192, 32, 32, 49155), 434_220_912),
@@ -204,7 +217,8 @@ def facts_of(model: str, revision: str | None = None) -> ModelFacts | None:
     if Path(model).is_dir():
         return facts_from_folder(Path(model))
     if entry := find(model):
-        return entry.facts
+        in_fp8 = model.casefold() in map(str.casefold, entry.fp8)
+        return replace(entry.facts, rounded="fp8") if in_fp8 else entry.facts
     snapshot = cached_snapshot(model, revision)
     return facts_from_folder(snapshot, name=model) if snapshot else None
 

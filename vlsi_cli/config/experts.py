@@ -72,7 +72,7 @@ def require_dense_student(experts: Experts | None, shown: str) -> None:
         )
 
 
-def require_whole(experts: Experts | None, quantization: str, shown: str) -> None:
+def require_unrounded(experts: Experts | None, quantization: str, shown: str) -> None:
     """Refuse to round the weights of a model with experts.
 
     Raises:

@@ -15,6 +15,7 @@ from typing import Any
 
 from vlsi_cli.config.experts import Experts, experts_of
 from vlsi_cli.config.models import Architecture
+from vlsi_cli.config.presence import weight_files
 
 #: Families, and decoders of families that have several, with a bias on queries, keys and values.
 ATTENTION_BIASED = frozenset({"qwen2_vl", "qwen2_5_vl", "llava_onevision", "qwen2"})
@@ -96,6 +97,7 @@ class ModelFacts:
         norms: norms of the hidden width in a decoder layer.
         linear: the layers of linear attention, in a model that has them beside those of attention.
         experts: what a feed-forward layer is, in a model whose tokens go to some of many.
+        rounded: how the checkpoint's weights are rounded, in its own words, e.g. ``fp8``; empty: they are not.
     """
 
     name: str
@@ -115,6 +117,7 @@ class ModelFacts:
     norms: int = 2
     linear: LinearAttention | None = None
     experts: Experts | None = None
+    rounded: str = ""
 
     @property
     def embedding_parameters(self) -> int:
@@ -219,9 +222,16 @@ def facts_from_folder(folder: Path, name: str | None = None) -> ModelFacts | Non
             norms=NORMS.get(model_type, 2),
             linear=_linear_attention(text),
             experts=experts,
+            rounded=rounded(config),
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
+
+
+def rounded(config: dict[str, Any]) -> str:
+    """How a checkpoint's weights are rounded, by its parsed ``config.json``, e.g. ``fp8``; empty: they are not."""
+    quantization = config.get("quantization_config")
+    return str(quantization.get("quant_method", "quantized")) if isinstance(quantization, dict) else ""
 
 
 def _decoder_of(text: dict[str, Any]) -> str:
@@ -248,7 +258,7 @@ def _linear_attention(text: dict[str, Any]) -> LinearAttention | None:
 def _vision_parameters(folder: Path) -> int | None:
     """Parameters outside the language model, read from the headers of the safetensors files."""
     shapes: dict[str, int] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         try:
             shapes.update(_tensor_sizes(file))
         except (OSError, ValueError, RecursionError, struct.error):

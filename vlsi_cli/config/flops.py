@@ -22,6 +22,7 @@ _PATCHES_PER_TOKEN = {
     "llava_onevision": 1,
     "internvl": 4,
     "gemma3": 16,
+    "mistral3": 4,
     "idefics3": 16,
     "smolvlm": 16,
 }

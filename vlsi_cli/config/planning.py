@@ -9,12 +9,12 @@ from __future__ import annotations
 from vlsi_cli.config import counting
 from vlsi_cli.config.caches import cache_note
 from vlsi_cli.config.catalog import facts_of, group_of
-from vlsi_cli.config.experts import require_dense_student, require_plain_verbalizers, require_whole
+from vlsi_cli.config.experts import require_dense_student, require_plain_verbalizers, require_unrounded
 from vlsi_cli.config.loading import STAND_IN, Resolved
 from vlsi_cli.config.missing import model_need, verbalizers_need
 from vlsi_cli.config.plans import PairPlan, Plan, SidePlan
 from vlsi_cli.config.presence import Need, data_needs
-from vlsi_cli.config.ranges import BEYOND_FP16, require_range
+from vlsi_cli.config.ranges import BEYOND_FP16, require_range, require_whole
 from vlsi_cli.config.run import DistillConfig, ModelConfig
 from vlsi_cli.config.stage_plans import Records, host_bytes, stage_plans, stored_precision
 from vlsi_cli.errors import CompatibilityError
@@ -29,7 +29,7 @@ def plan(resolved: Resolved, records: Records | None = None) -> Plan:
 
     Raises:
         CompatibilityError: more small than large target layers, or targets beyond a model's depth.
-        ConfigError: epochs over endless data, or a precision that cannot hold a model's states.
+        ConfigError: epochs over endless data, weights in FP8, or a precision that cannot hold a model's states.
         DataError: a source is on this machine and empty.
     """
     config = resolved.config
@@ -123,8 +123,9 @@ def _side(side: str, model: ModelConfig, config: DistillConfig) -> SidePlan:
     facts = facts_of(model.id, model.revision)
     if facts is None:
         return SidePlan(side, model.id, None, (), 0)
+    require_whole(facts.rounded, model.id)
     require_range(facts.model_type, model.id, stored_precision(config, model), stored_precision(config, None))
-    require_whole(facts.experts, model.quantization, model.id)
+    require_unrounded(facts.experts, model.quantization, model.id)
     if side == "small":
         require_dense_student(facts.experts, model.id)
     targets = model.targets.resolve(facts.layers)

@@ -42,6 +42,10 @@ TOTALS = {
     "Gemma-3-4B": 4_300_079_472,
     "Gemma-3-12B": 12_187_325_040,
     "Gemma-3-27B": 27_432_406_640,
+    # 3.4, 8.4 and 13.5 billion of language and 0.4 of vision on their cards
+    "Ministral-3-3B": 3_849_090_048,
+    "Ministral-3-8B": 8_918_026_240,
+    "Ministral-3-14B": 13_945_031_680,
 }
 
 
@@ -124,6 +128,7 @@ def test_language_model_counts_match_transformers() -> None:
         ("qwen3_5_moe", "2b", "Qwen/Qwen3.5-2B"),
         ("internvl", "2b", "OpenGVLab/InternVL3_5-2B-HF"),
         ("gemma3", "4b", "google/gemma-3-4b-it"),
+        ("mistral3", "3b", "mistralai/Ministral-3-3B-Instruct-2512-BF16"),
     ],
 )
 def test_a_folder_is_counted_whole(family: str, size: str, id: str, tmp_path: Path) -> None:
@@ -162,6 +167,7 @@ def test_a_folder_is_counted_whole(family: str, size: str, id: str, tmp_path: Pa
         ("8b", "OpenGVLab/InternVL3-78B-hf", "OpenGVLab/InternVL3-8B-hf"),
         ("2b", "OpenGVLab/InternVL3_5-38B-HF", "OpenGVLab/InternVL3_5-2B-HF"),
         ("4b", "google/gemma-3-27b-it", "google/gemma-3-4b-it"),
+        ("3b", "mistralai/Ministral-3-14B-Reasoning-2512", "mistralai/Ministral-3-3B-Instruct-2512-BF16"),
         ("256m", "HuggingFaceTB/SmolVLM-Instruct", "HuggingFaceTB/SmolVLM-256M-Instruct"),
         ("small", "demo/large", "demo/small"),
         ("Qwen2-VL-2B", None, "Qwen/Qwen2-VL-2B-Instruct"),

@@ -54,7 +54,7 @@ def decoder(family: str, shape: tuple[int, int, int, int, int], layers: int, dty
             text |= {"linear_key_head_dim": 32, "linear_value_head_dim": 48}
             text["rope_parameters"] |= {"partial_rotary_factor": 1.0}
     elif family != "gemma3":
-        text["model_type"] = {"llava_onevision": "qwen2"}.get(family, "llama")
+        text["model_type"] = {"llava_onevision": "qwen2", "mistral3": "ministral3"}.get(family, "llama")
     config = AutoConfig.for_model(family.split()[0], text_config=text).get_text_config()
     # by plain products, which are counted, and have sizes in fp32 too
     options = {"experts_implementation": "batched_mm"} if family == "qwen3_vl_moe" else {}
@@ -86,11 +86,26 @@ def kept(family: str, shape: tuple[int, int, int, int, int], layers: int, kind: 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "family",
-    ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", LINEAR, "gemma3", "llava_onevision", "smolvlm"],
+    [
+        "qwen2_vl",
+        "qwen2_5_vl",
+        "qwen3_vl",
+        "qwen3_5",
+        LINEAR,
+        "gemma3",
+        "llava_onevision",
+        "mistral3",
+        "smolvlm",
+    ],
 )
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_a_layer_keeps(family: str, shape: tuple[int, int, int, int, int], kind: str) -> None:
-    if family in ("qwen3_vl", "qwen3_5", "gemma3"):  # heads that are not as wide together as the states
+    if family in (
+        "qwen3_vl",
+        "qwen3_5",
+        "gemma3",
+        "mistral3",
+    ):  # heads that are not as wide together as the states
         shape = (*shape[:4], 96)
     measured = kept(family, shape, 2, kind)[0] - kept(family, shape, 1, kind)[0]
     known = facts(family, shape, 1)
@@ -103,7 +118,7 @@ def test_what_a_layer_keeps(family: str, shape: tuple[int, int, int, int, int], 
 
 
 @pytest.mark.parametrize(
-    "family", ["qwen2_vl", "qwen3_vl_moe", "qwen3_5", LINEAR, "gemma3", "llava_onevision"]
+    "family", ["qwen2_vl", "qwen3_vl_moe", "qwen3_5", LINEAR, "gemma3", "llava_onevision", "mistral3"]
 )
 def test_operations_of_a_decoder(family: str) -> None:
     shape = SHAPES[0]

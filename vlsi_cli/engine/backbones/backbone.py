@@ -237,8 +237,10 @@ class Backbone:
     @property
     def layer_kinds(self) -> tuple[str, ...]:
         """What each decoder layer does, in transformers' words: "full_attention", "linear_attention", ..."""
-        kinds = getattr(self.config.get_text_config(), "layer_types", None)
-        return tuple(kinds or ("full_attention",) * self.num_layers)
+        text = self.config.get_text_config()
+        windowed = getattr(text, "sliding_window", None) is not None
+        alike = "sliding_attention" if windowed else "full_attention"
+        return tuple(getattr(text, "layer_types", None) or (alike,) * self.num_layers)
 
     def tap(
         self,

@@ -103,6 +103,9 @@ class Branches:
         kinds = self.backbone.layer_kinds
         # all branches are equally long
         rotary = {kind: self.backbone.text_rotary(self._position, kind) for kind in set(kinds)}
+        # Ministral's queries grow with it. Where a token has several positions, layers take only what is made of them.
+        m_rope = hasattr(self.backbone.base, "rope_deltas")
+        position = {} if m_rope else {"position_ids": torch.full((1, 1), self._position, device=device)}
         self._owners.append(torch.tensor(going, device=device))
         found: dict[int, Tensor] = {}
         passed = 0
@@ -120,6 +123,7 @@ class Branches:
                     attention_mask=masks[kind],
                     position_embeddings=rotary[kind],
                     use_cache=True,
+                    **position,
                     **cache_argument(layer, self._cache),
                 )
                 hidden = output if isinstance(output, Tensor) else output[0]

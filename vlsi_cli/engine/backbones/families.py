@@ -37,6 +37,7 @@ class Family:
         image_processor: module and class of the image processor that works on PIL and numpy alone.
         processor: class of the processor that joins image processor and tokenizer.
         pixel_budget: whether pictures are resized to a budget of pixels (``min_pixels``, ``max_pixels``).
+        longest_side: whether they are resized to a longest side instead; in the other families they become tiles.
         softcap, logit_scale, logit_divisor: attributes of the text config for what the model's own forward does to its
             logits (as in Gemma, Cohere and Granite); None where it does nothing, whatever the config holds.
         keeps_features: whether all that the decoder gets of a picture is one feature an image token, so that it can be
@@ -46,6 +47,7 @@ class Family:
             it: they are not quantized.
         decoders: ``model_type`` of the decoders that the family is read with; empty: it has one kind only, or its kinds
             have one plan.
+        tekken: whether its tokenizer is Mistral's.
     """
 
     name: str
@@ -64,6 +66,8 @@ class Family:
     keeps_features: bool = False
     gates: tuple[str, ...] = ()
     decoders: tuple[str, ...] = ()
+    longest_side: bool = False
+    tekken: bool = False
 
     def base(self, model: nn.Module) -> nn.Module:
         """The model without its head: ids and pixels to final-normed hidden states."""
@@ -220,6 +224,23 @@ FAMILIES: dict[str, Family] = {
             "Gemma3Processor",
             False,
             keeps_features=True,
+        ),
+        # Mistral Small 3.1 is of the same class, with a decoder `mistral`; Mistral Small 4, with experts, is not read.
+        Family(
+            "mistral3",
+            "Ministral 3",
+            "language_model",
+            ("vision_tower",),
+            ("multi_modal_projector",),
+            "image_token_index",
+            None,
+            (_PIL.format("pixtral"), "PixtralImageProcessorPil"),
+            "PixtralProcessor",
+            False,
+            keeps_features=True,
+            decoders=("ministral3", "mistral"),
+            longest_side=True,
+            tekken=True,
         ),
         _idefics("smolvlm", "SmolVLM", "SmolVLM"),
         _idefics("idefics3", "Idefics3", "Idefics3"),

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 
 from vlsi_cli.config.experts import Experts, experts_of
-from vlsi_cli.config.ranges import require_range
+from vlsi_cli.config.facts import rounded
+from vlsi_cli.config.ranges import require_range, require_whole
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.families import Family, family_of, read_config
 from vlsi_cli.engine.backbones.folders import resolve_folder
@@ -79,7 +80,9 @@ def describe(
         ModelError, ConfigError: as :func:`load_backbone`.
     """
     folder = resolve_folder(id, revision, weights=False)
-    family = family_of(read_config(folder, id), id)
+    raw = read_config(folder, id)
+    family = family_of(raw, id)
+    require_whole(rounded(raw), id)
     config = _read_model_config(folder, id)
     processor = load_processor(
         folder, min_pixels=min_pixels, max_pixels=max_pixels, chat_template=chat_template, shown=id
@@ -154,6 +157,7 @@ def load_backbone(
     folder = resolve_folder(id, revision, weights=init == "pretrained")
     raw = read_config(folder, id)
     family = family_of(raw, id)
+    require_whole(rounded(raw), id)
     require_range(family.name, id, precision_name(dtype), precision_name(computed or dtype))
     config = _read_model_config(folder, id)
     if quantization != "none":
@@ -172,6 +176,10 @@ def load_backbone(
         hint="`vlsi plan` says what fits; a large model can be cached, quantized or placed elsewhere",
     )
     if init == "random":
+        if (
+            "tie_word_embeddings" not in raw
+        ):  # Ministral's files say it of the decoder, and it is the whole's that counts
+            config.tie_word_embeddings = config.get_text_config().tie_word_embeddings
         with fitting(too_large):
             model = _random_model(folder, config, attn_implementation, seed).to(device=device, dtype=dtype)
     else:
@@ -260,13 +268,26 @@ def _read_weights(
 def require_same_patches(processor: Any, config: Any, id: str) -> None:
     """Refuse image settings that cut pictures into other patches than the vision tower was made for."""
     settings, vision = processor.image_processor, getattr(config, "vision_config", None)
-    for ours, theirs in (("patch_size", "patch_size"), ("merge_size", "spatial_merge_size")):
-        cut, made = getattr(settings, ours, None), getattr(vision, theirs, None)
+    for where, ours, made_for, theirs in (
+        (settings, "patch_size", vision, "patch_size"),
+        (settings, "merge_size", vision, "spatial_merge_size"),
+        (processor, "patch_size", vision, "patch_size"),
+        (processor, "spatial_merge_size", config, "spatial_merge_size"),
+    ):
+        cut, made = _side(getattr(where, ours, None)), getattr(made_for, theirs, None)
         if made is not None and cut is not None and cut != made:
             raise ModelError(
                 f"the image settings of '{id}' say {ours} {cut!r}, and its vision tower was made for {made!r}",
-                hint="preprocessor_config.json and config.json do not belong together",
+                hint="preprocessor_config.json or processor_config.json does not belong to config.json",
             )
+
+
+def _side(size: Any) -> Any:
+    """The side of a square that is given by height and width; anything else as it is."""
+    if not hasattr(size, "items"):
+        return size
+    sides = [each for _, each in size.items() if each is not None]
+    return sides[0] if sides and all(each == sides[0] for each in sides) else size
 
 
 def require_same_image_token(processor: Any, family: Family, config: Any, id: str) -> None:
