@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.tiny import EXPERTS
-from vlsi_cli.config.experts import Experts, experts_of
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.errors import ModelError
@@ -106,19 +105,6 @@ def test_layers_of_two_kinds_are_refused(folders: Folders, tmp_path: Path) -> No
     file.write_text(text.replace('"mlp_only_layers": []', '"mlp_only_layers": [1]'), encoding="utf-8")
     with pytest.raises(ModelError, match="layers with experts and layers without"):
         load_backbone(str(folder))
-
-
-def test_numbers_of_experts() -> None:
-    text = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
-    experts = experts_of({"text_config": text})
-    assert experts == Experts(128, 8, 768)
-    assert experts.width == 6144
-    assert experts.parameters(10) == 128 * 10 * (3 * 768 + 1)
-    shared = experts_of(text | {"shared_expert_intermediate_size": 100})
-    assert shared == Experts(128, 8, 768, 100)
-    assert shared.parameters(10) == experts.parameters(10) + 3 * 10 * 100 + 10
-    assert shared.active(10) == 10 * (3 * 8 * 768 + 128 + 3 * 100 + 1)
-    assert experts_of({"hidden_size": 3}) is None
 
 
 @pytest.mark.parametrize("family", EXPERTS)

@@ -10,11 +10,10 @@ from vlsi_cli.config.evaluation import EvaluationConfig
 from vlsi_cli.config.loading import resolve
 from vlsi_cli.config.missing import model_need
 from vlsi_cli.config.planning import needs, plan
-from vlsi_cli.config.plans import Plan
 from vlsi_cli.config.presence import Need, cached_snapshot, has_weights
 from vlsi_cli.config.run import DataConfig, ModelConfig
 from vlsi_cli.config.words import source_from_word
-from vlsi_cli.errors import CompatibilityError, ConfigError, DataError, ModelError, VlsiError
+from vlsi_cli.errors import CompatibilityError, ConfigError, DataError, ModelError
 
 PAIR = "qwen2-vl-72b-to-2b"
 
@@ -309,44 +308,3 @@ def test_words_for_data(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file or folder") as caught:
         source_from_word("pattern")
     assert caught.value.hint == "did you mean patterns?"
-
-
-EXPERT = {"teacher": "Qwen/Qwen3-VL-235B-A22B-Instruct", "student": "Qwen3-VL-2B"}
-
-
-def of_experts(*sets: str, **models: str) -> Plan:
-    flags = {f"{side}.id": id for side, id in (EXPERT | models).items()}
-    return plan(resolve(None, sets, flags, without_data=True))
-
-
-def test_a_teacher_with_experts() -> None:
-    """It works as its 22B and lies there as its 235B, and is of its student's family though of another class."""
-    made, dense = of_experts(), of_experts(teacher="Qwen3-VL-32B")
-    assert made.teacher is not None
-    assert made.teacher.facts is not None
-    large = made.stages[0].memory
-    assert large is not None
-    assert large.weights > 2 * made.teacher.facts.parameters
-    assert made.stages[0].step_flops is not None
-    assert dense.stages[0].step_flops is not None
-    assert 0.5 < made.stages[0].step_flops / dense.stages[0].step_flops < 1
-    assert not any("two families" in note for note in made.notes)
-    assert any("two families" in note for note in of_experts(teacher="Qwen2-VL-72B").notes)
-    told = made.to_json()["teacher"]["facts"]
-    assert told["experts"] == {"count": 128, "chosen": 8, "ffn": 1536, "shared": 0}
-    assert told["parameters"] - told["idle_parameters"] == 22_767_151_856
-
-
-@pytest.mark.parametrize(
-    ("sets", "models", "error", "message"),
-    [
-        ((), {"student": "Qwen3-VL-30B-A3B"}, CompatibilityError, "can teach but not learn"),
-        (("teacher.quantization=4bit",), {}, ConfigError, "cannot be read in 4bit"),
-        (("verbalizer.architecture=decoder-x2",), {}, ConfigError, "decoder layer with 128 experts"),
-    ],
-)
-def test_what_experts_are_not_used_for(
-    sets: tuple[str, ...], models: dict[str, str], error: type[VlsiError], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        of_experts(*sets, **models)
