@@ -56,6 +56,7 @@ def require_rows(backbone: Backbone) -> None:
 
 
 def require_safetensors(folder: Path, id: str) -> None:
+    """Refuse a folder without safetensors: pickles can run code when they are opened."""
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
