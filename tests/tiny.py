@@ -19,6 +19,9 @@ from tests.templates import CHATML, GEMMA_TEMPLATE, MISTRAL_TEMPLATE, SMOL, THIN
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 FAMILIES = (*QWEN, "llava_onevision", "internvl", "gemma3", "mistral3", "smolvlm", "idefics3")
+#: With experts: they read texts and pictures as the families of their names do, and can teach only. The last one is
+#: InternVL with another decoder.
+EXPERTS = ("qwen3_vl_moe", "qwen3_5_moe", "internvl_moe")
 
 #: What the tokenizer's merges are learned from. Any text works: bytes cover the rest.
 TOKENIZER_TEXT = (
@@ -49,6 +52,7 @@ GEMMA = {
 def special_tokens(family: str) -> list[str]:
     """The added tokens of a family, in id order. The first three are pad, turn start and turn end."""
     base = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    family = family.removesuffix("_moe")
     if family in QWEN:
         return [*base, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     if family == "llava_onevision":
@@ -69,6 +73,7 @@ def tiny_tokenizer(family: str, text: str = TOKENIZER_TEXT) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
+    family = family.removesuffix("_moe")
     specials = special_tokens(family)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -125,18 +130,22 @@ def tiny_config(
     tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
     tower |= {"patch_size": _PATCH, "image_size": _TILE}
     common = {"tie_word_embeddings": tied}
-    if family in QWEN:
+    mixed = family in EXPERTS
+    if mixed:
+        text |= {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": hidden // 4}
+    if family.removesuffix("_moe") in QWEN:
         rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
-        if family in ("qwen3_vl", "qwen3_5"):
+        if family.startswith("qwen3"):
             rope["mrope_interleaved"] = True
             text["head_dim"] = 16
-        if (
-            family == "qwen3_5"
-        ):  # two kinds of layers, more value heads than key heads, half of a head rotated
+        if family.startswith("qwen3_5"):
+            # two kinds of layers, more value heads than key heads, half of a head rotated
             rope |= {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
             text |= {"full_attention_interval": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
             text |= {"linear_key_head_dim": 8, "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4}
         text["rope_parameters"] = rope
+        if family == "qwen3_5_moe":
+            text["shared_expert_intermediate_size"] = text.pop("intermediate_size") // 4
         vision: dict[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": _PATCH, "spatial_merge_size": 2}
         if family == "qwen2_vl":
             vision |= {"embed_dim": 32, "hidden_size": hidden, "mlp_ratio": 2}
@@ -144,12 +153,13 @@ def tiny_config(
             vision |= {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": hidden}
         if family == "qwen2_5_vl":
             vision |= {"window_size": 16, "fullatt_block_indexes": [1]}
-        if family == "qwen3_vl":
+        if family.startswith("qwen3_vl"):
             vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
-        if family == "qwen3_5":
+        if family.startswith("qwen3_5"):
             vision |= {"num_position_embeddings": 16}
         cls = {"qwen2_vl": tf.Qwen2VLConfig, "qwen2_5_vl": tf.Qwen2_5_VLConfig, "qwen3_vl": tf.Qwen3VLConfig}
-        cls["qwen3_5"] = tf.Qwen3_5Config
+        cls |= {"qwen3_vl_moe": tf.Qwen3VLMoeConfig, "qwen3_5": tf.Qwen3_5Config}
+        cls["qwen3_5_moe"] = tf.Qwen3_5MoeConfig
         return cls[family](
             text_config=text,
             vision_config=vision,
@@ -168,9 +178,9 @@ def tiny_config(
             image_grid_pinpoints=_pinpoints(),
             **common,
         )
-    if family == "internvl":
+    if family.removesuffix("_moe") == "internvl":
         return tf.InternVLConfig(
-            text_config={"model_type": "qwen3", "head_dim": 16, **text},
+            text_config={"model_type": "qwen3_moe" if mixed else "qwen3", "head_dim": 16, **text},
             vision_config={**tower, "attention_bias": True},
             image_token_id=ids["<IMG_CONTEXT>"],
             image_seq_length=(_TILE // _PATCH // 2) ** 2,
@@ -222,6 +232,7 @@ def _pinpoints() -> list[list[int]]:
 
 def _processor_files(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """``preprocessor_config.json`` and ``processor_config.json`` as the hub's folders have them."""
+    family = family.removesuffix("_moe")
     half = [0.5, 0.5, 0.5]
     image: dict[str, Any] = {"image_mean": half, "image_std": half}
     if family in QWEN:
@@ -273,7 +284,7 @@ def tiny_folder(
     """Write a complete random checkpoint of ``family`` to ``path`` and return the path.
 
     Args:
-        family: one of ``FAMILIES``.
+        family: one of ``FAMILIES`` or ``EXPERTS``.
         layers, hidden: decoder depth and width (a multiple of 16).
         vocabulary_rows: rows of embeddings and head; default is the tokenizer's length rounded up to 64, so that
             padding rows exist, as they do in real checkpoints.
@@ -311,6 +322,7 @@ def tiny_folder(
     else:
         (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2), encoding="utf-8")
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
+    family = family.removesuffix("_moe")
     placeholder = "<|vision_start|><|image_pad|><|vision_end|>" if family in QWEN else "<image>\n"
     placeholder = "<IMG_CONTEXT>\n" if family == "internvl" else placeholder
     template = SMOL if family in ("smolvlm", "idefics3") else CHATML.replace("@IMAGE@", placeholder)

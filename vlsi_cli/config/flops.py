@@ -16,7 +16,9 @@ _PATCHES_PER_TOKEN = {
     "qwen2_vl": 4,
     "qwen2_5_vl": 4,
     "qwen3_vl": 4,
+    "qwen3_vl_moe": 4,
     "qwen3_5": 4,
+    "qwen3_5_moe": 4,
     "llava_onevision": 1,
     "internvl": 4,
     "gemma3": 16,
@@ -32,7 +34,7 @@ _CHUNK = 64
 def decoder(facts: ModelFacts, load: Workload) -> int:
     """One forward pass of all decoder layers over a padded micro-batch."""
     attention = 2 * load.length * facts.heads * facts.head_dim  # scores and values, half of the square
-    work = 2 * facts.decoder_parameters + facts.attention_layers * attention
+    work = 2 * (facts.decoder_parameters - facts.idle_parameters) + facts.attention_layers * attention
     if linear := facts.linear:
         # within a chunk two products of the width of keys and one of that of values, and a triangular system solved for
         # both, which is half of a product; three products with the state

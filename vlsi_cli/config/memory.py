@@ -116,8 +116,16 @@ class Workload:
 
 
 def forward_bytes(facts: ModelFacts, load: Workload, number_bytes: int) -> int:
-    """Peak of a forward pass that keeps nothing: the widest moment of one layer."""
-    return load.tokens * number_bytes * (4 * facts.hidden + 3 * facts.ffn)
+    """Peak of a forward pass that keeps nothing: the widest moment of one layer.
+
+    With experts every token has a row for each of those that it goes to: as they are sorted and given back, four of the
+    hidden width are there at once.
+    """
+    inner = 3 * facts.ffn
+    if (experts := facts.experts) is not None:
+        rows = experts.chosen * max(4 * facts.hidden, facts.hidden + 3 * experts.ffn)
+        inner = rows + facts.hidden * (experts.shared > 0)
+    return load.tokens * number_bytes * (4 * facts.hidden + inner)
 
 
 def backward_bytes(

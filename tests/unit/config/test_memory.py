@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
 from vlsi_cli.config import flops, memory
+from vlsi_cli.config.experts import Experts
 from vlsi_cli.config.facts import LinearAttention, ModelFacts
 from vlsi_cli.config.memory import Workload
 
@@ -31,6 +32,7 @@ def facts(family: str, shape: tuple[int, int, int, int, int], layers: int) -> Mo
         qk_norm=family.startswith("qwen3") or family == "gemma3", norms=4 if family == "gemma3" else 2,
         gated=family.startswith("qwen3_5"),
         linear=LinearAttention(layers, kv_heads, heads, 32, 48, 4) if family == LINEAR else None,
+        experts=Experts(8, 2, ffn // 2) if family == "qwen3_vl_moe" else None,
     )  # fmt: skip
 
 
@@ -41,6 +43,8 @@ def decoder(family: str, shape: tuple[int, int, int, int, int], layers: int, dty
         "num_key_value_heads": kv_heads, "vocab_size": 1000, "bos_token_id": 1, "eos_token_id": 2, "head_dim": head_dim,
     }  # fmt: skip
     if family.startswith("qwen"):
+        if family == "qwen3_vl_moe":
+            text |= {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": ffn // 2}
         third = head_dim // 6
         sections = [head_dim // 2 - 2 * third, third, third]
         text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
@@ -52,7 +56,9 @@ def decoder(family: str, shape: tuple[int, int, int, int, int], layers: int, dty
     elif family != "gemma3":
         text["model_type"] = {"llava_onevision": "qwen2", "mistral3": "ministral3"}.get(family, "llama")
     config = AutoConfig.for_model(family.split()[0], text_config=text).get_text_config()
-    return AutoModel.from_config(config, dtype=dtype).train()
+    # by plain products, which are counted, and have sizes in fp32 too
+    options = {"experts_implementation": "batched_mm"} if family == "qwen3_vl_moe" else {}
+    return AutoModel.from_config(config, dtype=dtype, **options).train()
 
 
 def kept(family: str, shape: tuple[int, int, int, int, int], layers: int, kind: str) -> tuple[int, int]:
@@ -111,7 +117,9 @@ def test_what_a_layer_keeps(family: str, shape: tuple[int, int, int, int, int], 
     assert planned == pytest.approx(measured, rel=0.06)
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_5", LINEAR, "gemma3", "llava_onevision", "mistral3"])
+@pytest.mark.parametrize(
+    "family", ["qwen2_vl", "qwen3_vl_moe", "qwen3_5", LINEAR, "gemma3", "llava_onevision", "mistral3"]
+)
 def test_operations_of_a_decoder(family: str) -> None:
     shape = SHAPES[0]
     measured = kept(family, shape, 2, "fp32")[1]

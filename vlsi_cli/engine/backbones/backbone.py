@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vlsi_cli.config.experts import Experts, experts_of
 from vlsi_cli.engine.backbones.ahead import answered, host_known, picture_features, sizes_are_here
 from vlsi_cli.engine.backbones.arguments import cache_argument, parameters
 from vlsi_cli.engine.backbones.families import Family
@@ -117,6 +118,17 @@ class Backbone:
     def hidden_size(self) -> int:
         """H, the decoder's width."""
         return int(self.head.weight.shape[1])
+
+    @property
+    def experts(self) -> Experts | None:
+        """What its feed-forward layers are mixed of, or None where they are dense."""
+        return experts_of(self.config.get_text_config().to_dict())
+
+    @property
+    def intermediate_size(self) -> int:
+        """Inner width of its feed-forward layers; with experts the width that a token meets."""
+        experts = self.experts
+        return experts.width if experts else int(self.config.get_text_config().intermediate_size)
 
     @property
     def num_layers(self) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlsi_cli.config import missing
+from vlsi_cli.config.experts import experts_of
 from vlsi_cli.engine.losses import LogitRule
 from vlsi_cli.errors import ModelError, did_you_mean
 
@@ -152,8 +153,8 @@ def _qwen(name: str, title: str, processor: str, *extra: str) -> Family:
         _QWEN_PIL,
         processor,
         True,
-        keeps_features=name != "qwen3_vl",
-        gates=("in_proj_a", "in_proj_b") if name == "qwen3_5" else (),
+        keeps_features=not name.startswith("qwen3_vl"),
+        gates=("in_proj_a", "in_proj_b") if name.startswith("qwen3_5") else (),
     )
 
 
@@ -180,7 +181,9 @@ FAMILIES: dict[str, Family] = {
         _qwen("qwen2_vl", "Qwen2-VL", "Qwen2VLProcessor"),
         _qwen("qwen2_5_vl", "Qwen2.5-VL", "Qwen2_5_VLProcessor"),
         _qwen("qwen3_vl", "Qwen3-VL", "Qwen3VLProcessor", "visual.deepstack_merger_list"),
+        _qwen("qwen3_vl_moe", "Qwen3-VL with experts", "Qwen3VLProcessor", "visual.deepstack_merger_list"),
         _qwen("qwen3_5", "Qwen3.5", "Qwen3VLProcessor"),
+        _qwen("qwen3_5_moe", "Qwen3.5 with experts", "Qwen3VLProcessor"),
         Family(
             "llava_onevision",
             "LLaVA-OneVision",
@@ -206,7 +209,7 @@ FAMILIES: dict[str, Family] = {
             "InternVLProcessor",
             False,
             keeps_features=True,
-            decoders=("qwen2", "qwen3"),
+            decoders=("qwen2", "qwen3", "qwen3_moe"),
         ),
         # Its text-only class caps logits, the one with pictures does not, whatever the config says.
         Family(
@@ -313,4 +316,11 @@ def _with_decoder(family: Family, config: dict[str, Any], shown: str) -> Family:
             f"'{shown}' is of the family {family.title} with a decoder '{kind}', which has no adapter here",
             hint=f"{family.title} is read with these decoders: {', '.join(family.decoders)}",
         )
+    try:
+        experts_of(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"config.json of '{shown}' tells of experts that this program does not know: {error}",
+            hint="every decoder layer must have them, with one number chosen for a token",
+        ) from error
     return family
