@@ -19,6 +19,7 @@ import onnx_ir as ir  # noqa: E402
 from tests.tiny import tiny_folder  # noqa: E402
 from vlsi_cli.engine.backbones.backbone import Backbone  # noqa: E402
 from vlsi_cli.engine.backbones.load import load_backbone  # noqa: E402
+from vlsi_cli.engine.exporting import runtime  # noqa: E402
 from vlsi_cli.engine.exporting.check import Check, check  # noqa: E402
 from vlsi_cli.engine.exporting.layouts import layout_for  # noqa: E402
 from vlsi_cli.engine.exporting.runtime import OnnxModel  # noqa: E402
@@ -190,6 +191,63 @@ def test_other_families(family: str, tmp_path: Path) -> None:
     layers = sum(weight.nbytes for weight in backbone.decoder.layers.parameters())
     assert data["embed_tokens.onnx_data"] == matrix
     assert data["decoder_model_merged.onnx_data"] < layers + matrix / 2, "the tied head is not in it"
+
+
+@pytest.fixture(scope="module")
+def smol(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    """SmolVLM whose pictures become up to nine tiles and the whole, as large ones do."""
+    folder = tiny_folder("smolvlm", tmp_path_factory.mktemp("models") / "smol", layers=1, hidden=32)
+    path = folder / "preprocessor_config.json"
+    settings = json.loads(path.read_text("utf-8")) | {"size": {"longest_edge": 48}}
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    return load_backbone(str(folder))
+
+
+def test_nested_tiles(smol: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of unlike shape in unlike numbers of tiles, and every precision."""
+    layout = layout_for("transformers.js", "smolvlm")
+    graphs = trace_all(smol, layout)
+    for precision, limits in {
+        "fp32": {},
+        "int8": {"agreement": 0.5, "questions": 2},
+        "int4": {"agreement": 0.2},
+    }.items():
+        folder = tmp_path / precision
+        folder.mkdir()
+        write_export({name: graph.clone() for name, graph in graphs.items()}, smol, folder, layout, precision)
+        found = compare(folder, smol, precision, **limits)
+        assert found.faults == ()
+        if precision == "fp32":
+            assert found.equal_tokens == 1.0
+            tokens = [case.tokens for case in found.cases]
+            assert len(set(tokens)) == 4, "the two pictures are written in different tokens"
+            assert found.logit_difference < 1e-5
+            monkeypatch.setattr(runtime, "_PIXELS", 5 * 16**2)
+            apart = compare(folder, smol)
+            monkeypatch.undo()
+            assert [case.equal_tokens for case in apart.cases] == [1.0] * 4, "a few tiles a call"
+        kinds = {
+            node.op_type
+            for path in (folder / "onnx").iterdir()
+            if path.suffix == ".onnx"
+            for node in ir.load(path).graph
+        }
+        assert (
+            kinds & {"MatMulInteger", "MatMulNBits"}
+            == {"fp32": set(), "int8": {"MatMulInteger"}, "int4": {"MatMulNBits"}}[precision]
+        )
+    vision = ir.load(tmp_path / "fp32/onnx/vision_encoder.onnx").graph
+    shapes = {value.name: [str(size) for size in value.shape] for value in (*vision.inputs, *vision.outputs)}
+    assert shapes == {
+        "pixel_values": ["batch_size", "num_tiles", "3", "16", "16"],
+        "pixel_attention_mask": ["batch_size", "num_tiles", "16", "16"],
+        "image_features": ["num_real_tiles", "4", "32"],
+    }
+    with half_precision(smol):
+        write_export(trace_all(smol, layout), smol, tmp_path / "fp16", layout, "fp16")
+    half = compare(tmp_path / "fp16", smol, "fp16")
+    assert half.faults == ()
+    assert half.logit_difference > 1e-5, "fp16 must show"
 
 
 def test_a_damaged_graph_is_named(write: Callable[..., Path], tmp_path: Path) -> None:
