@@ -28,6 +28,7 @@ from vlsi_cli.errors import CheckpointError  # noqa: E402
 
 STEPS = 12
 LAYOUT = layout_for("transformers.js", "qwen2_vl")
+NESTED = layout_for("transformers.js", "smolvlm")
 
 
 @pytest.fixture(scope="module")
@@ -194,60 +195,60 @@ def test_other_families(family: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def smol(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    """SmolVLM whose pictures become up to nine tiles and the whole, as large ones do."""
+def smol(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backbone, dict[str, Any]]:
+    """SmolVLM and its graphs; its pictures become two or three rows of tiles, and the whole."""
     folder = tiny_folder("smolvlm", tmp_path_factory.mktemp("models") / "smol", layers=1, hidden=32)
     path = folder / "preprocessor_config.json"
     settings = json.loads(path.read_text("utf-8")) | {"size": {"longest_edge": 48}}
     path.write_text(json.dumps(settings), encoding="utf-8")
-    return load_backbone(str(folder))
+    backbone = load_backbone(str(folder))
+    return backbone, trace_all(backbone, NESTED)
 
 
-def test_nested_tiles(smol: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of unlike shape in unlike numbers of tiles, and every precision."""
-    layout = layout_for("transformers.js", "smolvlm")
-    graphs = trace_all(smol, layout)
-    for precision, limits in {
-        "fp32": {},
-        "int8": {"agreement": 0.5, "questions": 2},
-        "int4": {"agreement": 0.2},
-    }.items():
-        folder = tmp_path / precision
-        folder.mkdir()
-        write_export({name: graph.clone() for name, graph in graphs.items()}, smol, folder, layout, precision)
-        found = compare(folder, smol, precision, **limits)
-        assert found.faults == ()
-        if precision == "fp32":
-            assert found.equal_tokens == 1.0
-            tokens = [case.tokens for case in found.cases]
-            assert len(set(tokens)) == 4, "the two pictures are written in different tokens"
-            assert found.logit_difference < 1e-5
-            monkeypatch.setattr(runtime, "_PIXELS", 5 * 16**2)
-            apart = compare(folder, smol)
-            monkeypatch.undo()
-            assert [case.equal_tokens for case in apart.cases] == [1.0] * 4, "a few tiles a call"
-        kinds = {
-            node.op_type
-            for path in (folder / "onnx").iterdir()
-            if path.suffix == ".onnx"
-            for node in ir.load(path).graph
-        }
-        assert (
-            kinds & {"MatMulInteger", "MatMulNBits"}
-            == {"fp32": set(), "int8": {"MatMulInteger"}, "int4": {"MatMulNBits"}}[precision]
-        )
-    vision = ir.load(tmp_path / "fp32/onnx/vision_encoder.onnx").graph
+@pytest.mark.parametrize(
+    ("precision", "agreement", "product"),
+    [("fp32", 1.0, None), ("int8", 0.5, "MatMulInteger"), ("int4", 0.2, "MatMulNBits")],
+)
+def test_pictures_in_tiles(
+    precision: str,
+    agreement: float,
+    product: str | None,
+    smol: tuple[Backbone, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SmolVLM: rows of the batch with as many tiles as their pictures are cut into, and padding."""
+    backbone, graphs = smol
+    write_export(
+        {name: graph.clone() for name, graph in graphs.items()}, backbone, tmp_path, NESTED, precision
+    )
+    found = compare(tmp_path, backbone, precision, agreement=agreement)
+    assert found.faults == ()
+    assert len({case.tokens for case in found.cases}) == 4, (
+        "pictures of unlike shape take unlike numbers of tokens"
+    )
+    vision = ir.load(next((tmp_path / "onnx").glob("vision_encoder*.onnx"))).graph
     shapes = {value.name: [str(size) for size in value.shape] for value in (*vision.inputs, *vision.outputs)}
     assert shapes == {
         "pixel_values": ["batch_size", "num_tiles", "3", "16", "16"],
         "pixel_attention_mask": ["batch_size", "num_tiles", "16", "16"],
         "image_features": ["num_real_tiles", "4", "32"],
     }
-    with half_precision(smol):
-        write_export(trace_all(smol, layout), smol, tmp_path / "fp16", layout, "fp16")
-    half = compare(tmp_path / "fp16", smol, "fp16")
-    assert half.faults == ()
-    assert half.logit_difference > 1e-5, "fp16 must show"
+    if product is not None:
+        assert product in {node.op_type for node in vision}
+        return
+    assert found.logit_difference < 1e-5
+    monkeypatch.setattr(runtime, "_PIXELS", 5 * 16**2)
+    assert compare(tmp_path, backbone).equal_tokens == 1.0, "five tiles a call"
+
+
+def test_pictures_in_tiles_in_half_precision(smol: tuple[Backbone, dict[str, Any]], tmp_path: Path) -> None:
+    backbone, _ = smol
+    with half_precision(backbone):
+        write_export(trace_all(backbone, NESTED), backbone, tmp_path, NESTED, "fp16")
+    found = compare(tmp_path, backbone, "fp16")
+    assert found.faults == ()
+    assert found.logit_difference > 1e-5, "fp16 must show"
 
 
 def test_a_damaged_graph_is_named(write: Callable[..., Path], tmp_path: Path) -> None:
