@@ -176,9 +176,9 @@ class NestedVision(nn.Module):
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
-        self.tower: Any = base.get_submodule("vision_model")
-        self.connector = base.get_submodule("connector")
-        self.patch = int(self.tower.config.patch_size)
+        tower: Any = base.get_submodule("vision_model")
+        self.tower, self.connector = tower, base.get_submodule("connector")
+        self.patch = int(tower.config.patch_size)
 
     def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor) -> Tensor:
         """Features of the tiles that hold something."""
