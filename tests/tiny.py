@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
-FAMILIES = (*QWEN, "llava_onevision", "internvl", "gemma3", "smolvlm", "idefics3")
+#: Gemma 4 comes in two kinds: small ones, and "gemma4 dense" as its 31B is.
+GEMMA4 = ("gemma4", "gemma4 dense")
+FAMILIES = (*QWEN, "llava_onevision", "internvl", "gemma3", *GEMMA4, "smolvlm", "idefics3")
 
 #: What the tokenizer's merges are learned from. Any text works: bytes cover the rest.
 TOKENIZER_TEXT = (
@@ -94,6 +96,35 @@ GEMMA_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 
+#: Likewise Gemma 4's.
+GEMMA4_TOKENS = {
+    "boi_token": "<|image>",
+    "image_token": "<|image|>",
+    "eoi_token": "<image|>",
+    "boa_token": "<|audio>",
+    "audio_token": "<|audio|>",
+    "eoa_token": "<audio|>",
+    "soc_token": "<|channel>",
+    "eoc_token": "<channel|>",
+    "think_token": "<|think|>",
+}
+#: Thoughts in an answer are dropped; asking for them is a token in front of the system's words, which have to be a
+#: string. Of the large sizes the prompt of an answer without thoughts has an empty block of them.
+GEMMA4_TEMPLATE = (
+    "{{ bos_token }}{% set talk = messages %}{% set think = enable_thinking is defined and enable_thinking %}"
+    "{% if think or messages[0]['role'] == 'system' %}{{ '<|turn>system\n' }}{% if think %}{{ '<|think|>\n' }}{% endif %}"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] | trim }}{% set talk = messages[1:] %}{% endif %}"
+    "{{ '<turn|>\n' }}{% endif %}"
+    "{% for m in talk %}{{ '<|turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' }}"
+    "{% for part in m['content'] %}{% if part['type'] == 'image' %}{{ '<|image|>' }}"
+    "{% elif m['role'] == 'assistant' %}{% set kept = namespace(text='') %}"
+    "{% for piece in part['text'].split('<channel|>') %}"
+    "{% set kept.text = kept.text + piece.split('<|channel>')[0] %}{% endfor %}{{ kept.text | trim }}"
+    "{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}{{ '<turn|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|turn>model\n' }}@EMPTY@{% endif %}"
+)
+_EMPTY_BLOCK = "{% if not think %}{{ '<|channel>thought\n<channel|>' }}{% endif %}"
+
 
 def special_tokens(family: str) -> list[str]:
     """The added tokens of a family, in id order. The first three are pad, turn start and turn end."""
@@ -106,6 +137,8 @@ def special_tokens(family: str) -> list[str]:
         return [*base, *INTERN.values()]
     if family == "gemma3":
         return ["<pad>", "<start_of_turn>", "<end_of_turn>", "<bos>", *GEMMA.values()]
+    if family in GEMMA4:
+        return ["<pad>", "<|turn>", "<turn|>", "<bos>", "<eos>", *GEMMA4_TOKENS.values(), "<|video|>"]
     grid = [f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)]
     return [*base, "<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *grid]
 
@@ -125,7 +158,8 @@ def tiny_tokenizer(family: str, text: str = TOKENIZER_TEXT) -> Any:
     tokenizer.train_from_iterator([text], trainer)
     tokenizer.add_special_tokens(specials)
     end = "<end_of_utterance>" if family in ("smolvlm", "idefics3") else specials[2]
-    named = {"internvl": INTERN, "gemma3": GEMMA}
+    end = "<eos>" if family in GEMMA4 else end  # which ends texts; answers end with their turn
+    named = {"internvl": INTERN, "gemma3": GEMMA} | dict.fromkeys(GEMMA4, GEMMA4_TOKENS)
     made = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=specials[0],
@@ -133,11 +167,11 @@ def tiny_tokenizer(family: str, text: str = TOKENIZER_TEXT) -> Any:
         extra_special_tokens=named.get(family, specials[1:]),
         **(
             {"bos_token": "<bos>", "model_input_names": ["input_ids", "attention_mask"]}
-            if family == "gemma3"
+            if family in ("gemma3", *GEMMA4)
             else {}
         ),
         clean_up_tokenization_spaces=False,
-        padding_side="right",
+        padding_side="left" if family in GEMMA4 else "right",
         model_max_length=4096,
     )
     if family == "qwen3_5":
@@ -238,6 +272,8 @@ def tiny_config(
             image_token_index=ids["<image_soft_token>"],
             **common,
         )
+    if family in GEMMA4:
+        return _gemma4_config(family, text, ids, tokenizer, tower, common)
     cls = {"smolvlm": tf.SmolVLMConfig, "idefics3": tf.Idefics3Config}[family]
     return cls(
         text_config={"model_type": "llama", **text},
@@ -245,6 +281,42 @@ def tiny_config(
         image_token_id=ids["<image>"],
         scale_factor=2,
         pad_token_id=tokenizer.pad_token_id,
+        **common,
+    )
+
+
+def _gemma4_config(
+    family: str, text: dict[str, Any], ids: dict[str, int], tokenizer: Any, tower: dict[str, Any], common: Any
+) -> Any:
+    """Two kinds of layers of unequal heads. The small kind has inputs of every layer, keys and values lent to the last
+    layers, which are twice as wide inside, and an audio tower; the other one keys that are values, and pictures that
+    see one another."""
+    import transformers as tf
+
+    layers, small = text["num_hidden_layers"], family == "gemma4"
+    kinds = [("sliding_attention", "full_attention")[n % 2] for n in range(layers - 1)] + ["full_attention"]
+    text |= {"head_dim": 16, "global_head_dim": 32, "layer_types": kinds, "sliding_window": 12}
+    text |= {"final_logit_softcapping": 3.0, "bos_token_id": tokenizer.bos_token_id}
+    text |= {"hidden_size_per_layer_input": 8 * small, "vocab_size_per_layer_input": text["vocab_size"]}
+    if small:
+        text |= {"num_kv_shared_layers": max(0, layers - 2), "use_double_wide_mlp": True}
+    else:
+        text |= {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "use_bidirectional_attention": "vision"}
+    tower = {name: value for name, value in tower.items() if name != "image_size"}
+    tower |= {"num_key_value_heads": 2, "head_dim": 16, "pooling_kernel_size": 2, "position_embedding_size": 160}
+    tower |= {"use_clipped_linears": small, "standardize": not small}
+    audio = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 32}
+    return tf.Gemma4Config(
+        text_config=text,
+        vision_config=tower,
+        audio_config=audio | {"subsampling_conv_channels": [8, 4]} if small else None,
+        boi_token_id=ids["<|image>"],
+        eoi_token_id=ids["<image|>"],
+        image_token_id=ids["<|image|>"],
+        boa_token_id=ids["<|audio>"],
+        eoa_token_index=ids["<audio|>"],
+        audio_token_id=ids["<|audio|>"],
+        video_token_id=ids["<|video|>"],
         **common,
     )
 
@@ -281,6 +353,18 @@ def _processor_files(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if family == "gemma3":
         image |= {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": _TILE, "width": _TILE}}
         return image, {"processor_class": "Gemma3Processor", "image_seq_length": 4}
+    if family in GEMMA4:
+        image = {"image_processor_type": "Gemma4ImageProcessor", "do_normalize": False, "patch_size": _PATCH}
+        image |= {"pooling_kernel_size": 2, "max_soft_tokens": 70, "image_seq_length": 70}
+        video = {"video_processor_type": "Gemma4VideoProcessor", "patch_size": _PATCH, "max_soft_tokens": 70}
+        sound = {"feature_extractor_type": "Gemma4AudioFeatureExtractor", "sampling_rate": 16000}
+        return {}, {
+            "processor_class": "Gemma4Processor",
+            "image_processor": image,
+            "video_processor": video,
+            "feature_extractor": sound,
+            "image_seq_length": 70,
+        }
     stem = "SmolVLM" if family == "smolvlm" else "Idefics3"
     image |= {"image_processor_type": f"{stem}ImageProcessor", "size": {"longest_edge": 2 * _TILE}}
     image |= {"max_image_size": {"longest_edge": _TILE}, "do_image_splitting": True}
@@ -326,14 +410,57 @@ def tiny_folder(
     model.generation_config = GenerationConfig(
         eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id], pad_token_id=tokenizer.pad_token_id
     )
+    if family in GEMMA4:
+        model.generation_config.eos_token_id = [*tokenizer.convert_tokens_to_ids(["<eos>", "<turn|>"]), 0]
+        _make_buffers_distinct(model)
     model.save_pretrained(folder)
+    if family == "gemma4":
+        _add_unread_weights(folder, model)
     tokenizer.save_pretrained(folder)
     image, processor = _processor_files(family)
-    (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2), encoding="utf-8")
+    if image:
+        (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2), encoding="utf-8")
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
     placeholder = "<|vision_start|><|image_pad|><|vision_end|>" if family in QWEN else "<image>\n"
     placeholder = "<IMG_CONTEXT>\n" if family == "internvl" else placeholder
     template = SMOL if family in ("smolvlm", "idefics3") else CHATML.replace("@IMAGE@", placeholder)
-    template = {"qwen3_5": THINKING, "gemma3": GEMMA_TEMPLATE}.get(family, template)
+    template = {
+        "qwen3_5": THINKING,
+        "gemma3": GEMMA_TEMPLATE,
+        "gemma4": GEMMA4_TEMPLATE.replace("@EMPTY@", ""),
+        "gemma4 dense": GEMMA4_TEMPLATE.replace("@EMPTY@", _EMPTY_BLOCK),
+    }.get(family, template)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return folder
+
+
+def _make_buffers_distinct(model: Any) -> None:
+    """Numbers that are stored and never trained: factors of layers, bounds of clipped maps, shifts of features."""
+    import torch
+
+    bounds = {"input_min": -2.0, "input_max": 2.5, "output_min": -3.0, "output_max": 3.5}
+    for name, buffer in model.named_buffers():
+        last = name.rpartition(".")[2]
+        if last in ("layer_scalar", "std_scale"):
+            buffer.mul_(1 + 0.1 * torch.rand_like(buffer))
+        elif last == "std_bias":
+            buffer.copy_(0.1 * torch.randn_like(buffer))
+        elif last in bounds:
+            buffer.fill_(bounds[last])
+
+
+def _add_unread_weights(folder: Path, model: Any) -> None:
+    """Keys and values of the layers that read earlier ones: the published files have them, and no class does."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for number, layer in enumerate(model.model.language_model.layers):
+        if layer.self_attn.is_kv_shared_layer:
+            room = f"model.language_model.layers.{number}.self_attn"
+            width = layer.self_attn.head_dim
+            tensors[f"{room}.k_proj.weight"] = torch.zeros(width, layer.hidden_size)
+            tensors[f"{room}.v_proj.weight"] = torch.zeros(width, layer.hidden_size)
+            tensors[f"{room}.k_norm.weight"] = torch.ones(width)
+    save_file(tensors, path, metadata={"format": "pt"})

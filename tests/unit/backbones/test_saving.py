@@ -32,7 +32,7 @@ def test_saved_is_the_trained_model_bit_for_bit(family, tied, folders, tmp_path)
     assert any(k.endswith("lm_head.weight") for k in weights) is (not tied)
     assert {p.name for p in target.iterdir()} == {p.name for p in source.iterdir()}
     assert [p.name for p in target.parent.iterdir()] == ["student"]
-    for name in ("tokenizer.json", "chat_template.jinja", "preprocessor_config.json"):
+    for name in ("tokenizer.json", "chat_template.jinja", "processor_config.json"):
         assert (target / name).read_bytes() == (source / name).read_bytes()
     again = load_backbone(str(target))
     assert torch.equal(again.head.weight, backbone.head.weight)

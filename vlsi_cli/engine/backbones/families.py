@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vlsi_cli.config import missing
 from vlsi_cli.engine.losses import LogitRule
-from vlsi_cli.errors import ModelError, did_you_mean
+from vlsi_cli.errors import ConfigError, ModelError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,17 @@ class Family:
         keeps_features: whether all that the decoder gets of a picture is one feature an image token, so that it can be
             kept (``backbones.vision``): not in Qwen3-VL, whose features enter later layers too, nor where tiles of all
             records are nested.
+        beside_embeddings: attributes of the decoder that make something else of tokens than their embeddings, which layers
+            are called with: they belong to the embeddings.
+        placeholders: attributes of the config with ids of tokens that the model embeds as padding wherever they stand, also
+            those that it said itself.
+        unread: attributes of the base model for what is never fed to it here (audio): kept as they are.
+        flash: whether FlashAttention 2 can compute its attention, whose heads have at most 256 numbers.
         gates: linear maps of a decoder layer that give one number a head (gates, decays), which is next to nothing of
             it: they are not quantized.
         decoders: ``model_type`` of the decoders that the family is read with; empty: it has one kind only, or its kinds
             have one plan.
+        refused: keys of a text config which, where they are true, say what its model is not read with -> what that is.
     """
 
     name: str
@@ -61,8 +68,13 @@ class Family:
     logit_scale: str | None = None
     logit_divisor: str | None = None
     keeps_features: bool = False
+    beside_embeddings: tuple[str, ...] = ()
+    placeholders: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    flash: bool = True
     gates: tuple[str, ...] = ()
     decoders: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
 
     def base(self, model: nn.Module) -> nn.Module:
         """The model without its head: ids and pixels to final-normed hidden states."""
@@ -76,7 +88,7 @@ class Family:
         """The part that a parameter belongs to, from its name in ``model.named_parameters()``.
 
         Returns:
-            "embeddings", "layers", "final_norm", "head", "vision" or "projector".
+            "embeddings", "layers", "final_norm", "head", "vision", "projector", or "audio", which is never trained.
 
         Raises:
             ModelError: a parameter in no known room (a model that only claims the family).
@@ -88,6 +100,7 @@ class Family:
         if text != inner:
             for prefix, part in (
                 ("embed_tokens.", "embeddings"),
+                *((f"{name}.", "embeddings") for name in self.beside_embeddings),
                 ("layers.", "layers"),
                 ("norm.", "final_norm"),
             ):
@@ -97,6 +110,8 @@ class Family:
             return "projector"
         if any(inner.startswith(room + ".") for room in self.vision):
             return "vision"
+        if any(inner.startswith(room + ".") for room in self.unread):
+            return "audio"
         raise ModelError(f"parameter '{name}' is in no part of a {self.title} model that this program knows")
 
     def image_token_id(self, config: Any) -> int:
@@ -118,6 +133,22 @@ class Family:
         """Image features per row of processed inputs: how many tokens of each row are image tokens. [B] integers."""
         counts: list[int] = (inputs["input_ids"] == self.image_token_id(config)).sum(dim=1).tolist()
         return counts
+
+    def attention(self, name: str, shown: str) -> str | dict[str, str]:
+        """What transformers is asked for where an attention kernel is: what is not read may not have it.
+
+        Raises:
+            ConfigError: FlashAttention 2, and heads that it does not take.
+        """
+        if name == "flash_attention_2" and not self.flash:
+            raise ConfigError(
+                f"'{shown}' cannot be computed with flash_attention_2, which takes heads of at most 256 numbers; "
+                f"{self.title} has some of 512",
+                hint="use attn_implementation: auto",
+            )
+        if not self.unread:
+            return name
+        return {"": name, "text_config": name, "vision_config": name, "audio_config": "eager"}
 
     def image_processor_class(self) -> Any:
         """The PIL image processor's class (imported on call; both transformers 5.17 and newer keep it there)."""
@@ -218,6 +249,30 @@ FAMILIES: dict[str, Family] = {
             False,
             keeps_features=True,
         ),
+        # Unlike in Gemma 3, the class with pictures caps logits too.
+        Family(
+            "gemma4",
+            "Gemma 4",
+            "language_model",
+            ("vision_tower",),
+            ("embed_vision",),
+            "image_token_id",
+            "video_token_id",
+            (_PIL.format("gemma4"), "Gemma4ImageProcessorPil"),
+            "Gemma4Processor",
+            False,
+            softcap="final_logit_softcapping",
+            keeps_features=True,
+            beside_embeddings=(
+                "embed_tokens_per_layer",
+                "per_layer_model_projection",
+                "per_layer_projection_norm",
+            ),
+            placeholders=("image_token_id", "video_token_id", "audio_token_id"),
+            unread=("audio_tower", "embed_audio"),
+            flash=False,
+            refused=(("enable_moe_block", "experts (26B-A4B)"),),
+        ),
         _idefics("smolvlm", "SmolVLM", "SmolVLM"),
         _idefics("idefics3", "Idefics3", "Idefics3"),
     )
@@ -292,4 +347,10 @@ def _with_decoder(family: Family, config: dict[str, Any], shown: str) -> Family:
             f"'{shown}' is of the family {family.title} with a decoder '{kind}', which has no adapter here",
             hint=f"{family.title} is read with these decoders: {', '.join(family.decoders)}",
         )
+    for key, what in family.refused:
+        if isinstance(text, dict) and text.get(key):
+            raise ModelError(
+                f"'{shown}' is of the family {family.title} with {what}, which has no adapter here",
+                hint=f"take another size of {family.title}; docs/models.md lists those that are read",
+            )
     return family

@@ -135,7 +135,7 @@ def load_backbone(
     Raises:
         ModelError: no such model, not fetched and offline, unsupported family, no safetensors, weights missing.
         ConfigError: a pixel budget for a family without; weights that cannot be placed or quantized as asked; a
-            precision that cannot hold the family's states.
+            precision that cannot hold the family's states; an attention kernel that cannot compute it.
     """
     if trust_remote_code:
         raise ModelError(
@@ -146,6 +146,7 @@ def load_backbone(
     folder = resolve_folder(id, revision, weights=init == "pretrained")
     raw = read_config(folder, id)
     family = family_of(raw, id)
+    attention = family.attention(attn_implementation, id)
     require_range(family.name, id, precision_name(dtype), precision_name(computed or dtype))
     config = _read_model_config(folder, id)
     if quantization != "none":
@@ -165,7 +166,7 @@ def load_backbone(
     )
     if init == "random":
         with fitting(too_large):
-            model = _random_model(folder, config, attn_implementation, seed).to(device=device, dtype=dtype)
+            model = _random_model(folder, config, attention, seed).to(device=device, dtype=dtype)
     else:
         # Straight to the device: through host memory a 72B model would need its size in RAM first.
         places = {"": str(device)} if device.type == "cuda" else None
@@ -176,7 +177,7 @@ def load_backbone(
             options["device_map"] = {"": str(device)}
             options["quantization_config"] = quantizer(config, family, quantization, dtype)
         with fitting(too_large):
-            model = _pretrained_model(folder, config, id, dtype, device, attn_implementation, options)
+            model = _pretrained_model(folder, config, id, dtype, device, attention, options)
     backbone = Backbone(
         model=model, family=family, processor=processor, id=id, revision=revision, folder=folder
     )
@@ -189,12 +190,12 @@ def load_backbone(
     return backbone
 
 
-def _random_model(folder: Path, config: Any, attn_implementation: str, seed: int) -> Any:
+def _random_model(folder: Path, config: Any, attention: str | dict[str, str], seed: int) -> Any:
     from transformers import AutoModelForImageTextToText
 
     with quiet_transformers(), seeded(seed):
         model = AutoModelForImageTextToText.from_config(
-            config, dtype=torch.float32, attn_implementation=attn_implementation
+            config, dtype=torch.float32, attn_implementation=attention
         )
     _adopt_generation_config(model, folder)
     return model
@@ -214,7 +215,7 @@ def _pretrained_model(
     id: str,
     dtype: torch.dtype,
     device: torch.device,
-    attention: str,
+    attention: str | dict[str, str],
     options: dict[str, Any],
 ) -> Any:
     from transformers import AutoModelForImageTextToText

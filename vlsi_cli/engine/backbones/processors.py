@@ -112,11 +112,29 @@ def _image_only_processor(family: Family, folder: Path, budget: dict[str, int]) 
     """The family's processor without its video part."""
     from transformers import AutoTokenizer
 
-    image_only = _image_only_class(family.processor_class())
+    stock = family.processor_class()
+    image_only = _image_only_class(stock)
     image_processor = family.image_processor_class().from_pretrained(folder, local_files_only=True, **budget)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     settings, _ = image_only.get_processor_dict(folder, local_files_only=True)
-    return image_only.from_args_and_dict([image_processor, tokenizer], settings)
+    parts = {"image_processor": image_processor, "tokenizer": tokenizer}
+    wanted = stock.get_attributes()
+    if wanted[0] not in parts:  # one that has to be given every part
+        parts = {name: parts.get(name) for name in wanted}
+    settings = {name: value for name, value in settings.items() if name not in wanted}
+    return image_only.from_args_and_dict(list(parts.values()), settings)
+
+
+@cache
+def _without_parts() -> Any:
+    """A base between a stock processor and transformers' own that hides parts which are not there from the latter."""
+    from transformers import ProcessorMixin
+
+    def init(self: Any, *args: Any, **parts: Any) -> None:
+        given = {name: part for name, part in parts.items() if part is not None}
+        ProcessorMixin.__init__(self, *args, **given)
+
+    return type("ProcessorMixin", (ProcessorMixin,), {"__init__": init})
 
 
 @cache
@@ -126,7 +144,7 @@ def _image_only_class(stock: Any) -> Any:
         # Processes that read data get a copy; this class has no name that they could find.
         "__reduce__": lambda self: (_image_only_copy, (stock, self.__dict__)),
     }
-    return type(stock.__name__, (stock,), members)
+    return type(stock.__name__, (stock, _without_parts()), members)
 
 
 def _image_only_copy(stock: Any, state: dict[str, Any]) -> Any:

@@ -101,9 +101,13 @@ class ChatEncoder:
         if not getattr(processor, "chat_template", None):
             raise ModelError(f"{type(processor).__name__} has no chat template: records cannot be rendered")
         self._can_be_told = self._can_think = thinking.can_be_told(processor.chat_template)
+        #: Whether thoughts stand in a channel (``thinking``).
+        self.has_channels = thinking.in_channels(processor.chat_template)
+        self._plain_system = False
         self._types_name = _token_types_name(processor)
         self._image_ids = torch.tensor(image_token_ids(processor), dtype=torch.long)
         try:
+            self._plain_system = self._wants_plain_system()
             self._control = self._control_tokens()
             #: Whether every answer begins inside a block of thoughts, whatever the template is told.
             self.always_thinks = thinking.is_open(self._render([Message("user", ("a",))], prompt=True))
@@ -182,23 +186,32 @@ class ChatEncoder:
         has a space more); the one that the model is prompted with at generation is used. Blocks of thoughts that a
         template drops from earlier turns (``thinking``) stay as they were when those turns were the last: one
         sequence cannot hold each turn behind the history that the template would write for it.
+
+        Where thoughts stand in channels, a talk is thought about if any of its responses has thoughts; the others begin
+        with an empty channel then.
         """
         messages = record.messages
         self._refuse_control_tokens(record)
+        asked = self.has_channels and any(
+            thinking.has_thoughts(message.text) for message in messages if message.role == "assistant"
+        )
         turns: list[tuple[str, str]] = []
         history = dropped = carry = ""
         for index, message in enumerate(messages[: None if upto is None else upto + 1]):
             if message.role != "assistant":
                 continue
-            before = self._render(messages[:index])
-            prompted = self._render(messages[:index], prompt=True, think=thinking.has_thoughts(message.text))
-            whole = self._render(messages[: index + 1])
+            before = self._render(messages[:index], think=asked)
+            think = asked or thinking.has_thoughts(message.text)
+            prompted = self._render(messages[:index], prompt=True, think=think)
+            whole = self._render(messages[: index + 1], think=asked)
             if self._can_think and not before.startswith(history):
                 history = dropped
             if not (before.startswith(history) and prompted.startswith(before) and whole.startswith(before)):
                 raise BadRecord("template-history", f"at message {index + 1}")
             header, added = prompted[len(before) :], whole[len(before) :]
-            response, rest = self._response(added, header, message.text)
+            said = thinking.words(message.text) if self.has_channels else message.text
+            response, rest = self._response(added, header, said)
+            response = thinking.channel(message.text) + response if asked else response
             turns.append((carry + before[len(history) :] + header, response))
             history, dropped, carry = whole, before + thinking.without_block(added), rest
         return turns
@@ -276,10 +289,7 @@ class ChatEncoder:
         talk = [
             {
                 "role": message.role,
-                "content": [
-                    {"type": "image"} if isinstance(part, int) else {"type": "text", "text": part}
-                    for part in message.parts
-                ],
+                "content": self._content(message),
             }
             for message in messages
         ]
@@ -292,6 +302,24 @@ class ChatEncoder:
             )
         except Exception as error:  # a template is somebody's program, and fails as programs do
             raise BadRecord("template-refused", str(error) or type(error).__name__) from error
+
+    def _content(self, message: Message) -> Any:
+        if self._plain_system and message.role == "system":
+            return message.text
+        said = self.has_channels and message.role == "assistant"
+        return [
+            {"type": "image"}
+            if isinstance(part, int)
+            else {"type": "text", "text": thinking.words(part) if said else part}
+            for part in message.parts
+        ]
+
+    def _wants_plain_system(self) -> bool:
+        """Whether the template takes the system's words as a string only, and would write out a list of parts."""
+        try:
+            return "'type'" in self._render([Message("system", ("a",)), Message("user", ("b",))])
+        except BadRecord:  # it takes no system's words, or does not like the talk
+            return False
 
     def _control_tokens(self) -> frozenset[str]:
         """Special tokens that the template itself writes, the end of sequence, and image and video tokens.
@@ -307,6 +335,7 @@ class ChatEncoder:
         named = (self.tokenizer.eos_token, self.image_token, getattr(self.processor, "video_token", None))
         control |= {str(token) for token in named if token}
         control |= {str(self.tokenizer.convert_ids_to_tokens(i)) for i in self.image_token_ids}
+        control |= thinking.CHANNEL_TOKENS if self.has_channels else frozenset()
         return frozenset(control - {thinking.OPEN, thinking.CLOSE})
 
     def _token_types(self, ids: Tensor) -> tuple[Tensor | None, str]:
