@@ -297,7 +297,7 @@ def _gemma4_config(
     kinds = [("sliding_attention", "full_attention")[n % 2] for n in range(layers - 1)] + ["full_attention"]
     text |= {"head_dim": 16, "global_head_dim": 32, "layer_types": kinds, "sliding_window": 12}
     text |= {"final_logit_softcapping": 3.0, "bos_token_id": tokenizer.bos_token_id}
-    text |= {"hidden_size_per_layer_input": 8 * small, "vocab_size_per_layer_input": text["vocab_size"]}
+    text |= {"hidden_size_per_layer_input": 64 * small, "vocab_size_per_layer_input": text["vocab_size"]}
     if small:
         text |= {"num_kv_shared_layers": max(0, layers - 2), "use_double_wide_mlp": True}
     else:

@@ -40,7 +40,13 @@ def test_bit_for_bit_the_live_run(
 
 @pytest.mark.parametrize(
     ("family", "architecture"),
-    [("qwen3_5", "verb-ffn"), ("qwen3_5", "decoder"), ("internvl", "verb-ffn"), ("gemma3", "decoder")],
+    [
+        ("qwen3_5", "verb-ffn"),
+        ("qwen3_5", "decoder"),
+        ("internvl", "verb-ffn"),
+        ("gemma3", "decoder"),
+        ("gemma4", "decoder"),
+    ],
 )
 def test_bit_for_bit_in_other_families(family: str, architecture: str, tmp_path: Path) -> None:
     """All stages, live and from a cache: where decoder layers are not all alike, and where pictures come in tiles."""

@@ -163,7 +163,7 @@ def test_last_row_is_what_the_model_generates(name: str, backbones: Callable[[st
     assert [answer.layer for answer in answers.layers] == [1, 3, backbone.num_layers]
 
 
-@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_5", "gemma3", "smolvlm", "demo/large"])
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_5", "gemma3", "gemma4", "smolvlm", "demo/large"])
 def test_no_row_is_computed_past_its_layer(name: str, backbones: Callable[[str], Backbone]) -> None:
     backbone = backbones(name)
     inputs = prompt(backbone)
@@ -195,7 +195,7 @@ def test_no_row_is_computed_past_its_layer(name: str, backbones: Callable[[str],
     assert answers.prompt_tokens == inputs["input_ids"].shape[1]
 
 
-@pytest.mark.parametrize("name", ["qwen3_5", "gemma3", "demo/small"])
+@pytest.mark.parametrize("name", ["qwen3_5", "gemma3", "gemma4", "demo/small"])
 def test_an_answer_that_ends_leaves_the_others_as_they_are(
     name: str, backbones: Callable[[str], Backbone]
 ) -> None:
@@ -238,7 +238,7 @@ def test_other_layers_do_not_change_an_answer(backbones: Callable[[str], Backbon
         assert alone == {layer: together[layer], 10: together[10]}
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_5", "llava_onevision"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_5", "gemma4", "llava_onevision"])
 def test_decoder_verbalizers_read_the_whole_sequence(name: str, backbones: Callable[[str], Backbone]) -> None:
     backbone = backbones(name)
     inputs = prompt(backbone)
@@ -269,7 +269,7 @@ def test_decoder_verbalizers_read_the_whole_sequence(name: str, backbones: Calla
 
 
 @pytest.mark.parametrize("place", [1, 4])
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_5", "gemma3", "idefics3"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_5", "gemma3", "gemma4", "idefics3"])
 def test_candidates_are_read_along_the_final_answer(
     name: str, place: int, backbones: Callable[[str], Backbone]
 ) -> None:
