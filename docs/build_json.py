@@ -56,7 +56,8 @@ DOCUMENTS: tuple[tuple[str, type, str], ...] = (
         "vlsi distill --dry-run, vlsi plan",
         Plan,
         "Also `settings`, an object of every key of the configuration to an object with its `value` and `origin`; from "
-        "`vlsi plan` also `devices`, an array of objects with the keys of both [Placement](#placement) and "
+        "`vlsi distill --dry-run` also `problem`, the sentence that the run would end in before it loads anything, or "
+        "null; from `vlsi plan` also `devices`, an array of objects with the keys of both [Placement](#placement) and "
         "[Advice](#advice).",
     ),
     ("vlsi distill --reproduce", Reproduction, ""),

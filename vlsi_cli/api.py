@@ -21,6 +21,8 @@ from vlsi_cli.errors import ConfigError
 from vlsi_cli.events import Events, Report, ignore
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
     from vlsi_cli.engine.runs.evaluate import EvaluationReport
     from vlsi_cli.engine.runs.layers import LayerReader
     from vlsi_cli.engine.runs.match_reports import MatchReport
@@ -99,37 +101,56 @@ def distill(
 
 
 def load_layers(
-    model: str | Path,
+    model: str | Path | PreTrainedModel,
     *,
+    processor: ProcessorMixin | str | Path | None = None,
     verbalizers: str | Path | Sequence[str | Path] = (),
     logit_lens: bool = False,
     layers: Sequence[int] | None = None,
     device: str | None = None,
     precision: str | None = None,
 ) -> LayerReader:
-    """Load a model with what reads its layers, as ``vlsi verbalize`` does, and keep it.
+    """Load a model with what reads its layers, as ``vlsi verbalize`` does, and keep it; or read one that is in memory.
 
     Args:
         model: hub id, folder, name, or a run folder: its student, with the verbalizers of its step 2.
-            ``RUN/stages/interaction`` is the small model as step 2 left it.
+            ``RUN/stages/interaction`` is the small model as step 2 left it. Or a model of transformers, head included
+            and all of it on one device, which is neither copied nor changed: it is read in eval mode and without
+            gradients, and after each call its modes are what they were. It can be trained on between two calls.
+        processor: of a model in memory: what ``AutoProcessor`` gives, or a folder or hub id whose processor is loaded.
         verbalizers: sets, runs, or hub ids of models pushed with some; the first that fits is taken.
         logit_lens: read by the model's own final norm and head even where there are verbalizers.
         layers: decoder layers, counted from 1; None: those with a verbalizer, or all. The last is always read.
-        device, precision: as for a run; None: ``auto``.
+        device, precision: as for a run; None: ``auto``. A model in memory has its own.
 
     Returns:
         The model, to be asked with ``answers``, ``read`` and ``read_data``. It takes memory as long as it is held.
 
     Raises:
-        ModelError: it cannot be found or loaded.
+        ModelError: it cannot be found or loaded, or is none that can be read; or the processor is not its own.
         CheckpointError: verbalizers that cannot be read, or belong to another model.
-        ConfigError: no such layer, device or precision.
+        ConfigError: no such layer, device or precision; or arguments that do not go together.
     """
     from vlsi_cli.engine.runs import layers as engine
 
+    sets = [verbalizers] if isinstance(verbalizers, str | Path) else verbalizers
+    if not isinstance(model, str | Path):
+        if device is not None or precision is not None:
+            raise ConfigError(
+                "a model in memory has a device and a precision already, but another was given",
+                hint="leave device and precision out, or move the model before",
+            )
+        if isinstance(processor, str | Path):
+            processor = catalog.resolve_alias(str(processor))
+        return engine.given_layers(model, processor, verbalizers=sets, logit_lens=logit_lens, layers=layers)
+    if processor is not None:
+        raise ConfigError(
+            "processor belongs to a model in memory, but the model was given by its name",
+            hint="leave it out: the processor is loaded with the model",
+        )
     return engine.load_layers(
         catalog.resolve_alias(str(model)),
-        verbalizers=[verbalizers] if isinstance(verbalizers, str | Path) else verbalizers,
+        verbalizers=sets,
         logit_lens=logit_lens,
         layers=layers,
         device=device or "auto",

@@ -1,4 +1,4 @@
-"""The commands through the real app: exit codes, what goes to which stream, and what a dry run says."""
+"""The commands through the real app: exit codes, and what goes to which stream."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from vlsi_cli import __version__
 from vlsi_cli import events as ev
 from vlsi_cli.app import app, main
 from vlsi_cli.config import reach
+from vlsi_cli.config.folders import claim
 from vlsi_cli.errors import Interrupted, TrainingError
 
 
@@ -38,52 +39,6 @@ def test_version_and_help() -> None:
     assert shown.exit_code == 0
     for word in ("distill", "export", "push", "data", "recipes"):
         assert word in shown.stdout
-
-
-# ------------------------------------------------------------------ dry run
-
-
-def test_dry_run_of_the_papers_pair_is_offline_and_complete() -> None:
-    done = vlsi("distill", "--teacher", "Qwen/Qwen2-VL-72B", "--student", "2b", "--dry-run")
-    assert done.exit_code == 0, done.output
-    small = "2, 6, 10, 14, 18, 22, 26"
-    large = ", ".join(str(layer) for layer in range(2, 80, 4))
-    assert f"target layers, small: {small} of 28" in done.stdout
-    assert f"target layers, large: {large} of 80" in done.stdout
-    assert re.search(r"student\.id +Qwen/Qwen2-VL-2B-Instruct +--student", done.stdout)
-    assert re.search(r"interaction\.lora\.rank +64 +recipe qwen2-vl-72b-to-2b", done.stdout)
-    assert re.search(r"verbalizer\.architecture +verb-ffn +default", done.stdout)
-    assert "hf download Qwen/Qwen2-VL-72B" in done.stdout
-    assert "data/SMR.json" in done.stdout
-    assert done.stderr == ""
-
-
-def test_dry_run_as_json() -> None:
-    done = vlsi(
-        "distill", "--teacher", "Qwen/Qwen2-VL-72B", "--student", "2b", "--dry-run", "--json", "--seed", "3"
-    )
-    plan = json.loads(done.stdout)
-    assert plan["student"]["targets"] == [2, 6, 10, 14, 18, 22, 26]
-    assert plan["teacher"]["targets"] == list(range(2, 80, 4))
-    assert plan["settings"]["seed"] == {"value": 3, "origin": "--seed"}
-    assert plan["student"]["facts"]["parameters"] == 2_208_985_600
-    memory = plan["stages"][0]["memory"]
-    assert memory["total"] == sum(size for part, size in memory.items() if part != "total")
-
-
-def test_dry_run_without_arguments_is_the_demo() -> None:
-    plan = json.loads(vlsi("distill", "--dry-run", "--json").stdout)
-    assert (plan["recipe"], plan["teacher"]["id"], plan["student"]["id"]) == (
-        "demo",
-        "demo/large",
-        "demo/small",
-    )
-    assert all(need["present"] for need in plan["needs"])
-
-
-def test_dry_run_writes_nothing(tmp_path: Path) -> None:
-    vlsi("distill", "--dry-run")
-    assert not list(tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------ errors and their codes
@@ -174,7 +129,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A stand-in for the engine's entry; the entry tests in tests/runs drive the real one."""
     seen: dict[str, Any] = {}
 
-    def run(resolved: Any, *, output: Path, events: ev.Events, resume: bool, **more: Any) -> ev.Report:
+    def run(resolved: Any, *, output: Path | None, events: ev.Events, resume: bool, **more: Any) -> ev.Report:
+        output = output or claim(resolved.config.name)
         seen.update(resolved=resolved, output=output, resume=resume, **more)
         if "raises" in seen:
             raise seen["raises"]

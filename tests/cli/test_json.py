@@ -32,7 +32,7 @@ def printed(command: str) -> Any:
 
 def test_a_plan() -> None:
     keys, title = named("`vlsi distill --dry-run`, `vlsi plan`"), "distill --dry-run"
-    assert set(printed(title)) == keys | {"settings"}
+    assert set(printed(title)) == keys | {"settings", "problem"}
     plan = printed("plan --device h100")
     assert set(plan) == keys | {"settings", "devices"}
     assert set(plan["devices"][0]) == named("Placement") | named("Advice")

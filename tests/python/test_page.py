@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import vlsi_cli
 from tests.invariants.tree import ROOT
@@ -38,6 +39,12 @@ def test_the_blocks_run(
     tokens = len(held["states"].targets)
     assert held["of_the_response"].shape == (4, tokens)
     assert held["everything"].shape == (tokens, held["states"].vocabulary)
+    assert held["watched"].layers == (3, 5, 6)
+    assert held["seen"][0].shape == (3,)
+    assert not torch.equal(*held["seen"])
+    assert held["model"].training
+    taken = vlsi_cli.load_layers(held["model"], processor="runs/first/student", verbalizers="runs/first")
+    assert (taken.verbalizers, taken.later_head) == (Path("runs/first/verbalizers/small-after"), True)
     assert held["divergences"].shape == (3, 5)
     assert held["mean"].shape == (4, 6)
     assert len(held["losses"]) == len(held["matches"]) == 3

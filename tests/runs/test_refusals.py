@@ -14,7 +14,8 @@ import pytest
 from tests.runs.conftest import short
 from tests.tiny import tiny_folder
 from vlsi_cli import events
-from vlsi_cli.config.folders import for_new_run
+from vlsi_cli.config import asking
+from vlsi_cli.config.folders import require_free
 from vlsi_cli.config.loading import Resolved, load_saved, resolve
 from vlsi_cli.engine.runs.distill import run
 from vlsi_cli.engine.runs.folder import RunFolder
@@ -245,7 +246,7 @@ def test_a_run_is_replaced_only_by_one_that_can_begin(
     with ExitStack() as stack:
         RunFolder.create(output, new, stack, overwrite=True)  # and then killed
     with pytest.raises(OutputError, match="already holds a run"):
-        for_new_run(output, "demo")
+        require_free(output)
     with ExitStack() as stack:
         RunFolder.create(output, new, stack, overwrite=True).discard()
     assert listing(output) == before
@@ -253,3 +254,19 @@ def test_a_run_is_replaced_only_by_one_that_can_begin(
     assert not (output / ".replaced").exists()
     assert load_saved(output).config.seed == 7
     assert (output / "metrics.jsonl").read_text().count("\n") == 5
+
+
+def test_runs_that_begin_together_without_a_folder_get_one_each(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both were told that they may begin before either had made its folder; a refused one leaves none."""
+    monkeypatch.chdir(tmp_path)
+    first, second = (asking.run_folder(short(pair), output=None, resume=None, overwrite=False) for _ in "ab")
+    assert first == second == (None, False)
+    with ExitStack() as stack:
+        folders = [RunFolder.create(None, short(pair), stack, overwrite=False) for _ in range(2)]
+        assert [folder.path for folder in folders] == [Path("runs/demo-1"), Path("runs/demo-2")]
+        folders[1].discard()
+    with pytest.raises(ModelError):
+        run(short(pair, f"student.id={tmp_path}/none"), output=None, events=events.ignore)
+    assert listing(Path("runs")).keys() == {f"demo-1/{name}" for name in listing(Path("runs/demo-1"))}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vlsi_cli.engine import files
+from vlsi_cli.engine.outlets import is_outlet
 from vlsi_cli.engine.places import require_writable
 from vlsi_cli.errors import OutputError
 
@@ -85,6 +86,40 @@ def test_what_is_no_file_is_written_into_and_not_replaced(tmp_path: Path, kind: 
     assert not (tmp_path / "pipe.jsonl").is_file()
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path: Path, there: bool) -> None:
+    (tmp_path / "disk").mkdir()
+    for name in ("a.json", "model"):
+        (tmp_path / f"to-{name}").symlink_to(Path("disk", name))
+        (tmp_path / f"link-{name}").symlink_to(f"to-{name}")
+    if there:
+        (tmp_path / "disk" / "a.json").write_text("old")
+        (tmp_path / "disk" / "model").mkdir()
+        (tmp_path / "disk" / "model" / "old.txt").touch()
+    require_writable(tmp_path / "link-a.json")
+    files.write_json(tmp_path / "link-a.json", 1)
+    with files.new_folder(tmp_path / "link-model") as partial:
+        (partial / "a.txt").touch()
+        assert partial.parent == tmp_path / "disk"
+    assert all(path.is_symlink() for path in tmp_path.iterdir() if path.name != "disk")
+    assert names(tmp_path / "disk") == ["a.json", "model"]
+    assert (tmp_path / "disk" / "a.json").read_text() == "1\n"
+    assert names(tmp_path / "disk" / "model") == ["a.txt"]
+
+
+def test_a_link_that_leads_nowhere_is_told_by_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "a.json").symlink_to("b.json")
+    (tmp_path / "b.json").symlink_to("a.json")
+    for write in (require_writable, lambda path: files.write_json(path, 1)):
+        with pytest.raises(OutputError, match=r"/a\.json cannot be written: .*symbolic links"):
+            write(tmp_path / "a.json")
+    (tmp_path / "file").touch()
+    (tmp_path / "c.json").symlink_to("file/c.json")
+    with pytest.raises(OutputError, match=r"c\.json cannot be written: .*file is not a folder"):
+        require_writable(tmp_path / "c.json")
+    assert names(tmp_path) == ["a.json", "b.json", "c.json", "file"]
+
+
 def test_a_file_where_a_folder_is_to_be(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     told = pytest.raises(OutputError, match="run cannot be written: there is a file of that name")
@@ -95,12 +130,12 @@ def test_a_file_where_a_folder_is_to_be(tmp_path: Path) -> None:
 def test_what_is_a_file_is_no_outlet(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
     (tmp_path / "b").symlink_to(tmp_path / "a")
-    assert not any(files.is_outlet(tmp_path / name) for name in ("a", "b", "none", ""))
-    assert files.is_outlet(Path(os.devnull))
+    assert not any(is_outlet(tmp_path / name) for name in ("a", "b", "none", ""))
+    assert is_outlet(Path(os.devnull))
     with Path("/proc/self/maps").open("rb") as opened:
-        assert files.is_outlet(Path(f"/dev/fd/{opened.fileno()}"))
+        assert is_outlet(Path(f"/dev/fd/{opened.fileno()}"))
     with (tmp_path / "a").open("rb") as opened:  # as of `--bad /dev/fd/3 3> a`
-        assert files.is_outlet(Path(f"/dev/fd/{opened.fileno()}"))
+        assert is_outlet(Path(f"/dev/fd/{opened.fileno()}"))
 
 
 def test_half_folders_of_the_dead_are_swept_and_those_of_the_living_stay(tmp_path: Path) -> None:

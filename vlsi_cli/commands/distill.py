@@ -61,7 +61,12 @@ def distill(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print configuration, origins and plan; load nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print configuration, origins and plan; load nothing. Ends as the run would where "
+            "something is missing that cannot be fetched.",
+        ),
     ] = False,
     json: opt.JsonOption = False,
 ) -> None:
@@ -98,11 +103,15 @@ def distill(
 
     if dry_run:
         plan = planning.plan(resolved)
+        problem = asking.obstacle(resolved, output=output, resume=resume, overwrite=overwrite)
         if json:
-            _output.document(plan.to_json())
+            _output.document({**plan.to_json(), "problem": problem and problem.message})
         else:
             for part in _tables.plan_tables(plan):
                 _output.data(part)
+        if problem is not None:
+            _output.error(problem, reported=True)
+            raise typer.Exit(problem.exit_code)
         return
 
     run, goes_on = asking.run_folder(resolved, output=output, resume=resume, overwrite=overwrite)

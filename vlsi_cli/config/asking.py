@@ -13,7 +13,7 @@ from vlsi_cli.config.complaints import complain
 from vlsi_cli.config.data import DataConfig
 from vlsi_cli.config.extras import require_extras
 from vlsi_cli.config.loading import Resolved
-from vlsi_cli.errors import ConfigError
+from vlsi_cli.errors import ConfigError, VlsiError
 
 #: Training data: a file, folder, hub id or ``patterns`` as after ``--data``; or a source as recipes spell it.
 Data = str | Path | Mapping[str, Any]
@@ -118,10 +118,11 @@ def _is_given(value: Any) -> bool:
 
 def run_folder(
     resolved: Resolved, *, output: Path | None, resume: str | Path | None, overwrite: bool
-) -> tuple[Path, bool]:
-    """Where a distillation writes, and whether it goes on with what is there.
+) -> tuple[Path | None, bool]:
+    """Where a distillation writes, and whether it goes on with what is there. Nothing is created here.
 
-    Of several processes the first finds that out, and tells the others as the run begins.
+    Of several processes the first finds that out, and tells the others as the run begins. None stands for the first
+    free ``runs/NAME-N``, which the run takes as it begins (:func:`vlsi_cli.config.folders.claim`).
 
     Args:
         resume: a run folder; ``auto`` for the one in ``output``, or the newest unfinished run of the configuration;
@@ -132,24 +133,43 @@ def run_folder(
     """
     going_on = Path(resume).expanduser() if resume not in (None, "auto") else None
     if launching.rank() > 0:
-        return going_on or output or folders.RUNS, going_on is not None
+        return going_on or output, going_on is not None
     if resume == "auto":
         going_on = folders.to_go_on_with(output, resolved)
-    run = going_on or folders.for_new_run(output, resolved.config.name, overwrite=overwrite)
-    return run, going_on is not None
+    if going_on is None and output is not None:
+        folders.require_free(output, overwrite=overwrite)
+    return going_on or output, going_on is not None
 
 
-def require(resolved: Resolved, *, of_run: bool, dry_run: bool) -> None:
+def require(resolved: Resolved, *, of_run: bool, dry_run: bool, ask_hub: bool = True) -> None:
     """See that all a distillation needs is here or can be had.
 
     Args:
-        of_run, dry_run: see :func:`vlsi_cli.config.reach.require`.
+        of_run, dry_run, ask_hub: see :func:`vlsi_cli.config.reach.require`.
 
     Raises:
         ConfigError, ModelError, DataError: what is missing, and how to get it.
     """
-    reach.require(planning.needs(resolved.config), of_run=of_run, dry_run=dry_run)
+    reach.require(planning.needs(resolved.config), of_run=of_run, dry_run=dry_run, ask_hub=ask_hub)
     require_extras(resolved.config)
+
+
+def obstacle(
+    resolved: Resolved, *, output: Path | None, resume: str | Path | None, overwrite: bool
+) -> VlsiError | None:
+    """The error that a distillation would end in before it loads anything, as far as this machine can tell by itself.
+
+    The hub is not asked: what can be fetched from it is no obstacle, unless the environment forbids fetching.
+
+    Args:
+        output, resume, overwrite: as for :func:`run_folder`.
+    """
+    try:
+        _, goes_on = run_folder(resolved, output=output, resume=resume, overwrite=overwrite)
+        require(resolved, of_run=goes_on, dry_run=False, ask_hub=False)
+    except VlsiError as error:
+        return error
+    return None
 
 
 def pair(

@@ -57,21 +57,33 @@ def _is_half(name: str) -> bool:
     return re.fullmatch(r"\..*\.partial\.\w+", name) is not None
 
 
-def for_new_run(output: Path | None, name: str, *, overwrite: bool = False) -> Path:
-    """The folder of a new run: ``output``, or ``runs/NAME-N`` with the first free N from 1.
+def claim(name: str) -> Path:
+    """Make the folder of a new run that was given none: ``runs/NAME-N`` with the first free N from 1.
 
-    Nothing is created here.
+    The name is taken as it is found to be free, so that runs that begin at the same moment get one each.
 
     Raises:
-        OutputError: the folder holds something already, and either ``overwrite`` was not asked for or it is
-            not a
-            run folder, which is never overwritten.
+        OSError: it cannot be made.
     """
-    if output is None:
-        stem, number = _stem(name), 1
-        while (RUNS / f"{stem}-{number}").exists():
+    RUNS.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = RUNS / f"{_stem(name)}-{number}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
             number += 1
-        return RUNS / f"{stem}-{number}"
+        else:
+            return folder
+
+
+def require_free(output: Path, *, overwrite: bool = False) -> None:
+    """Refuse a folder that no new run may have. Nothing is created here.
+
+    Raises:
+        OutputError: the folder holds something already, and either ``overwrite`` was not asked for or it is not a run
+            folder, which is never overwritten.
+    """
     require_readable_name(output)
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file, not a folder", hint="give another --output")
@@ -84,7 +96,6 @@ def for_new_run(output: Path | None, name: str, *, overwrite: bool = False) -> P
                 hint=f"continue it with `vlsi distill --resume {shlex.quote(str(output))}`, "
                 "replace it with --overwrite, or give another --output",
             )
-    return output
 
 
 def require_readable_name(folder: Path) -> None:

@@ -16,13 +16,17 @@ _TRUE = {"1", "true", "yes", "on"}
 _PATIENCE = 15.0  # seconds for the hub to say anything at all
 
 
-def require(needs: Sequence[Need], *, dry_run: bool = True, of_run: bool = False) -> None:
+def require(
+    needs: Sequence[Need], *, dry_run: bool = True, of_run: bool = False, ask_hub: bool = True
+) -> None:
     """End the run at once when something it needs is neither here nor within reach, naming all of it.
 
     Args:
         needs: what it reads.
         dry_run: whether the command has a ``--dry-run`` to point to.
         of_run: whether a run folder names them, whose relative paths do not start from itself.
+        ask_hub: whether the hub is asked if it answers; otherwise what can be fetched counts as within reach, unless
+            the environment forbids it.
 
     Raises:
         ModelError: a model (or its verbalizers) is missing, whatever else is.
@@ -32,9 +36,11 @@ def require(needs: Sequence[Need], *, dry_run: bool = True, of_run: bool = False
     missing = [need for need in absent if need.fetch is None]
     offline = ""
     remote = [need for need in absent if need.fetch is not None]
-    if remote and not hub_is_reachable():
+    if remote and (not hub_is_reachable() if ask_hub else offline_variable()):
         missing = absent
-        offline = f", and the hub ({endpoint()}) cannot be reached"
+        variable = offline_variable()
+        cause = f"{variable} forbids fetching" if variable else f"the hub ({endpoint()}) cannot be reached"
+        offline = f", and {cause}"
     if not missing:
         return
     # One line a thing: with the paper's data list the message is long, and is read as a list.
@@ -82,13 +88,20 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
+def offline_variable() -> str | None:
+    """The variable of the environment that forbids asking the hub, ``HF_HUB_OFFLINE`` or ``TRANSFORMERS_OFFLINE``; or
+    None."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return next((name for name in names if os.environ.get(name, "").lower() in _TRUE), None)
+
+
 def hub_is_reachable() -> bool:
     """Whether the hub answers at all; False at once when ``HF_HUB_OFFLINE`` or ``TRANSFORMERS_OFFLINE`` is
     set.
 
     Any HTTP status counts as an answer: what a repository allows to whom is for the download to find out.
     """
-    if any(os.environ.get(name, "").lower() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")):
+    if offline_variable() is not None:
         return False
     try:
         request = urllib.request.Request(endpoint(), method="HEAD")

@@ -14,13 +14,13 @@ import json
 import os
 import re
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from vlsi_cli.engine.outlets import is_outlet, linked
 from vlsi_cli.errors import OutputError
 
 try:
@@ -45,6 +45,8 @@ _UMASK = _read_umask()  # once, at import: reading it means changing it for a mo
 def new_folder(target: Path) -> Iterator[Path]:
     """Fill a folder that appears under its name only when the block ends well; what stood there goes last.
 
+    A symbolic link stays, and what it points to is written.
+
     Args:
         target: the folder to make; one that exists is replaced.
 
@@ -57,6 +59,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     partial: Path | None = None
     with writing(target), ExitStack() as held:
         try:
+            target = linked(target)
             target.parent.mkdir(parents=True, exist_ok=True)
             _sweep_dead(target)
             partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent))
@@ -120,6 +123,7 @@ def new_file(target: Path, *, flush: bool = True) -> Iterator[Path]:
     """Write a file that appears under its name only when the block ends well; ``flush``: the disk holds it then.
 
     A device, a pipe and one of the process's own streams (``/dev/stdout``) are not replaced: they get what was written.
+    A symbolic link stays, and the file that it points to is written.
 
     Yields:
         A path beside ``target`` (of an outlet: in the folder for temporary files), with its ending, to be written.
@@ -129,15 +133,16 @@ def new_file(target: Path, *, flush: bool = True) -> Iterator[Path]:
     """
     with writing(target):
         outlet, suffix = is_outlet(target), f".partial{target.suffix}"
+        given, target = target, target if outlet else linked(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         place = None if outlet else target.parent
         handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=suffix, dir=place)
         os.close(handle)
     part = Path(name)
     try:
-        with writing(target, alone=part):
+        with writing(given, alone=part):
             yield part
-        with writing(target):
+        with writing(given):
             if outlet:
                 with part.open("rb") as source, target.open("ab") as sink:
                     shutil.copyfileobj(source, sink)
@@ -151,19 +156,6 @@ def new_file(target: Path, *, flush: bool = True) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-
-
-def is_outlet(target: Path) -> bool:
-    """Whether this is the name of a device, a pipe, or a stream of this process: written into, and never replaced."""
-    path = target.absolute()
-    try:
-        mode = path.stat().st_mode
-        names = [path, path.parent / path.readlink()] if path.is_symlink() else [path]
-    except OSError:  # not there
-        return False
-    if stat.S_ISDIR(mode):
-        return False
-    return not stat.S_ISREG(mode) or any(name.parent.resolve().is_relative_to("/proc") for name in names)
 
 
 def write_json(target: Path, value: Any) -> None:

@@ -7,7 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from vlsi_cli.engine.files import is_outlet, writing
+from vlsi_cli.engine.files import writing
+from vlsi_cli.engine.outlets import is_outlet, linked
 from vlsi_cli.errors import OutputError
 
 #: Bytes that are written, and gone at once, to see whether a disk takes any.
@@ -27,7 +28,9 @@ def require_writable(target: Path) -> None:
         if not os.access(target, os.W_OK):  # whoever reads a pipe would take its opening for its end
             raise OutputError(f"{target} cannot be written: it may not be")
         return
-    above = next(folder for folder in target.absolute().parents if folder.exists())
+    with writing(target):
+        place = linked(target)
+    above = next(folder for folder in place.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         why = "is not a folder" if not above.is_dir() else "may not be written"
         raise OutputError(f"{target} cannot be written: {above} {why}")

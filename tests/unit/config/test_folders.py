@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,10 +74,10 @@ def test_what_a_kill_leaves_before_the_configuration_is_no_run_and_in_nobodys_wa
     path.mkdir()
     for name in (".lock", "environment.json", ".config.partial.yaml", "progress.json"):
         (path / name).write_text("half")
-    assert folders.for_new_run(path, "demo") == path
+    folders.require_free(path)
     (path / "notes.txt").write_text("keep me")
     with pytest.raises(OutputError, match="not empty and not a run folder"):
-        folders.for_new_run(path, "demo")
+        folders.require_free(path)
 
 
 def test_a_run_that_has_done_nothing_is_in_nobodys_way() -> None:
@@ -84,7 +86,7 @@ def test_a_run_that_has_done_nothing_is_in_nobodys_way() -> None:
     assert folders.is_barren(path)
     assert folders.to_go_on_with(path, other) is None
     assert folders.to_go_on_with(path, MADE) == path
-    assert folders.for_new_run(path, "demo") == path
+    folders.require_free(path)
 
 
 @pytest.mark.parametrize(
@@ -97,12 +99,48 @@ def test_a_run_that_has_done_something_is_kept(work: str) -> None:
     (path / work).write_text("") if "." in work else (path / work).mkdir()
     assert not folders.is_barren(path)
     with pytest.raises(OutputError, match="already holds a run"):
-        folders.for_new_run(path, "demo")
+        folders.require_free(path)
     with pytest.raises(OutputError, match="another configuration"):
         folders.to_go_on_with(path, resolve("demo", ["seed=5"]))
 
 
 def test_weights_need_a_name_that_safetensors_can_read(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="its name is not UTF-8"):
-        folders.for_new_run(tmp_path / os.fsdecode(b"caf\xe9"), "run")
-    assert folders.for_new_run(tmp_path / "café ☃", "run") == tmp_path / "café ☃"
+        folders.require_free(tmp_path / os.fsdecode(b"caf\xe9"))
+    folders.require_free(tmp_path / "café ☃")
+
+
+def test_run_folders(tmp_path: Path) -> None:
+    assert folders.claim("demo") == Path("runs/demo-1")
+    assert Path("runs/demo-1").is_dir()
+    Path("runs/demo-2").symlink_to("away")  # taken, though it leads nowhere
+    Path("runs/demo-4").mkdir()
+    assert [folders.claim("demo"), folders.claim("demo")] == [Path("runs/demo-3"), Path("runs/demo-5")]
+    assert folders.claim("a/b c") == Path("runs/a-b-c-1")
+    run = tmp_path / "run"
+    folders.require_free(run)
+    run.mkdir()
+    folders.require_free(run)
+    (run / "other.txt").touch()
+    with pytest.raises(OutputError, match="not a run folder"):
+        folders.require_free(run, overwrite=True)
+    (run / "config.yaml").touch()
+    with pytest.raises(OutputError, match="already holds a run") as caught:
+        folders.require_free(run)
+    assert f"--resume {run}" in (caught.value.hint or "")
+    folders.require_free(run, overwrite=True)
+    with pytest.raises(OutputError, match="is a file"):
+        folders.require_free(run / "other.txt")
+
+
+def test_runs_that_begin_at_one_moment_get_a_folder_each() -> None:
+    together = threading.Barrier(8)
+
+    def begin() -> list[Path]:
+        together.wait()
+        return [folders.claim("demo") for _ in range(20)]
+
+    with ThreadPoolExecutor(8) as pool:
+        begun = [pool.submit(begin) for _ in range(8)]
+    found = [path for each in begun for path in each.result()]
+    assert set(found) == {Path(f"runs/demo-{number}") for number in range(1, 161)}

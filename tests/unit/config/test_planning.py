@@ -7,14 +7,13 @@ import pytest
 
 from vlsi_cli.config import reach
 from vlsi_cli.config.evaluation import EvaluationConfig
-from vlsi_cli.config.folders import for_new_run
 from vlsi_cli.config.loading import resolve
 from vlsi_cli.config.missing import model_need
 from vlsi_cli.config.planning import needs, plan
 from vlsi_cli.config.presence import Need, cached_snapshot, has_weights
 from vlsi_cli.config.run import DataConfig, ModelConfig
 from vlsi_cli.config.words import source_from_word
-from vlsi_cli.errors import CompatibilityError, ConfigError, DataError, ModelError, OutputError
+from vlsi_cli.errors import CompatibilityError, ConfigError, DataError, ModelError
 
 PAIR = "qwen2-vl-72b-to-2b"
 
@@ -271,7 +270,7 @@ def test_data_below_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert EvaluationConfig(output=Path("~/eval")).output == Path("/h/eval")
 
 
-# ------------------------------------------------------------------ words and folders
+# ------------------------------------------------------------------ words
 
 
 def test_words_for_data(tmp_path: Path) -> None:
@@ -309,25 +308,3 @@ def test_words_for_data(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file or folder") as caught:
         source_from_word("pattern")
     assert caught.value.hint == "did you mean patterns?"
-
-
-def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert for_new_run(None, "demo") == Path("runs/demo-1")
-    Path("runs/demo-1").mkdir(parents=True)
-    assert for_new_run(None, "demo") == Path("runs/demo-2")
-    assert for_new_run(None, "a/b c") == Path("runs/a-b-c-1")
-    run = tmp_path / "run"
-    assert for_new_run(run, "demo") == run
-    run.mkdir()
-    assert for_new_run(run, "demo") == run
-    (run / "other.txt").touch()
-    with pytest.raises(OutputError, match="not a run folder"):
-        for_new_run(run, "demo", overwrite=True)
-    (run / "config.yaml").touch()
-    with pytest.raises(OutputError, match="already holds a run") as caught:
-        for_new_run(run, "demo")
-    assert f"--resume {run}" in (caught.value.hint or "")
-    assert for_new_run(run, "demo", overwrite=True) == run
-    with pytest.raises(OutputError, match="is a file"):
-        for_new_run(run / "other.txt", "demo")

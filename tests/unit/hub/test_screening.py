@@ -62,6 +62,7 @@ def test_safetensors_are_no_pickles(tmp_path: Path) -> None:
         ("LICENSE", "-----BEGIN RSA PRIVATE KEY-----", "a private key"),
         ("config.yaml", "a: /srv/data/x.json", "a path of this machine under the key 'a'"),
         ("metrics.jsonl", '{"a": 1}\n{"path": "/srv/data/x"}\n', "a path of this machine under the key 'path'"),
+        ("said.jsonl", '{"a": "one\u2028two",\r"b": 1}\r\n{"path": "/srv/x"}', "a path of this machine under"),
         ("config.json", '{"a": ', "cannot be parsed"),
         ("id_rsa", "x", "has the name of a file that keeps secrets"),
         ("prod.env", "x", "has the name of a file that keeps secrets"),

@@ -131,6 +131,8 @@ def test_answers_are_those_of_one_generation_a_layer(
     ends = uneven_end(read_answers(backbone, sets, inputs, layers, ends=set(), **read))
     assert isinstance(follow(backbone, sets, layers), SharedPrompt)
     answers = read_answers(backbone, sets, inputs, layers, ends=ends, **read)
+    with torch.no_grad():
+        backbone.forward_base(inputs)
     assert (backbone.text_offset < 0) == (name in QWEN or "demo" in name)
     for answer in answers.layers:
         ids, log_probability, entropy = oracle(backbone, sets, inputs, answer.layer, ends, LONGEST)

@@ -34,7 +34,9 @@ _WINDOWED, _SUMMED_UP = "sliding_attention", "linear_attention"
 
 
 def can_branch(backbone: Backbone) -> bool:
-    """Whether all decoder layers of a model are of kinds that :class:`Branches` knows."""
+    """Whether all decoder layers of a model are of kinds that :class:`Branches` knows, and so is its attention."""
+    if backbone.config.get_text_config()._attn_implementation not in ("sdpa", "eager"):
+        return False
     kinds = set(backbone.layer_kinds)
     return kinds <= {"full_attention", _WINDOWED} or kinds <= {"full_attention", _SUMMED_UP}
 

@@ -76,8 +76,8 @@ def describe(
     processor = load_processor(
         folder, min_pixels=min_pixels, max_pixels=max_pixels, chat_template=chat_template, shown=id
     )
-    _require_same_patches(processor, config, id)
-    _require_same_image_token(processor, family, config, id)
+    require_same_patches(processor, config, id)
+    require_same_image_token(processor, family, config, id)
     return Description(id, revision, folder, family, config, processor)
 
 
@@ -158,8 +158,8 @@ def load_backbone(
     processor = load_processor(
         folder, min_pixels=min_pixels, max_pixels=max_pixels, chat_template=chat_template, shown=id
     )
-    _require_same_patches(processor, config, id)
-    _require_same_image_token(processor, family, config, id)
+    require_same_patches(processor, config, id)
+    require_same_image_token(processor, family, config, id)
     too_large = ModelError(
         f"'{id}' does not fit into the memory of {device}",
         hint="`vlsi plan` says what fits; a large model can be cached, quantized or placed elsewhere",
@@ -182,11 +182,7 @@ def load_backbone(
         model=model, family=family, processor=processor, id=id, revision=revision, folder=folder
     )
     backbone.freeze()
-    if backbone.vocabulary_rows < backbone.tokenizer_length:
-        raise ModelError(
-            f"'{id}' has {backbone.vocabulary_rows} rows in its head, but its tokenizer has ids up to "
-            f"{backbone.tokenizer_length - 1}: folder and tokenizer do not belong together"
-        )
+    require_rows(backbone)
     return backbone
 
 
@@ -247,7 +243,7 @@ def _pretrained_model(
     return model if "device_map" in options else model.to(device)
 
 
-def _require_same_patches(processor: Any, config: Any, id: str) -> None:
+def require_same_patches(processor: Any, config: Any, id: str) -> None:
     """Refuse image settings that cut pictures into other patches than the vision tower was made for."""
     settings, vision = processor.image_processor, getattr(config, "vision_config", None)
     for ours, theirs in (("patch_size", "patch_size"), ("merge_size", "spatial_merge_size")):
@@ -259,13 +255,22 @@ def _require_same_patches(processor: Any, config: Any, id: str) -> None:
             )
 
 
-def _require_same_image_token(processor: Any, family: Family, config: Any, id: str) -> None:
+def require_same_image_token(processor: Any, family: Family, config: Any, id: str) -> None:
     """Refuse a tokenizer that writes pictures with another token than the model replaces by features."""
     written, replaced = image_token_ids(processor), family.image_token_id(config)
     if replaced not in written:
         raise ModelError(
             f"the tokenizer of '{id}' writes a picture with token {written[0]}, and its config.json says {replaced}",
             hint="tokenizer.json and config.json do not belong together",
+        )
+
+
+def require_rows(backbone: Backbone) -> None:
+    """Refuse a head with fewer rows than its tokenizer has words."""
+    if backbone.vocabulary_rows < backbone.tokenizer_length:
+        raise ModelError(
+            f"'{backbone.id}' has {backbone.vocabulary_rows} rows in its head, but its tokenizer has ids up to "
+            f"{backbone.tokenizer_length - 1}: model and tokenizer do not belong together"
         )
 
 

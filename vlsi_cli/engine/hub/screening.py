@@ -136,7 +136,7 @@ def _trees(name: str, content: bytes) -> list[Any] | None:
     """The documents in a JSON or YAML file, in JSON Lines, or in the notes of a safetensors header; None: damaged."""
     try:
         if name.endswith(".jsonl"):
-            return [json.loads(line) for line in content.splitlines() if line.strip()]
+            return [json.loads(line) for line in content.split(b"\n") if line.strip()]
         if name.endswith(".json"):
             return [json.loads(content)]
         if name.endswith((".yaml", ".yml")):

@@ -24,7 +24,8 @@ from vlsi_cli.engine.data.schedule import Draw, EndOfSource, RecordSource
 from vlsi_cli.engine.data.stream import read_in_order
 from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.engine.data.workers import Pool, Reader
-from vlsi_cli.engine.files import is_outlet, new_file
+from vlsi_cli.engine.files import new_file
+from vlsi_cli.engine.outlets import is_outlet
 from vlsi_cli.engine.places import require_writable
 from vlsi_cli.engine.runs.data import cores, encoder_for, open_source
 from vlsi_cli.engine.runs.data_check_reports import BadExample, BadReason, CheckReport, Lengths, SourceCheck

@@ -41,7 +41,7 @@ from vlsi_cli.events import Events, Note, Report, RunEnded, RunStarted, Warn, ig
 def run(
     resolved: Resolved,
     *,
-    output: Path,
+    output: Path | None,
     events: Events,
     resume: bool = False,
     overwrite: bool = False,
@@ -53,7 +53,7 @@ def run(
 
     Args:
         resolved: the configuration and where its values came from.
-        output: the run folder.
+        output: the run folder; None for a new one, ``runs/NAME-N`` with the first free N.
         events: told of everything that happens.
         resume: go on with the run in ``output``; what is complete is not done again.
         overwrite: replace a run that is already in ``output``.
@@ -73,7 +73,7 @@ def run(
 
 
 def _run(
-    resolved: Resolved, output: Path, events: Events, resume: bool, overwrite: bool, skip_damaged: bool
+    resolved: Resolved, output: Path | None, events: Events, resume: bool, overwrite: bool, skip_damaged: bool
 ) -> Report:
     started = time.perf_counter()
     config = resolved.config
@@ -82,7 +82,7 @@ def _run(
     with ExitStack() as stack:
 
         def begin() -> RunFolder:
-            if resume:
+            if resume and output is not None:
                 return RunFolder.resume(output, stack)
             return RunFolder.create(output, resolved, stack, overwrite=overwrite)
 

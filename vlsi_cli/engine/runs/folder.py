@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from vlsi_cli import __version__
-from vlsi_cli.config.folders import BEFORE_WORK, holds_something, is_barren
+from vlsi_cli.config.folders import BEFORE_WORK, RUNS, claim, holds_something, is_barren
 from vlsi_cli.config.loading import CONFIG_FILE, Resolved
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.files import LOCK_FILE, new_file, only_process, sweep, write_json, writing
@@ -68,14 +68,14 @@ class RunFolder:
         self._made = False  # by this process: it was not there before
 
     @classmethod
-    def create(cls, path: Path, resolved: Resolved, stack: ExitStack, *, overwrite: bool) -> RunFolder:
+    def create(cls, path: Path | None, resolved: Resolved, stack: ExitStack, *, overwrite: bool) -> RunFolder:
         """A new run folder with its configuration and environment.
 
         The configuration is written last and removed last: a folder that has one is a run, and what a kill leaves
         before that is no run and may be taken over by the next. So may the folder of a run that has done nothing yet.
 
         Args:
-            path: the folder.
+            path: the folder; None for the first free one of the configuration's name.
             resolved: its configuration.
             stack: holds the folder's lock from here on.
             overwrite: replace a run that is already there, which is set aside until :meth:`forget_replaced`.
@@ -84,6 +84,10 @@ class RunFolder:
             OutputError: it holds something, and ``overwrite`` was not asked for; another process is working in it; or
                 it cannot be written.
         """
+        made = path is None
+        if path is None:
+            with writing(RUNS):
+                path = claim(resolved.config.name)
         folder = cls(path)
         folder.state.processes = processes.size()
 
@@ -92,7 +96,7 @@ class RunFolder:
                 raise OutputError(f"{path} is not empty", hint="give another --output")
 
         with writing(path):
-            folder._made = not path.exists()
+            folder._made = made or not path.exists()
             path.mkdir(parents=True, exist_ok=True)
             check()  # before anything is written into what may be somebody's folder
             stack.enter_context(only_process(path, f"the run {path}"))

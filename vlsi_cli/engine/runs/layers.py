@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from vlsi_cli.config.asking import Data, data_config
 from vlsi_cli.config.reading import BATCH_SIZE, MAX_NEW_TOKENS, SAMPLES, TOP_K, require_counts
+from vlsi_cli.engine.backbones.given import given_backbone, left_as_found
 from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.data.collate import collate, collate_prompts, in_groups
 from vlsi_cli.engine.data.pictures import Picture, given_picture
@@ -21,7 +23,15 @@ from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.engine.devices import resolve_device, resolve_precision
 from vlsi_cli.engine.losses import LogitRule, cross_entropy
 from vlsi_cli.engine.runs.data import encoder_for, training_stream
-from vlsi_cli.engine.runs.readers import Reader, find_model, load_reader, places_of, refuse_foreign
+from vlsi_cli.engine.runs.readers import (
+    Origin,
+    Reader,
+    find_model,
+    load_reader,
+    places_of,
+    read_with,
+    refuse_foreign,
+)
 from vlsi_cli.engine.teachers import LiveTeacher
 from vlsi_cli.engine.verbalizing.answers import Answers, read_answers
 from vlsi_cli.errors import ConfigError, DataError, ModelError, fitting
@@ -97,7 +107,10 @@ class LayerStates:
 
 
 class LayerReader:
-    """A model in memory, frozen, with what reads its layers; ``vlsi_cli.load_layers`` makes one.
+    """A model in memory with what reads its layers; ``vlsi_cli.load_layers`` makes one.
+
+    One that was loaded by its name is frozen. One that was given is as its owner has it, and after each call as before
+    it: training modes, gradients, hooks and weights.
 
     Attributes:
         name: what the user called it.
@@ -108,7 +121,7 @@ class LayerReader:
         model: the transformers model; ``processor`` its processor, with the ``tokenizer``.
     """
 
-    def __init__(self, reader: Reader, dtype: torch.dtype) -> None:
+    def __init__(self, reader: Reader, dtype: torch.dtype, *, freeze: bool = True) -> None:
         backbone = reader.backbone
         self.name, self.layers, self.num_layers = reader.name, reader.layers, backbone.num_layers
         self.verbalizers, self.later_head = reader.source, reader.later_head
@@ -116,7 +129,7 @@ class LayerReader:
         self._reader, self._backbone = reader, backbone
         self._encoder = ChatEncoder(backbone.processor)
         inner = [layer for layer in reader.layers if layer < backbone.num_layers]
-        self._frozen = LiveTeacher(backbone, reader.verbalizers, inner, dtype)
+        self._live = LiveTeacher(backbone, reader.verbalizers, inner, dtype, freeze=freeze)
 
     def answers(
         self,
@@ -221,10 +234,10 @@ class LayerReader:
             f"{len(batch.records)} records at a time do not fit into the memory of {backbone.device}",
             hint="read fewer at a time, or fewer layers",
         )
-        with fitting(many):
+        with fitting(many), left_as_found(backbone):
             batch = batch.to(backbone.device)
-            found = self._frozen.states(batch, self._frozen.targets)
-            states = torch.stack([*(found.layers[layer] for layer in self._frozen.targets), found.last])
+            found = self._live.states(batch, self._live.targets)
+            states = torch.stack([*(found.layers[layer] for layer in self._live.targets), found.last])
         return LayerStates(
             layers=self.layers,
             states=states,
@@ -269,9 +282,31 @@ def load_layers(
     origin = find_model(model)
     places = places_of([origin], verbalizers, logit_lens=logit_lens)
     reader, unused = load_reader(origin, device=where, dtype=dtype, places=places, layers=layers)
-    if foreign := set(verbalizers) & set(unused):
-        refuse_foreign(min(foreign, key=str), [origin.shown])
+    _require_used(verbalizers, unused, origin)
     return LayerReader(reader, dtype)
+
+
+def given_layers(
+    model: Any,
+    processor: Any,
+    *,
+    verbalizers: Sequence[str | Path] = (),
+    logit_lens: bool = False,
+    layers: Sequence[int] | None = None,
+) -> LayerReader:
+    """The same of a model that is in memory; as :func:`vlsi_cli.load_layers` has it."""
+    backbone = given_backbone(model, processor)
+    name = Path(str(model.name_or_path))
+    run = find_model(str(name)).run if name.name == "student" else None
+    origin = Origin(backbone.id, run, False, str(name))
+    reader, unused = read_with(origin, backbone, places=() if logit_lens else verbalizers, layers=layers)
+    _require_used(verbalizers, unused, origin)
+    return LayerReader(reader, backbone.dtype, freeze=False)
+
+
+def _require_used(given: Sequence[str | Path], unused: Sequence[str | Path], origin: Origin) -> None:
+    if foreign := set(given) & set(unused):
+        refuse_foreign(min(foreign, key=str), [origin.shown])
 
 
 def _record(picture: Picture | None, prompt: str, response: str) -> Record:

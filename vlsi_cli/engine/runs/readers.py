@@ -131,7 +131,13 @@ def load_reader(
         CheckpointError: a set that cannot be read.
         ConfigError: a layer that the model or its verbalizers do not have.
     """
-    backbone = _load(origin, device, dtype)
+    return read_with(origin, _load(origin, device, dtype), places=places, layers=layers)
+
+
+def read_with(
+    origin: Origin, backbone: Backbone, *, places: Sequence[str | Path], layers: Sequence[int] | None
+) -> tuple[Reader, list[str | Path]]:
+    """Give a model that is loaded what reads its layers; arguments and errors as of :func:`load_reader`."""
     chosen, foreign = _choose(origin, backbone, places)
     verbalizers, later_head = None, False
     if chosen is not None:
@@ -145,7 +151,7 @@ def load_reader(
             hidden_size=backbone.hidden_size,
             norm=backbone.final_norm,
             decoder_factory=decoder_layers_like(list(backbone.layers)),
-            device=device,
+            device=backbone.device,
         )
         verbalizers.requires_grad_(False).eval()
     read = _layers(origin.shown, backbone, verbalizers, layers)

@@ -24,6 +24,8 @@ class LiveTeacher:
         verbalizers: its set; None compares layers by their final-normed states, without words (Table 4d').
         targets: its target layers.
         dtype: compute dtype; fp32 runs without autocast.
+        freeze: freeze the backbone for good. A model that somebody else goes on with is read as it is, without
+            gradients, in the mode that the caller gives it.
     """
 
     def __init__(
@@ -32,8 +34,11 @@ class LiveTeacher:
         verbalizers: Verbalizers | None,
         targets: Collection[int],
         dtype: torch.dtype = torch.float32,
+        *,
+        freeze: bool = True,
     ) -> None:
-        backbone.freeze()
+        if freeze:
+            backbone.freeze()
         if verbalizers is not None:
             verbalizers.requires_grad_(False).eval()
         self.backbone, self.verbalizers = backbone, verbalizers

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.backbones.given import left_as_found
 from vlsi_cli.engine.verbalizing.following import Heads, follow
 from vlsi_cli.engine.verbalizing.verbalizer import Verbalizers
 from vlsi_cli.errors import ModelError
@@ -130,7 +131,7 @@ def read_answers(
     batch sizes anywhere.
 
     Args:
-        backbone: any; in eval mode while this runs.
+        backbone: any; in eval mode while this runs, and afterwards as it was.
         verbalizers: a set for this backbone, or None for the logit lens.
         inputs: one prompt as the processor makes it, [1, S], on the backbone's device.
         layers: decoder layers to read; the last one is added.
@@ -148,8 +149,7 @@ def read_answers(
     drafts = {layer: _Draft() for layer in chosen}
     candidates: tuple[LayerCandidates, ...] = ()
     following = follow(backbone, verbalizers, chosen, along=place is not None)
-    backbone.train(False)
-    try:
+    with left_as_found(backbone):
         heads, along = following.begin(inputs)
         for count in range(1, max_new_tokens + 1):
             if count == place and along:
@@ -159,8 +159,6 @@ def read_answers(
             if not going or count == max_new_tokens:
                 break
             heads, along = following.advance(going)
-    finally:
-        backbone.train()
     answers = _finished(backbone.tokenizer, drafts, ends)
     prompt = int(inputs["input_ids"].shape[1])
     return Answers(
