@@ -112,9 +112,9 @@ GEMMA4_TOKENS = {
 #: string. Of the large sizes the prompt of an answer without thoughts has an empty block of them.
 GEMMA4_TEMPLATE = (
     "{{ bos_token }}{% set talk = messages %}{% set think = enable_thinking is defined and enable_thinking %}"
-    "{% if think or messages[0]['role'] == 'system' %}{{ '<|turn>system\n' }}{% if think %}{{ '<|think|>\n' }}{% endif %}"
-    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] | trim }}{% set talk = messages[1:] %}{% endif %}"
-    "{{ '<turn|>\n' }}{% endif %}"
+    "{% if think or messages[0]['role'] == 'system' %}{{ '<|turn>system\n' }}"
+    "{% if think %}{{ '<|think|>\n' }}{% endif %}{% if messages[0]['role'] == 'system' %}"
+    "{{ messages[0]['content'] | trim }}{% set talk = messages[1:] %}{% endif %}{{ '<turn|>\n' }}{% endif %}"
     "{% for m in talk %}{{ '<|turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' }}"
     "{% for part in m['content'] %}{% if part['type'] == 'image' %}{{ '<|image|>' }}"
     "{% elif m['role'] == 'assistant' %}{% set kept = namespace(text='') %}"
@@ -301,9 +301,18 @@ def _gemma4_config(
     if small:
         text |= {"num_kv_shared_layers": max(0, layers - 2), "use_double_wide_mlp": True}
     else:
-        text |= {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "use_bidirectional_attention": "vision"}
+        text |= {
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "use_bidirectional_attention": "vision",
+        }
     tower = {name: value for name, value in tower.items() if name != "image_size"}
-    tower |= {"num_key_value_heads": 2, "head_dim": 16, "pooling_kernel_size": 2, "position_embedding_size": 160}
+    tower |= {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "pooling_kernel_size": 2,
+        "position_embedding_size": 160,
+    }
     tower |= {"use_clipped_linears": small, "standardize": not small}
     audio = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 32}
     return tf.Gemma4Config(

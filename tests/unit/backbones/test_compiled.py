@@ -17,7 +17,8 @@ from vlsi_cli.errors import ConfigError
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # the tracer looks at tensors of every kind
 @pytest.mark.parametrize(
-    ("family", "compiled_ones"), [("qwen2_vl", [True, True]), ("qwen3_5", [False, True]), ("gemma4", [True] * 4)]
+    ("family", "compiled_ones"),
+    [("qwen2_vl", [True, True]), ("qwen3_5", [False, True]), ("gemma4", [True] * 4)],
 )
 def test_the_same_states_and_gradients(
     family: str, compiled_ones: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -83,7 +83,13 @@ def test_merged_batches_are_one_of_all_records(family: str) -> None:
 def test_text_alone_brings_no_pixels(family: str) -> None:
     coder, _ = parts(family)
     batch = collate([coder.encode(records()[1])], coder.pad_id)
-    types = {"mm_token_type_ids"} if family in (*QWEN, *GEMMA4) else {"token_type_ids"} if family == "gemma3" else set()
+    types = (
+        {"mm_token_type_ids"}
+        if family in (*QWEN, *GEMMA4)
+        else {"token_type_ids"}
+        if family == "gemma3"
+        else set()
+    )
     assert set(batch.inputs) == {"input_ids", "attention_mask"} | types
     assert "pixel_values" not in batch.inputs
 

@@ -232,44 +232,6 @@ class Backbone:
         kinds = getattr(self.config.get_text_config(), "layer_types", None)
         return tuple(kinds or ("full_attention",) * self.num_layers)
 
-    @cached_property
-    def key_layers(self) -> tuple[int, ...]:
-        """For each decoder layer, from 0, the one whose keys and values it reads: itself, or an earlier one.
-
-        In Gemma 4 the last layers read those that the last layer of their kind before them has made.
-        """
-        kinds = self.layer_kinds
-        first = len(kinds) - (getattr(self.config.get_text_config(), "num_kv_shared_layers", 0) or 0)
-        made = {kind: number for number, kind in enumerate(kinds[:first])}
-        return tuple(number if number < first else made[kind] for number, kind in enumerate(kinds))
-
-    def as_embedded(self, ids: Tensor) -> Tensor:
-        """Tokens as the model looks them up in its embeddings when it has said them itself."""
-        held = [getattr(self.config, name) for name in self.family.placeholders]
-        places = torch.tensor([token for token in held if token is not None], device=ids.device)
-        if not len(places):
-            return ids
-        return ids.masked_fill(torch.isin(ids, places), self.config.get_text_config().pad_token_id)
-
-    @property
-    def token_tables(self) -> list[nn.Embedding]:
-        """What is looked up for each token: its embeddings, and in Gemma 4 beside them its inputs of all layers."""
-        beside = (getattr(self.decoder, name, None) for name in self.family.beside_embeddings)
-        return [self.embeddings, *(table for table in beside if isinstance(table, nn.Embedding))]
-
-    def layer_inputs(self, ids: Tensor, embedded: Tensor) -> Tensor | None:
-        """What each decoder layer takes beside its states, ``[B, S, L, D]``, in Gemma 4's small sizes; None elsewhere.
-
-        Args:
-            ids: tokens of a text, ``[B, S]``.
-            embedded: their embeddings, ``[B, S, H]``.
-        """
-        decoder: Any = self.decoder
-        if len(self.token_tables) == 1:
-            return None
-        made: Tensor = decoder.project_per_layer_inputs(embedded, decoder.get_per_layer_inputs(ids, embedded))
-        return made
-
     def tap(
         self,
         layers: Sequence[int],

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from vlsi_cli.engine.backbones.arguments import cache_argument, parameters
 from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.backbones.lookups import as_embedded, key_layers, layer_inputs
 
 # Kinds of decoder layers, in transformers' words.
 _WINDOWED, _SUMMED_UP = "sliding_attention", "linear_attention"
@@ -59,6 +60,7 @@ class Branches:
         self._prompt = self._position = 0
         self._owners: list[Tensor] = []
         self._states: dict[int, list[int]] = {}
+        self._holders = key_layers(backbone)
 
     def begin(self, inputs: dict[str, Any]) -> dict[int, Tensor]:
         """Read the prompt, once and through all layers.
@@ -100,10 +102,10 @@ class Branches:
         """
         going = [depth for depth in self.depths if depth in tokens]
         device = self.backbone.device
-        ids = self.backbone.as_embedded(torch.tensor([[tokens[depth] for depth in going]], device=device))
+        ids = as_embedded(self.backbone, torch.tensor([[tokens[depth] for depth in going]], device=device))
         hidden: Tensor = self.backbone.embeddings(ids)
-        own = self.backbone.layer_inputs(ids, hidden)
-        kinds, holders = self.backbone.layer_kinds, self.backbone.key_layers
+        own = layer_inputs(self.backbone, ids, hidden)
+        kinds, holders = self.backbone.layer_kinds, self._holders
         # all branches are equally long
         rotary = {kind: self.backbone.text_rotary(self._position, kind) for kind in set(kinds)}
         self._owners.append(torch.tensor(going, device=device))

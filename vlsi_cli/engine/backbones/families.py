@@ -41,10 +41,10 @@ class Family:
         keeps_features: whether all that the decoder gets of a picture is one feature an image token, so that it can be
             kept (``backbones.vision``): not in Qwen3-VL, whose features enter later layers too, nor where tiles of all
             records are nested.
-        beside_embeddings: attributes of the decoder that make something else of tokens than their embeddings, which layers
-            are called with: they belong to the embeddings.
-        placeholders: attributes of the config with ids of tokens that the model embeds as padding wherever they stand, also
-            those that it said itself.
+        beside_embeddings: attributes of the decoder that make inputs of all layers of the tokens; they belong to the
+            embeddings.
+        placeholders: attributes of the config with ids of tokens that the model embeds as padding wherever they stand,
+            also where it has said them itself.
         unread: attributes of the base model for what is never fed to it here (audio): kept as they are.
         flash: whether FlashAttention 2 can compute its attention, whose heads have at most 256 numbers.
         gates: linear maps of a decoder layer that give one number a head (gates, decays), which is next to nothing of

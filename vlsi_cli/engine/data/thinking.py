@@ -11,9 +11,9 @@ Other templates (those of Qwen3-VL's thinking models) cannot be told and leave t
 the block is part of every response, and a response without thoughts is one whose block is closed at once.
 
 Gemma 4's are told too, by the same variable, and have other words for it: thoughts stand in a channel, between
-``<|channel>thought`` and ``<channel|>``, and a token among the system's words asks for them, so for all answers of a talk
-or for none. They write no thoughts into a response, so that is done here. In data, and in what models are said to have
-answered, thoughts are a block as everywhere.
+``<|channel>thought`` and ``<channel|>``, and a token among the system's words asks for them, so for all answers of a
+talk or for none. They write no thoughts into a response, so that is done here. In data, and in what models are said to
+have answered, thoughts are a block as everywhere.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def in_channels(template: object) -> bool:
 
 
 def channel(text: str) -> str:
-    """What stands in front of the words of a response where a talk is thought about: its thoughts, or an empty channel."""
+    """What stands in front of a response's words where a talk is thought about: its thoughts, or an empty channel."""
     thoughts = parts(text)[0] if has_thoughts(text) else ""
-    return f"{CHANNEL}{_THOUGHT}\n{thoughts}\n{CHANNEL_END}" if thoughts else f"{CHANNEL}{_THOUGHT}\n{CHANNEL_END}"
+    return f"{CHANNEL}{_THOUGHT}\n" + (f"{thoughts}\n" if thoughts else "") + CHANNEL_END
 
 
 def words(text: str) -> str:
@@ -60,7 +60,8 @@ def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
         return str(tokenizer.decode(held, skip_special_tokens=True))
     last = len(held) - 1 - held[::-1].index(end) if end in held else len(held)
     thoughts, said = (
-        str(tokenizer.decode(part, skip_special_tokens=True)).strip() for part in (held[:last], held[last + 1 :])
+        str(tokenizer.decode(part, skip_special_tokens=True)).strip()
+        for part in (held[:last], held[last + 1 :])
     )
     thoughts = thoughts.removeprefix(_THOUGHT).strip()
     if end not in held:

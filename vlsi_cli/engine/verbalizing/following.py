@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.branches import Branches, can_branch
+from vlsi_cli.engine.backbones.lookups import as_embedded, token_tables
 from vlsi_cli.engine.data.template import TOKEN_TYPES
 from vlsi_cli.engine.verbalizing.verbalizer import Verbalizers
 
@@ -179,7 +180,7 @@ def _ending_in(backbone: Backbone, added: Sequence[int]) -> Iterator[None]:
     if not added:
         yield
         return
-    ids = backbone.as_embedded(torch.tensor([added], device=backbone.device))
+    ids = as_embedded(backbone, torch.tensor([added], device=backbone.device))
 
     def ending_in(said: Tensor) -> Any:
         def end(module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
@@ -188,6 +189,6 @@ def _ending_in(backbone: Backbone, added: Sequence[int]) -> Iterator[None]:
         return end
 
     with ExitStack() as stack:
-        for table, said in [(table, table(ids)) for table in backbone.token_tables]:
+        for table, said in [(table, table(ids)) for table in token_tables(backbone)]:
             stack.callback(table.register_forward_hook(ending_in(said)).remove)
         yield
