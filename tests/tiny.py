@@ -15,10 +15,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.templates import (
+    CHATML,
+    GEMMA4_LARGE_TEMPLATE,
+    GEMMA4_TEMPLATE,
+    GEMMA_TEMPLATE,
+    MISTRAL_TEMPLATE,
+    SMOL,
+    THINKING,
+)
+
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 #: Gemma 4 comes in two kinds: small ones, and "gemma4 dense" as its 31B is.
 GEMMA4 = ("gemma4", "gemma4 dense")
-FAMILIES = (*QWEN, "llava_onevision", "internvl", "gemma3", *GEMMA4, "smolvlm", "idefics3")
+FAMILIES = (*QWEN, "llava_onevision", "internvl", "gemma3", *GEMMA4, "mistral3", "smolvlm", "idefics3")
+#: With experts: they read texts and pictures as the families of their names do, and can teach only. The last one is
+#: InternVL with another decoder.
+EXPERTS = ("qwen3_vl_moe", "qwen3_5_moe", "internvl_moe")
 
 #: What the tokenizer's merges are learned from. Any text works: bytes cover the rest.
 TOKENIZER_TEXT = (
@@ -28,46 +41,6 @@ TOKENIZER_TEXT = (
 )
 
 _PATCH, _TILE = 4, 16
-
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '@IMAGE@' }}"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-# Of a model that can think: a response behind the last question has a block of thoughts, empty where it has none; when
-# the talk goes on, the block is dropped. Without being told, the prompt opens a block and leaves it open.
-THINKING = (
-    "{% set last = namespace(question=-1) %}"
-    "{% for m in messages %}{% if m['role'] == 'user' %}{% set last.question = loop.index0 %}{% endif %}{% endfor %}"
-    "{% for m in messages %}{% set text = namespace(value='') %}"
-    "{% if m['content'] is string %}{% set text.value = m['content'] %}{% else %}"
-    "{% for part in m['content'] %}{% set text.value = text.value + ("
-    "'<|vision_start|><|image_pad|><|vision_end|>' if part['type'] == 'image' else part['text']) %}"
-    "{% endfor %}{% endif %}"
-    "{% set words = text.value | trim %}{% set thoughts = '' %}"
-    "{% if m['role'] == 'assistant' and '</think>' in words %}"
-    "{% set thoughts = words.split('</think>')[0].split('<think>')[-1] | trim %}"
-    "{% set words = words.split('</think>')[-1] | trim %}{% endif %}"
-    "{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{% if m['role'] == 'assistant' and loop.index0 > last.question %}"
-    "{{ '<think>\n' + thoughts + '\n</think>\n\n' }}{% endif %}{{ words + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}"
-    "{% if enable_thinking is defined and not enable_thinking %}{{ '\n</think>\n\n' }}{% endif %}{% endif %}"
-)
-# The same of a model that always thinks: it cannot be told not to.
-ALWAYS_THINKING = THINKING.replace(
-    "{% if enable_thinking is defined and not enable_thinking %}{{ '\n</think>\n\n' }}{% endif %}", ""
-)
-SMOL = (
-    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
-    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
-    "{% else %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-
 
 #: Tokens that an InternVL tokenizer knows by name.
 INTERN = {
@@ -84,17 +57,6 @@ GEMMA = {
     "eoi_token": "<end_of_image>",
     "image_token": "<image_soft_token>",
 }
-#: The system's words go in front of the first question; white space around a message is dropped.
-GEMMA_TEMPLATE = (
-    "{{ bos_token }}{% set first = namespace(words='') %}"
-    "{% for m in messages %}{% if m['role'] == 'system' %}"
-    "{% set first.words = m['content'][0]['text'] + '\n\n' %}{% else %}"
-    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + first.words }}"
-    "{% set first.words = '' %}{% for part in m['content'] %}"
-    "{% if part['type'] == 'image' %}{{ '<start_of_image>' }}{% else %}{{ part['text'] | trim }}{% endif %}"
-    "{% endfor %}{{ '<end_of_turn>\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-)
 
 #: Likewise Gemma 4's.
 GEMMA4_TOKENS = {
@@ -108,27 +70,12 @@ GEMMA4_TOKENS = {
     "eoc_token": "<channel|>",
     "think_token": "<|think|>",
 }
-#: Thoughts in an answer are dropped; asking for them is a token in front of the system's words, which have to be a
-#: string. Of the large sizes the prompt of an answer without thoughts has an empty block of them.
-GEMMA4_TEMPLATE = (
-    "{{ bos_token }}{% set talk = messages %}{% set think = enable_thinking is defined and enable_thinking %}"
-    "{% if think or messages[0]['role'] == 'system' %}{{ '<|turn>system\n' }}"
-    "{% if think %}{{ '<|think|>\n' }}{% endif %}{% if messages[0]['role'] == 'system' %}"
-    "{{ messages[0]['content'] | trim }}{% set talk = messages[1:] %}{% endif %}{{ '<turn|>\n' }}{% endif %}"
-    "{% for m in talk %}{{ '<|turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' }}"
-    "{% for part in m['content'] %}{% if part['type'] == 'image' %}{{ '<|image|>' }}"
-    "{% elif m['role'] == 'assistant' %}{% set kept = namespace(text='') %}"
-    "{% for piece in part['text'].split('<channel|>') %}"
-    "{% set kept.text = kept.text + piece.split('<|channel>')[0] %}{% endfor %}{{ kept.text | trim }}"
-    "{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}{{ '<turn|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|turn>model\n' }}@EMPTY@{% endif %}"
-)
-_EMPTY_BLOCK = "{% if not think %}{{ '<|channel>thought\n<channel|>' }}{% endif %}"
 
 
 def special_tokens(family: str) -> list[str]:
     """The added tokens of a family, in id order. The first three are pad, turn start and turn end."""
     base = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    family = family.removesuffix("_moe")
     if family in QWEN:
         return [*base, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     if family == "llava_onevision":
@@ -139,6 +86,9 @@ def special_tokens(family: str) -> list[str]:
         return ["<pad>", "<start_of_turn>", "<end_of_turn>", "<bos>", *GEMMA.values()]
     if family in GEMMA4:
         return ["<pad>", "<|turn>", "<turn|>", "<bos>", "<eos>", *GEMMA4_TOKENS.values(), "<|video|>"]
+    if family == "mistral3":
+        marks = ["[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+        return ["<pad>", "[INST]", "</s>", "<s>", *marks]
     grid = [f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)]
     return [*base, "<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *grid]
 
@@ -148,6 +98,7 @@ def tiny_tokenizer(family: str, text: str = TOKENIZER_TEXT) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
+    family = family.removesuffix("_moe")
     specials = special_tokens(family)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -166,8 +117,8 @@ def tiny_tokenizer(family: str, text: str = TOKENIZER_TEXT) -> Any:
         eos_token=end,
         extra_special_tokens=named.get(family, specials[1:]),
         **(
-            {"bos_token": "<bos>", "model_input_names": ["input_ids", "attention_mask"]}
-            if family in ("gemma3", *GEMMA4)
+            {"bos_token": specials[3], "model_input_names": ["input_ids", "attention_mask"]}
+            if family in ("gemma3", *GEMMA4, "mistral3")
             else {}
         ),
         clean_up_tokenization_spaces=False,
@@ -205,18 +156,22 @@ def tiny_config(
     tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
     tower |= {"patch_size": _PATCH, "image_size": _TILE}
     common = {"tie_word_embeddings": tied}
-    if family in QWEN:
+    mixed = family in EXPERTS
+    if mixed:
+        text |= {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": hidden // 4}
+    if family.removesuffix("_moe") in QWEN:
         rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
-        if family in ("qwen3_vl", "qwen3_5"):
+        if family.startswith("qwen3"):
             rope["mrope_interleaved"] = True
             text["head_dim"] = 16
-        if (
-            family == "qwen3_5"
-        ):  # two kinds of layers, more value heads than key heads, half of a head rotated
+        if family.startswith("qwen3_5"):
+            # two kinds of layers, more value heads than key heads, half of a head rotated
             rope |= {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
             text |= {"full_attention_interval": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
             text |= {"linear_key_head_dim": 8, "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4}
         text["rope_parameters"] = rope
+        if family == "qwen3_5_moe":
+            text["shared_expert_intermediate_size"] = text.pop("intermediate_size") // 4
         vision: dict[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": _PATCH, "spatial_merge_size": 2}
         if family == "qwen2_vl":
             vision |= {"embed_dim": 32, "hidden_size": hidden, "mlp_ratio": 2}
@@ -224,12 +179,13 @@ def tiny_config(
             vision |= {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": hidden}
         if family == "qwen2_5_vl":
             vision |= {"window_size": 16, "fullatt_block_indexes": [1]}
-        if family == "qwen3_vl":
+        if family.startswith("qwen3_vl"):
             vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
-        if family == "qwen3_5":
+        if family.startswith("qwen3_5"):
             vision |= {"num_position_embeddings": 16}
         cls = {"qwen2_vl": tf.Qwen2VLConfig, "qwen2_5_vl": tf.Qwen2_5_VLConfig, "qwen3_vl": tf.Qwen3VLConfig}
-        cls["qwen3_5"] = tf.Qwen3_5Config
+        cls |= {"qwen3_vl_moe": tf.Qwen3VLMoeConfig, "qwen3_5": tf.Qwen3_5Config}
+        cls["qwen3_5_moe"] = tf.Qwen3_5MoeConfig
         return cls[family](
             text_config=text,
             vision_config=vision,
@@ -248,9 +204,9 @@ def tiny_config(
             image_grid_pinpoints=_pinpoints(),
             **common,
         )
-    if family == "internvl":
+    if family.removesuffix("_moe") == "internvl":
         return tf.InternVLConfig(
-            text_config={"model_type": "qwen3", "head_dim": 16, **text},
+            text_config={"model_type": "qwen3_moe" if mixed else "qwen3", "head_dim": 16, **text},
             vision_config={**tower, "attention_bias": True},
             image_token_id=ids["<IMG_CONTEXT>"],
             image_seq_length=(_TILE // _PATCH // 2) ** 2,
@@ -274,6 +230,19 @@ def tiny_config(
         )
     if family in GEMMA4:
         return _gemma4_config(family, text, ids, tokenizer, tower, common)
+    if family == "mistral3":
+        # heads wider together than the states; queries grow from position 32 on
+        rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 128.0, "llama_4_scaling_beta": 0.1}
+        rope |= {"original_max_position_embeddings": 32, "beta_fast": 32.0, "beta_slow": 1.0}
+        text |= {"head_dim": 32, "rope_parameters": rope | {"mscale": 1.0, "mscale_all_dim": 1.0}}
+        return tf.Mistral3Config(
+            text_config={"model_type": "ministral3", **text, "bos_token_id": tokenizer.bos_token_id},
+            vision_config={"model_type": "pixtral", **tower, "image_size": 2 * _TILE, "head_dim": 16},
+            image_token_index=ids["[IMG]"],
+            spatial_merge_size=2,
+            vision_feature_layer=-1,
+            **common,
+        )
     cls = {"smolvlm": tf.SmolVLMConfig, "idefics3": tf.Idefics3Config}[family]
     return cls(
         text_config={"model_type": "llama", **text},
@@ -336,6 +305,7 @@ def _pinpoints() -> list[list[int]]:
 
 def _processor_files(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """``preprocessor_config.json`` and ``processor_config.json`` as the hub's folders have them."""
+    family = family.removesuffix("_moe")
     half = [0.5, 0.5, 0.5]
     image: dict[str, Any] = {"image_mean": half, "image_std": half}
     if family in QWEN:
@@ -374,6 +344,11 @@ def _processor_files(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
             "feature_extractor": sound,
             "image_seq_length": 70,
         }
+    if family == "mistral3":
+        image |= {"image_processor_type": "PixtralImageProcessor", "patch_size": _PATCH}
+        image |= {"size": {"longest_edge": 2 * _TILE}}
+        processor = {"processor_class": "PixtralProcessor", "patch_size": _PATCH, "spatial_merge_size": 2}
+        return image, processor | {"image_token": "[IMG]"}
     stem = "SmolVLM" if family == "smolvlm" else "Idefics3"
     image |= {"image_processor_type": f"{stem}ImageProcessor", "size": {"longest_edge": 2 * _TILE}}
     image |= {"max_image_size": {"longest_edge": _TILE}, "do_image_splitting": True}
@@ -394,7 +369,7 @@ def tiny_folder(
     """Write a complete random checkpoint of ``family`` to ``path`` and return the path.
 
     Args:
-        family: one of ``FAMILIES``.
+        family: one of ``FAMILIES`` or ``EXPERTS``.
         layers, hidden: decoder depth and width (a multiple of 16).
         vocabulary_rows: rows of embeddings and head; default is the tokenizer's length rounded up to 64, so that
             padding rows exist, as they do in real checkpoints.
@@ -427,18 +402,23 @@ def tiny_folder(
         _add_unread_weights(folder, model)
     tokenizer.save_pretrained(folder)
     image, processor = _processor_files(family)
-    if image:
+    if (
+        family == "mistral3"
+    ):  # as published: one file of settings, and only the decoder says whether the head is tied
+        processor["image_processor"] = image
+        whole = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        del whole["tie_word_embeddings"]
+        (folder / "config.json").write_text(json.dumps(whole, indent=2), encoding="utf-8")
+    elif image:
         (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2), encoding="utf-8")
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
+    family = family.removesuffix("_moe")
     placeholder = "<|vision_start|><|image_pad|><|vision_end|>" if family in QWEN else "<image>\n"
     placeholder = "<IMG_CONTEXT>\n" if family == "internvl" else placeholder
     template = SMOL if family in ("smolvlm", "idefics3") else CHATML.replace("@IMAGE@", placeholder)
-    template = {
-        "qwen3_5": THINKING,
-        "gemma3": GEMMA_TEMPLATE,
-        "gemma4": GEMMA4_TEMPLATE.replace("@EMPTY@", ""),
-        "gemma4 dense": GEMMA4_TEMPLATE.replace("@EMPTY@", _EMPTY_BLOCK),
-    }.get(family, template)
+    own = {"qwen3_5": THINKING, "gemma3": GEMMA_TEMPLATE, "mistral3": MISTRAL_TEMPLATE}
+    own |= {"gemma4": GEMMA4_TEMPLATE, "gemma4 dense": GEMMA4_LARGE_TEMPLATE}
+    template = own.get(family, template)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return folder
 

@@ -74,6 +74,19 @@ def test_gemma_3_does_not_fit_the_range_of_fp16() -> None:
     assert vlsi(*PAIR, "--device", "h200", "--set", "precision=fp16").exit_code == 0
 
 
+def test_weights_in_fp8_are_refused_by_the_name_of_those_in_bf16() -> None:
+    """Of either model, before anything is fetched."""
+    for pair in (
+        ("14B-Instruct-2512", "3b"),
+        ("14B-Instruct-2512-BF16", "mistralai/Ministral-3-3B-Instruct-2512"),
+    ):
+        done = vlsi("--teacher", f"mistralai/Ministral-3-{pair[0]}", "--student", pair[1], "--device", "h200")
+        assert done.exit_code == 2, done.output
+        size = "14B" if pair[1] == "3b" else "3B"
+        assert f"the weights of 'mistralai/Ministral-3-{size}-Instruct-2512' are stored in FP8" in done.stderr
+        assert f"hint: take mistralai/Ministral-3-{size}-Instruct-2512-BF16" in done.stderr
+
+
 def test_one_device_and_what_to_change() -> None:
     done = vlsi(*PAIR, "--device", "25GiB", "--tokens", "2048")
     assert done.exit_code == 0, done.output

@@ -41,15 +41,18 @@ def test_bit_for_bit_the_live_run(
 @pytest.mark.parametrize(
     ("family", "architecture"),
     [
+        ("qwen3_vl_moe", "ffn"),
         ("qwen3_5", "verb-ffn"),
         ("qwen3_5", "decoder"),
         ("internvl", "verb-ffn"),
         ("gemma3", "decoder"),
         ("gemma4", "decoder"),
+        ("mistral3", "decoder"),
     ],
 )
 def test_bit_for_bit_in_other_families(family: str, architecture: str, tmp_path: Path) -> None:
-    """All stages, live and from a cache: where decoder layers are not all alike, and where pictures come in tiles."""
+    """All stages, live and from a cache: where decoder layers are not all alike or have experts, and where pictures
+    come in tiles."""
     pair = tiny_pair(tmp_path, family)
     few = (f"verbalizer.architecture={architecture}", "interaction.steps=2", "data.sources.0.size=6")
     few += ("verbalization.batch_size=1", "interaction.gradient_checkpointing=true")

@@ -13,13 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlsi_cli.config.experts import Experts, experts_of
 from vlsi_cli.config.mixed import LayerKind, MixedLayers, mixed_of
 from vlsi_cli.config.models import Architecture
+from vlsi_cli.config.presence import weight_files
 
 #: Families, and decoders of families that have several, with a bias on queries, keys and values.
 ATTENTION_BIASED = frozenset({"qwen2_vl", "qwen2_5_vl", "llava_onevision", "qwen2"})
 #: Those that normalise queries and keys per head.
-QK_NORMED = frozenset({"qwen3_vl", "qwen3_5", "qwen3", "gemma3", "gemma4"})
+QK_NORMED = frozenset(
+    {"qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen3", "qwen3_moe", "gemma3", "gemma4"}
+)
+#: Families whose queries come with a gate of their width for what attention gives.
+GATED = frozenset({"qwen3_5", "qwen3_5_moe"})
 #: Norms of a decoder layer where there are not two of them.
 NORMS = {"gemma3": 4, "gemma4": 4}
 # What Gemma's public configs leave to the defaults of its class.
@@ -86,7 +92,7 @@ class ModelFacts:
         model_type: the family as transformers spells it, e.g. ``qwen2_vl``.
         layers: decoder layers.
         hidden: width of the decoder.
-        ffn: inner width of its feed-forward layers.
+        ffn: inner width of its feed-forward layers; with experts the width that a token meets.
         heads: attention heads.
         kv_heads: key/value heads.
         head_dim: width of a head.
@@ -98,6 +104,8 @@ class ModelFacts:
         gated: whether queries come with a gate of their width for what attention gives.
         norms: norms of the hidden width in a decoder layer.
         linear: the layers of linear attention, in a model that has them beside those of attention.
+        experts: what a feed-forward layer is, in a model whose tokens go to some of many.
+        rounded: how the checkpoint's weights are rounded, in its own words, e.g. ``fp8``; empty: they are not.
         mixed: how its layers differ, in a model whose layers are otherwise not alike; ``ffn``, ``kv_heads`` and
             ``head_dim`` are then those of the first layer.
         unread: parameters of what is held and never fed (audio).
@@ -119,6 +127,8 @@ class ModelFacts:
     gated: bool = False
     norms: int = 2
     linear: LinearAttention | None = None
+    experts: Experts | None = None
+    rounded: str = ""
     mixed: MixedLayers | None = None
     unread: int = 0
 
@@ -173,6 +183,13 @@ class ModelFacts:
         mixing += self.linear.layers * self._linear() if self.linear else 0
         return mixing + self.layers * self._beside_attention()
 
+    @property
+    def idle_parameters(self) -> int:
+        """Of all decoder layers: the experts that a token does not go to."""
+        if self.experts is None:
+            return 0
+        return self.layers * (self.experts.parameters(self.hidden) - self.experts.active(self.hidden))
+
     def _attention(self) -> int:
         query, keyvalue = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = self.hidden * (query * (1 + self.gated) + 2 * keyvalue) + query * self.hidden
@@ -183,7 +200,8 @@ class ModelFacts:
         return self.linear.parameters(self.hidden) if self.linear else 0
 
     def _beside_attention(self) -> int:
-        return 3 * self.hidden * self.ffn + self.norms * self.hidden
+        inner = self.experts.parameters(self.hidden) if self.experts else 3 * self.hidden * self.ffn
+        return inner + self.norms * self.hidden
 
     @property
     def language_parameters(self) -> int:
@@ -231,12 +249,13 @@ def facts_from_folder(folder: Path, name: str | None = None) -> ModelFacts | Non
     try:
         model_type = str(config["model_type"])
         hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
+        experts = experts_of(text)
         return ModelFacts(
             name=name or folder.name,
             model_type=model_type,
             layers=int(text["num_hidden_layers"]),
             hidden=hidden,
-            ffn=int(text["intermediate_size"]),
+            ffn=experts.width if experts else int(text["intermediate_size"]),
             heads=heads,
             kv_heads=int(text.get("num_key_value_heads") or heads),
             head_dim=int(text.get("head_dim") or hidden // heads),
@@ -245,14 +264,22 @@ def facts_from_folder(folder: Path, name: str | None = None) -> ModelFacts | Non
             attention_bias=model_type in ATTENTION_BIASED or _decoder_of(text) in ATTENTION_BIASED,
             qk_norm=model_type in QK_NORMED or _decoder_of(text) in QK_NORMED,
             vision=_stored_parameters(folder, _NOT_LANGUAGE),
-            gated=model_type == "qwen3_5",
+            gated=model_type in GATED,
             norms=NORMS.get(model_type, 2),
             linear=_linear_attention(text),
+            experts=experts,
+            rounded=rounded(config),
             mixed=mixed_of(text),
             unread=_stored_parameters(folder, _UNREAD) or 0,
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
+
+
+def rounded(config: dict[str, Any]) -> str:
+    """How a checkpoint's weights are rounded, by its parsed ``config.json``, e.g. ``fp8``; empty: they are not."""
+    quantization = config.get("quantization_config")
+    return str(quantization.get("quant_method", "quantized")) if isinstance(quantization, dict) else ""
 
 
 def _decoder_of(text: dict[str, Any]) -> str:
@@ -279,7 +306,7 @@ def _linear_attention(text: dict[str, Any]) -> LinearAttention | None:
 def _stored_parameters(folder: Path, marks: tuple[str, ...]) -> int | None:
     """Parameters whose names have one of the marks, read from the headers of the safetensors files."""
     shapes: dict[str, int] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         try:
             shapes.update(_tensor_sizes(file))
         except (OSError, ValueError, RecursionError, struct.error):

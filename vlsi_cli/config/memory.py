@@ -31,13 +31,12 @@ RECTANGLES, RECTANGLES_CPU = 512 * 2**20, 8 * 2**20
 KEPT_ROWS, KEPT_ROWS_CPU = 1536 * 2**20, 128 * 2**20
 SUMS, SUMS_CPU = 4096 * 2**20, 512 * 2**20
 
-# Bytes that one decoder layer keeps for its backward, per token: (hidden, ffn, key/value width) coefficients.
+# Bytes that one decoder layer keeps for its backward, per token: (hidden, ffn, query, key/value width) coefficients.
 # `mixed` is fp32 weights under bf16 autocast. A family whose attention repeats keys and values to the width of the
-# queries keeps more of the hidden width instead of the key/value width.
-_KEPT = {"fp32": (32, 16, 8), "mixed": (30, 8, 4), "bf16": (20, 8, 4)}
+# queries keeps more of that width instead of the key/value width.
+_KEPT = {"fp32": (24, 16, 8, 8), "mixed": (26, 8, 4, 4), "bf16": (16, 8, 4, 4)}
 _REPEATED = {"fp32": (8, -8), "mixed": (4, -4), "bf16": (4, -4)}
-# Where queries and keys are normalised, the queries' width need not be the hidden one: (hidden, ffn, query width,
-# key/value width). Gated attention keeps more, and so do four norms.
+# The same where queries and keys are normalised. Gated attention keeps more, and so do four norms.
 _NORMED = {"fp32": (24, 16, 24, 8), "mixed": (26, 8, 14, 6), "bf16": (16, 8, 14, 6)}
 _GATED = {"fp32": (24, 16, 40, 8), "mixed": (26, 8, 22, 8), "bf16": (20, 8, 22, 8)}
 _FOUR_NORMS = {"fp32": (40, 16, 24, 8), "mixed": (42, 8, 16, 8), "bf16": (36, 8, 16, 8)}
@@ -122,8 +121,16 @@ class Workload:
 
 
 def forward_bytes(facts: ModelFacts, load: Workload, number_bytes: int) -> int:
-    """Peak of a forward pass that keeps nothing: the widest moment of one layer."""
-    return load.tokens * number_bytes * (4 * facts.hidden + 3 * facts.widest_ffn)
+    """Peak of a forward pass that keeps nothing: the widest moment of one layer.
+
+    With experts every token has a row for each of those that it goes to: as they are sorted and given back, four of the
+    hidden width are there at once.
+    """
+    inner = 3 * facts.widest_ffn
+    if (experts := facts.experts) is not None:
+        rows = experts.chosen * max(4 * facts.hidden, facts.hidden + 3 * experts.ffn)
+        inner = rows + facts.hidden * (experts.shared > 0)
+    return load.tokens * number_bytes * (4 * facts.hidden + inner)
 
 
 def backward_bytes(
@@ -177,12 +184,11 @@ def kept_per_token(facts: ModelFacts, kind: str, layer: LayerKind | None = None)
         hidden, ffn, query, keyvalue = table[kind]
         kept = hidden * facts.hidden + ffn * facts.ffn + 8 * facts.heads + 4 * facts.kv_heads
         return kept + (query * facts.heads + keyvalue * facts.kv_heads) * facts.head_dim
-    hidden, ffn, keyvalue = _KEPT[kind]
+    hidden, ffn, query, keyvalue = _KEPT[kind]
     if facts.model_type not in ("qwen2_vl", "qwen2_5_vl"):
-        hidden, keyvalue = hidden + _REPEATED[kind][0], keyvalue + _REPEATED[kind][1]
-    return (
-        hidden * facts.hidden + ffn * facts.ffn + keyvalue * facts.kv_heads * facts.head_dim + 4 * facts.heads
-    )
+        query, keyvalue = query + _REPEATED[kind][0], keyvalue + _REPEATED[kind][1]
+    kept = hidden * facts.hidden + ffn * facts.ffn + 4 * facts.heads
+    return kept + (query * facts.heads + keyvalue * facts.kv_heads) * facts.head_dim
 
 
 def kept_linear_per_token(facts: ModelFacts, kind: str) -> int:

@@ -18,6 +18,8 @@ from vlsi_cli.config.models import ModelConfig
 from vlsi_cli.config.repos import looks_local
 
 _PATTERNS = ("*.safetensors", "*.bin")
+#: The weights once more, for programs of Mistral's own: beside those that transformers reads, in the same folder.
+TWICE = "consolidated*.safetensors"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ def model_is_present(model: ModelConfig) -> bool:
     if folder is None or not (folder / "config.json").is_file():
         return False
     return model.init == "random" or has_weights(folder)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, by name."""
+    return sorted(set(folder.glob("*.safetensors")) - set(folder.glob(TWICE)))
 
 
 def has_weights(folder: Path) -> bool:

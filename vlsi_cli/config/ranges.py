@@ -1,7 +1,8 @@
-"""Which models a precision cannot hold, by what is known of their families."""
+"""Which models a precision cannot hold, by what is known of their families, and which are stored in one not read."""
 
 from __future__ import annotations
 
+from vlsi_cli.config.catalog import find
 from vlsi_cli.errors import ConfigError
 
 #: ``model_type`` -> title of families whose states pass 65,504, the largest number of fp16. In Gemma 3 embeddings are
@@ -28,3 +29,26 @@ def require_range(model_type: str, shown: str, *precisions: str) -> None:
             "65,504, and become infinite",
             hint="use bf16 (GPUs from Ampere on) or fp32",
         )
+
+
+def require_whole(rounded: str, shown: str) -> None:
+    """Refuse a checkpoint in FP8.
+
+    Its weights have scales beside them, which a saved student would have to have too, and on GPUs with kernels for it
+    the inputs of its layers are rounded as well.
+
+    Args:
+        rounded: how its weights are rounded, see :class:`.facts.ModelFacts`.
+        shown: what to call it in a message.
+
+    Raises:
+        ConfigError: they are in FP8.
+    """
+    if rounded != "fp8":
+        return
+    entry = find(shown)
+    raise ConfigError(
+        f"the weights of '{shown}' are stored in FP8, which is not read here",
+        hint=f"take {entry.ids[0] if entry else 'the edition of the same model in bf16'}; to hold a large model in "
+        "fewer bits: teacher.quantization",
+    )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import FAMILIES, tiny_folder
+from tests.tiny import EXPERTS, FAMILIES, tiny_folder
 from vlsi_cli.config.loading import resolve
 from vlsi_cli.engine.backbones import folders as folders_module
 from vlsi_cli.engine.backbones.families import read_config
@@ -21,10 +21,11 @@ from vlsi_cli.engine.runs import models
 from vlsi_cli.errors import ConfigError, ModelError
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *EXPERTS])
 def test_every_family_loads_frozen_with_its_facts(family, folders):
     backbone = load_backbone(str(folders(family)))
-    assert backbone.family.name == family.split()[0]
+    assert backbone.family.name == {"internvl_moe": "internvl"}.get(family, family.split()[0])
+    assert (backbone.experts is not None) == (family in EXPERTS)
     assert (backbone.num_layers, backbone.hidden_size) == (4, 64)
     assert backbone.head_tied
     assert backbone.tokenizer_length <= backbone.vocabulary_rows == backbone.embeddings.weight.shape[0]
@@ -92,7 +93,7 @@ def test_kin_that_is_not_read_is_refused_by_name(key, said, folders, tmp_path):
         load_backbone(str(tmp_path))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *EXPERTS])
 def test_a_description_agrees_with_the_loaded_model(family, folders):
     path = str(folders(family))
     described, loaded = describe(path), load_backbone(path)
@@ -182,7 +183,7 @@ def test_a_decoder_that_its_family_is_not_read_with_is_refused_by_name(tmp_path)
         ModelError, match="of the family InternVL with a decoder 'gpt_oss', which has no adapter"
     ) as error:
         load_backbone(str(tmp_path))
-    assert error.value.hint == "InternVL is read with these decoders: qwen2, qwen3"
+    assert error.value.hint == "InternVL is read with these decoders: qwen2, qwen3, qwen3_moe"
 
 
 def test_a_config_with_impossible_values(folders, tmp_path):

@@ -16,7 +16,7 @@ from vlsi_cli.engine.data.collate import collate
 from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.errors import ConfigError
 
-KEPT = ("qwen2_vl", "qwen2_5_vl", "qwen3_5", "llava_onevision", "internvl", "gemma3", *GEMMA4)
+KEPT = ("qwen2_vl", "qwen2_5_vl", "qwen3_5", "llava_onevision", "internvl", "gemma3", *GEMMA4, "mistral3")
 OTHERS = ("qwen3_vl", "smolvlm", "idefics3")
 
 

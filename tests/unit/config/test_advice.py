@@ -55,6 +55,14 @@ def test_the_ladder_goes_down_and_its_settings_are_accepted() -> None:
     assert max(p for p in again.peaks if p) == found.ladder[-1].peak
 
 
+def test_no_bits_are_taken_from_experts() -> None:
+    models = ("teacher.id=Qwen/Qwen3.5-35B-A3B", "student.id=Qwen/Qwen3.5-2B")
+    found = judged(Accelerator("small", 24 * GIB, 100), models)
+    settings = [text for rung in found.ladder for text in rung.settings]
+    assert "teacher.placement=cpu" in settings
+    assert not any("quantization" in text for text in settings)
+
+
 def test_what_never_fits_says_so() -> None:
     found = judged(Accelerator("tiny", GIB, 1))
     assert found.fits is False

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
 from vlsi_cli.config import flops, memory
+from vlsi_cli.config.experts import Experts
 from vlsi_cli.config.facts import LinearAttention, ModelFacts
 from vlsi_cli.config.memory import Workload
 from vlsi_cli.config.mixed import MixedLayers
@@ -36,6 +37,7 @@ def facts(family: str, shape: tuple[int, int, int, int, int], layers: int) -> Mo
         gated=family.startswith("qwen3_5"),
         linear=LinearAttention(layers, kv_heads, heads, 32, 48, 4) if family == LINEAR else None,
         mixed=mixed(family, layers, kv_heads, head_dim) if family in GEMMA4 else None,
+        experts=Experts(8, 2, ffn // 2) if family == "qwen3_vl_moe" else None,
     )  # fmt: skip
 
 
@@ -54,6 +56,8 @@ def decoder(family: str, shape: tuple[int, int, int, int, int], layers: int, dty
         "num_key_value_heads": kv_heads, "vocab_size": 1000, "bos_token_id": 1, "eos_token_id": 2, "head_dim": head_dim,
     }  # fmt: skip
     if family.startswith("qwen"):
+        if family == "qwen3_vl_moe":
+            text |= {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": ffn // 2}
         third = head_dim // 6
         sections = [head_dim // 2 - 2 * third, third, third]
         text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
@@ -71,9 +75,11 @@ def decoder(family: str, shape: tuple[int, int, int, int, int], layers: int, dty
             text |= {"attention_k_eq_v": True, "num_global_key_value_heads": kv_heads}
             text["hidden_size_per_layer_input"] = 0
     elif family != "gemma3":
-        text["model_type"] = {"llava_onevision": "qwen2"}.get(family, "llama")
+        text["model_type"] = {"llava_onevision": "qwen2", "mistral3": "ministral3"}.get(family, "llama")
     config = AutoConfig.for_model(family.split()[0], text_config=text).get_text_config()
-    return AutoModel.from_config(config, dtype=dtype).train()
+    # by plain products, which are counted, and have sizes in fp32 too
+    options = {"experts_implementation": "batched_mm"} if family == "qwen3_vl_moe" else {}
+    return AutoModel.from_config(config, dtype=dtype, **options).train()
 
 
 def kept(family: str, shape: tuple[int, int, int, int, int], layers: int, kind: str) -> tuple[int, int]:
@@ -113,6 +119,7 @@ def kept(family: str, shape: tuple[int, int, int, int, int], layers: int, kind: 
         "gemma3",
         *GEMMA4,
         "llava_onevision",
+        "mistral3",
         "smolvlm",
     ],
 )
@@ -123,6 +130,7 @@ def test_what_a_layer_keeps(family: str, shape: tuple[int, int, int, int, int], 
         "qwen3_5",
         "gemma3",
         *GEMMA4,
+        "mistral3",
     ):  # heads that are not as wide together as the states
         shape = (*shape[:4], 96)
     if family == "gemma4 shared":  # keys of as many heads as queries need no copy for each layer
@@ -141,7 +149,10 @@ def test_what_a_layer_keeps(family: str, shape: tuple[int, int, int, int, int], 
     assert planned == pytest.approx(measured, rel=0.06)
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_5", LINEAR, "gemma3", *GEMMA4, "llava_onevision"])
+@pytest.mark.parametrize(
+    "family",
+    ["qwen2_vl", "qwen3_vl_moe", "qwen3_5", LINEAR, "gemma3", *GEMMA4, "llava_onevision", "mistral3"],
+)
 def test_operations_of_a_decoder(family: str) -> None:
     shape = SHAPES[0]
     measured = kept(family, shape, 2, "fp32")[1]

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tiny import ALWAYS_THINKING, FAMILIES, GEMMA4
+from tests.templates import ALWAYS_THINKING
+from tests.tiny import FAMILIES, GEMMA4
 from tests.unit.data.kit import conversation, picture, processor_of
 from vlsi_cli.engine.data import thinking
 from vlsi_cli.engine.data.records import BadRecord, Message, make_record

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from tests.evaluation import needs_harness
-from tests.tiny import ALWAYS_THINKING, tiny_folder
+from tests.templates import ALWAYS_THINKING
+from tests.tiny import tiny_folder
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.data.patterns import pattern_record

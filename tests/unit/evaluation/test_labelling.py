@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.tiny import ALWAYS_THINKING, tiny_folder
+from tests.templates import ALWAYS_THINKING
+from tests.tiny import tiny_folder
 from vlsi_cli.engine.backbones.processors import load_processor
 from vlsi_cli.engine.data.records import BadRecord, ImageRef, Message, Record, make_record
 from vlsi_cli.engine.data.template import ChatEncoder

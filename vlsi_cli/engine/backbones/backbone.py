@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vlsi_cli.config.experts import Experts, experts_of
 from vlsi_cli.engine.backbones.ahead import answered, host_known, picture_features, sizes_are_here
 from vlsi_cli.engine.backbones.arguments import cache_argument, parameters
 from vlsi_cli.engine.backbones.families import Family
@@ -121,6 +122,17 @@ class Backbone:
     def hidden_size(self) -> int:
         """H, the decoder's width."""
         return int(self.head.weight.shape[1])
+
+    @property
+    def experts(self) -> Experts | None:
+        """What its feed-forward layers are mixed of, or None where they are dense."""
+        return experts_of(self.config.get_text_config().to_dict())
+
+    @property
+    def intermediate_size(self) -> int:
+        """Inner width of its feed-forward layers; with experts the width that a token meets."""
+        experts = self.experts
+        return experts.width if experts else int(self.config.get_text_config().intermediate_size)
 
     @property
     def num_layers(self) -> int:
@@ -229,8 +241,10 @@ class Backbone:
     @property
     def layer_kinds(self) -> tuple[str, ...]:
         """What each decoder layer does, in transformers' words: "full_attention", "linear_attention", ..."""
-        kinds = getattr(self.config.get_text_config(), "layer_types", None)
-        return tuple(kinds or ("full_attention",) * self.num_layers)
+        text = self.config.get_text_config()
+        windowed = getattr(text, "sliding_window", None) is not None
+        alike = "sliding_attention" if windowed else "full_attention"
+        return tuple(getattr(text, "layer_types", None) or (alike,) * self.num_layers)
 
     def tap(
         self,

@@ -108,6 +108,9 @@ class Branches:
         kinds, holders = self.backbone.layer_kinds, self._holders
         # all branches are equally long
         rotary = {kind: self.backbone.text_rotary(self._position, kind) for kind in set(kinds)}
+        # Ministral's queries grow with it. Where a token has several positions, layers take only what is made of them.
+        m_rope = hasattr(self.backbone.base, "rope_deltas")
+        position = {} if m_rope else {"position_ids": torch.full((1, 1), self._position, device=device)}
         self._owners.append(torch.tensor(going, device=device))
         found: dict[int, Tensor] = {}
         lent: UserDict[str, Any] = UserDict()  # keys and values that layers leave for later ones
@@ -131,6 +134,7 @@ class Branches:
                     attention_mask=masks[keys[number - passed]],
                     position_embeddings=rotary[kind],
                     use_cache=True,
+                    **position,
                     **more,
                     **cache_argument(layer, self._cache),
                 )

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlsi_cli.config import missing
+from vlsi_cli.config.experts import experts_of
 from vlsi_cli.engine.losses import LogitRule
 from vlsi_cli.errors import ConfigError, ModelError, did_you_mean
 
@@ -36,6 +37,8 @@ class Family:
         image_processor: module and class of the image processor that works on PIL and numpy alone.
         processor: class of the processor that joins image processor and tokenizer.
         pixel_budget: whether pictures are resized to a budget of pixels (``min_pixels``, ``max_pixels``).
+        resized_to: what they are resized to instead, and what sets it in ``processor_config.json``; empty: they become
+            tiles of one size.
         softcap, logit_scale, logit_divisor: attributes of the text config for what the model's own forward does to its
             logits (as in Gemma, Cohere and Granite); None where it does nothing, whatever the config holds.
         keeps_features: whether all that the decoder gets of a picture is one feature an image token, so that it can be
@@ -51,6 +54,7 @@ class Family:
             it: they are not quantized.
         decoders: ``model_type`` of the decoders that the family is read with; empty: it has one kind only, or its kinds
             have one plan.
+        tekken: whether its tokenizer is Mistral's.
         refused: keys of a text config which, where they are true, say what its model is not read with -> what that is.
     """
 
@@ -74,6 +78,8 @@ class Family:
     flash: bool = True
     gates: tuple[str, ...] = ()
     decoders: tuple[str, ...] = ()
+    resized_to: tuple[str, str] | tuple[()] = ()
+    tekken: bool = False
     refused: tuple[tuple[str, str], ...] = ()
 
     def base(self, model: nn.Module) -> nn.Module:
@@ -179,8 +185,8 @@ def _qwen(name: str, title: str, processor: str, *extra: str) -> Family:
         _QWEN_PIL,
         processor,
         True,
-        keeps_features=name != "qwen3_vl",
-        gates=("in_proj_a", "in_proj_b") if name == "qwen3_5" else (),
+        keeps_features=not name.startswith("qwen3_vl"),
+        gates=("in_proj_a", "in_proj_b") if name.startswith("qwen3_5") else (),
     )
 
 
@@ -207,7 +213,9 @@ FAMILIES: dict[str, Family] = {
         _qwen("qwen2_vl", "Qwen2-VL", "Qwen2VLProcessor"),
         _qwen("qwen2_5_vl", "Qwen2.5-VL", "Qwen2_5_VLProcessor"),
         _qwen("qwen3_vl", "Qwen3-VL", "Qwen3VLProcessor", "visual.deepstack_merger_list"),
+        _qwen("qwen3_vl_moe", "Qwen3-VL with experts", "Qwen3VLProcessor", "visual.deepstack_merger_list"),
         _qwen("qwen3_5", "Qwen3.5", "Qwen3VLProcessor"),
+        _qwen("qwen3_5_moe", "Qwen3.5 with experts", "Qwen3VLProcessor"),
         Family(
             "llava_onevision",
             "LLaVA-OneVision",
@@ -233,7 +241,7 @@ FAMILIES: dict[str, Family] = {
             "InternVLProcessor",
             False,
             keeps_features=True,
-            decoders=("qwen2", "qwen3"),
+            decoders=("qwen2", "qwen3", "qwen3_moe"),
         ),
         # Its text-only class caps logits, the one with pictures does not, whatever the config says.
         Family(
@@ -261,6 +269,7 @@ FAMILIES: dict[str, Family] = {
             (_PIL.format("gemma4"), "Gemma4ImageProcessorPil"),
             "Gemma4Processor",
             False,
+            resized_to=("a number of image tokens", "max_soft_tokens"),
             softcap="final_logit_softcapping",
             keeps_features=True,
             beside_embeddings=(
@@ -272,6 +281,23 @@ FAMILIES: dict[str, Family] = {
             unread=("audio_tower", "embed_audio"),
             flash=False,
             refused=(("enable_moe_block", "experts (26B-A4B)"),),
+        ),
+        # Mistral Small 3.1 is of the same class, with a decoder `mistral`; Mistral Small 4, with experts, is not read.
+        Family(
+            "mistral3",
+            "Ministral 3",
+            "language_model",
+            ("vision_tower",),
+            ("multi_modal_projector",),
+            "image_token_index",
+            None,
+            (_PIL.format("pixtral"), "PixtralImageProcessorPil"),
+            "PixtralProcessor",
+            False,
+            keeps_features=True,
+            decoders=("ministral3", "mistral"),
+            resized_to=("a longest side", "size.longest_edge"),
+            tekken=True,
         ),
         _idefics("smolvlm", "SmolVLM", "SmolVLM"),
         _idefics("idefics3", "Idefics3", "Idefics3"),
@@ -353,4 +379,11 @@ def _with_decoder(family: Family, config: dict[str, Any], shown: str) -> Family:
                 f"'{shown}' is of the family {family.title} with {what}, which has no adapter here",
                 hint=f"take another size of {family.title}; docs/models.md lists those that are read",
             )
+    try:
+        experts_of(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"config.json of '{shown}' tells of experts that this program does not know: {error}",
+            hint="every decoder layer must have them, with one number chosen for a token",
+        ) from error
     return family

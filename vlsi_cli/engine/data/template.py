@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,8 +158,7 @@ class ChatEncoder:
         Raises:
             BadRecord: as :meth:`encode`.
         """
-        answers = [i for i, message in enumerate(record.messages) if message.role == "assistant"]
-        last = answers[turn]
+        last = [i for i, message in enumerate(record.messages) if message.role == "assistant"][turn]
         try:
             if self._can_think:  # what is sent at generation, where earlier blocks are dropped
                 self._refuse_control_tokens(record)
@@ -324,17 +324,18 @@ class ChatEncoder:
     def _control_tokens(self) -> frozenset[str]:
         """Special tokens that the template itself writes, the end of sequence, and image and video tokens.
 
-        Inside a record's text they would end turns or stand for images that do not exist. Other special
-        tokens, such as those that mark boxes, are ordinary text.
+        Inside a record's text they would end turns or stand for images that do not exist. Others are ordinary text.
         """
         probe = [Message("user", (0, "a")), Message("assistant", ("b",)), Message("user", ("c",))]
         rendered = self._render(probe, prompt=True)
+        with suppress(BadRecord):  # a template may refuse a system message
+            rendered += self._render([Message("system", ("s",)), *probe])
         special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         special |= {str(token) for token in self.tokenizer.all_special_tokens}
         control = {token for token in special if token and token in rendered}
         named = (self.tokenizer.eos_token, self.image_token, getattr(self.processor, "video_token", None))
-        control |= {str(token) for token in named if token}
-        control |= {str(self.tokenizer.convert_ids_to_tokens(i)) for i in self.image_token_ids}
+        pictures = self.tokenizer.convert_ids_to_tokens(list(self.image_token_ids))
+        control |= {str(token) for token in (*named, *pictures) if token}
         control |= thinking.CHANNEL_TOKENS if self.has_channels else frozenset()
         return frozenset(control - {thinking.OPEN, thinking.CLOSE})
 
