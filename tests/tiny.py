@@ -24,14 +24,9 @@ from tests.templates import (
     SMOL,
     THINKING,
 )
+from tests.tiny_configs import EXPERTS, FAMILIES, GEMMA4, PATCH, QWEN, TILE, pinpoints, tiny_config
 
-QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
-#: Gemma 4 comes in two kinds: small ones, and "gemma4 dense" as its 31B is.
-GEMMA4 = ("gemma4", "gemma4 dense")
-FAMILIES = (*QWEN, "llava_onevision", "internvl", "gemma3", *GEMMA4, "mistral3", "smolvlm", "idefics3")
-#: With experts: they read texts and pictures as the families of their names do, and can teach only. The last one is
-#: InternVL with another decoder.
-EXPERTS = ("qwen3_vl_moe", "qwen3_5_moe", "internvl_moe")
+__all__ = ["EXPERTS", "FAMILIES", "GEMMA4", "QWEN", "tiny_folder", "tiny_tokenizer"]
 
 #: What the tokenizer's merges are learned from. Any text works: bytes cover the rest.
 TOKENIZER_TEXT = (
@@ -39,8 +34,6 @@ TOKENIZER_TEXT = (
     "How many shapes are there? Which shape is missing? The answer is three. Yes. No. Left, right, above, below. "
     "0 1 2 3 4 5 6 7 8 9 10 user assistant system You are a helpful assistant."
 )
-
-_PATCH, _TILE = 4, 16
 
 #: Tokens that an InternVL tokenizer knows by name.
 INTERN = {
@@ -130,179 +123,6 @@ def tiny_tokenizer(family: str, text: str = TOKENIZER_TEXT) -> Any:
     return made
 
 
-def tiny_config(
-    family: str, tokenizer: Any, *, layers: int, hidden: int, vocabulary_rows: int, tied: bool
-) -> Any:
-    """The family's own config class at toy size: heads of 16, two vision layers, patches of 4 pixels."""
-    import transformers as tf
-
-    heads = max(hidden // 16, 1)
-    ids = {t: tokenizer.convert_tokens_to_ids(t) for t in special_tokens(family)}
-    end = tokenizer.eos_token_id
-    text: dict[str, Any] = {
-        "vocab_size": vocabulary_rows,
-        "hidden_size": hidden,
-        "intermediate_size": 2 * hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": max(heads // 2, 1),
-        "max_position_embeddings": 4096,
-        "initializer_range": 0.1,
-        "tie_word_embeddings": tied,
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": end,
-        "bos_token_id": None,
-    }
-    tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
-    tower |= {"patch_size": _PATCH, "image_size": _TILE}
-    common = {"tie_word_embeddings": tied}
-    mixed = family in EXPERTS
-    if mixed:
-        text |= {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": hidden // 4}
-    if family.removesuffix("_moe") in QWEN:
-        rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
-        if family.startswith("qwen3"):
-            rope["mrope_interleaved"] = True
-            text["head_dim"] = 16
-        if family.startswith("qwen3_5"):
-            # two kinds of layers, more value heads than key heads, half of a head rotated
-            rope |= {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
-            text |= {"full_attention_interval": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
-            text |= {"linear_key_head_dim": 8, "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4}
-        text["rope_parameters"] = rope
-        if family == "qwen3_5_moe":
-            text["shared_expert_intermediate_size"] = text.pop("intermediate_size") // 4
-        vision: dict[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": _PATCH, "spatial_merge_size": 2}
-        if family == "qwen2_vl":
-            vision |= {"embed_dim": 32, "hidden_size": hidden, "mlp_ratio": 2}
-        else:
-            vision |= {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": hidden}
-        if family == "qwen2_5_vl":
-            vision |= {"window_size": 16, "fullatt_block_indexes": [1]}
-        if family.startswith("qwen3_vl"):
-            vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
-        if family.startswith("qwen3_5"):
-            vision |= {"num_position_embeddings": 16}
-        cls = {"qwen2_vl": tf.Qwen2VLConfig, "qwen2_5_vl": tf.Qwen2_5_VLConfig, "qwen3_vl": tf.Qwen3VLConfig}
-        cls |= {"qwen3_vl_moe": tf.Qwen3VLMoeConfig, "qwen3_5": tf.Qwen3_5Config}
-        cls["qwen3_5_moe"] = tf.Qwen3_5MoeConfig
-        return cls[family](
-            text_config=text,
-            vision_config=vision,
-            image_token_id=ids["<|image_pad|>"],
-            video_token_id=ids["<|video_pad|>"],
-            vision_start_token_id=ids["<|vision_start|>"],
-            vision_end_token_id=ids["<|vision_end|>"],
-            **common,
-        )
-    if family == "llava_onevision":
-        return tf.LlavaOnevisionConfig(
-            text_config={"model_type": "qwen2", **text},
-            vision_config={"model_type": "siglip_vision_model", "vision_use_head": False, **tower},
-            image_token_index=ids["<image>"],
-            video_token_index=ids["<video>"],
-            image_grid_pinpoints=_pinpoints(),
-            **common,
-        )
-    if family.removesuffix("_moe") == "internvl":
-        return tf.InternVLConfig(
-            text_config={"model_type": "qwen3_moe" if mixed else "qwen3", "head_dim": 16, **text},
-            vision_config={**tower, "attention_bias": True},
-            image_token_id=ids["<IMG_CONTEXT>"],
-            image_seq_length=(_TILE // _PATCH // 2) ** 2,
-            **common,
-        )
-    if family == "gemma3":
-        text |= {
-            "head_dim": 16,
-            "sliding_window": 12,
-            "sliding_window_pattern": 2,
-            "query_pre_attn_scalar": 16,
-        }
-        return tf.Gemma3Config(
-            text_config={**text, "bos_token_id": tokenizer.bos_token_id},
-            vision_config={"model_type": "siglip_vision_model", "vision_use_head": False, **tower},
-            mm_tokens_per_image=4,
-            boi_token_index=ids["<start_of_image>"],
-            eoi_token_index=ids["<end_of_image>"],
-            image_token_index=ids["<image_soft_token>"],
-            **common,
-        )
-    if family in GEMMA4:
-        return _gemma4_config(family, text, ids, tokenizer, tower, common)
-    if family == "mistral3":
-        # heads wider together than the states; queries grow from position 32 on
-        rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 128.0, "llama_4_scaling_beta": 0.1}
-        rope |= {"original_max_position_embeddings": 32, "beta_fast": 32.0, "beta_slow": 1.0}
-        text |= {"head_dim": 32, "rope_parameters": rope | {"mscale": 1.0, "mscale_all_dim": 1.0}}
-        return tf.Mistral3Config(
-            text_config={"model_type": "ministral3", **text, "bos_token_id": tokenizer.bos_token_id},
-            vision_config={"model_type": "pixtral", **tower, "image_size": 2 * _TILE, "head_dim": 16},
-            image_token_index=ids["[IMG]"],
-            spatial_merge_size=2,
-            vision_feature_layer=-1,
-            **common,
-        )
-    cls = {"smolvlm": tf.SmolVLMConfig, "idefics3": tf.Idefics3Config}[family]
-    return cls(
-        text_config={"model_type": "llama", **text},
-        vision_config=tower,
-        image_token_id=ids["<image>"],
-        scale_factor=2,
-        pad_token_id=tokenizer.pad_token_id,
-        **common,
-    )
-
-
-def _gemma4_config(
-    family: str, text: dict[str, Any], ids: dict[str, int], tokenizer: Any, tower: dict[str, Any], common: Any
-) -> Any:
-    """Two kinds of layers of unequal heads. The small kind has inputs of every layer, keys and values lent to the last
-    layers, which are twice as wide inside, and an audio tower; the other one keys that are values, and pictures that
-    see one another."""
-    import transformers as tf
-
-    layers, small = text["num_hidden_layers"], family == "gemma4"
-    kinds = [("sliding_attention", "full_attention")[n % 2] for n in range(layers - 1)] + ["full_attention"]
-    text |= {"head_dim": 16, "global_head_dim": 32, "layer_types": kinds, "sliding_window": 12}
-    text |= {"final_logit_softcapping": 3.0, "bos_token_id": tokenizer.bos_token_id}
-    text |= {"hidden_size_per_layer_input": 64 * small, "vocab_size_per_layer_input": text["vocab_size"]}
-    if small:
-        text |= {"num_kv_shared_layers": max(0, layers - 2), "use_double_wide_mlp": True}
-    else:
-        text |= {
-            "attention_k_eq_v": True,
-            "num_global_key_value_heads": 1,
-            "use_bidirectional_attention": "vision",
-        }
-    tower = {name: value for name, value in tower.items() if name != "image_size"}
-    tower |= {
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "pooling_kernel_size": 2,
-        "position_embedding_size": 160,
-    }
-    tower |= {"use_clipped_linears": small, "standardize": not small}
-    audio = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 32}
-    return tf.Gemma4Config(
-        text_config=text,
-        vision_config=tower,
-        audio_config=audio | {"subsampling_conv_channels": [8, 4]} if small else None,
-        boi_token_id=ids["<|image>"],
-        eoi_token_id=ids["<image|>"],
-        image_token_id=ids["<|image|>"],
-        boa_token_id=ids["<|audio>"],
-        eoa_token_index=ids["<audio|>"],
-        audio_token_id=ids["<|audio|>"],
-        video_token_id=ids["<|video|>"],
-        **common,
-    )
-
-
-def _pinpoints() -> list[list[int]]:
-    return [[_TILE * r, _TILE * c] for r in (1, 2) for c in (1, 2)]
-
-
 def _processor_files(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """``preprocessor_config.json`` and ``processor_config.json`` as the hub's folders have them."""
     family = family.removesuffix("_moe")
@@ -311,31 +131,31 @@ def _processor_files(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if family in QWEN:
         name = "Qwen3VLProcessor" if family in ("qwen3_vl", "qwen3_5") else "Qwen2_5_VLProcessor"
         name = "Qwen2VLProcessor" if family == "qwen2_vl" else name
-        image |= {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": _PATCH, "merge_size": 2}
+        image |= {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": PATCH, "merge_size": 2}
         image |= {"temporal_patch_size": 2, "size": {"shortest_edge": 64, "longest_edge": 1024}}
         return image, {"processor_class": name}
     if family == "llava_onevision":
         image |= {
             "image_processor_type": "LlavaOnevisionImageProcessor",
-            "image_grid_pinpoints": _pinpoints(),
+            "image_grid_pinpoints": pinpoints(),
         }
-        image |= {"size": {"height": _TILE, "width": _TILE}}
-        processor = {"processor_class": "LlavaOnevisionProcessor", "num_image_tokens": (_TILE // _PATCH) ** 2}
+        image |= {"size": {"height": TILE, "width": TILE}}
+        processor = {"processor_class": "LlavaOnevisionProcessor", "num_image_tokens": (TILE // PATCH) ** 2}
         return image, processor | {"vision_feature_select_strategy": "full"}
     if family == "internvl":
-        image |= {"image_processor_type": "GotOcr2ImageProcessor", "size": {"height": _TILE, "width": _TILE}}
+        image |= {"image_processor_type": "GotOcr2ImageProcessor", "size": {"height": TILE, "width": TILE}}
         image |= {"crop_to_patches": False, "min_patches": 1, "max_patches": 6}
         return image, {
             "processor_class": "InternVLProcessor",
-            "image_seq_length": (_TILE // _PATCH // 2) ** 2,
+            "image_seq_length": (TILE // PATCH // 2) ** 2,
         }
     if family == "gemma3":
-        image |= {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": _TILE, "width": _TILE}}
+        image |= {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": TILE, "width": TILE}}
         return image, {"processor_class": "Gemma3Processor", "image_seq_length": 4}
     if family in GEMMA4:
-        image = {"image_processor_type": "Gemma4ImageProcessor", "do_normalize": False, "patch_size": _PATCH}
+        image = {"image_processor_type": "Gemma4ImageProcessor", "do_normalize": False, "patch_size": PATCH}
         image |= {"pooling_kernel_size": 2, "max_soft_tokens": 70, "image_seq_length": 70}
-        video = {"video_processor_type": "Gemma4VideoProcessor", "patch_size": _PATCH, "max_soft_tokens": 70}
+        video = {"video_processor_type": "Gemma4VideoProcessor", "patch_size": PATCH, "max_soft_tokens": 70}
         sound = {"feature_extractor_type": "Gemma4AudioFeatureExtractor", "sampling_rate": 16000}
         return {}, {
             "processor_class": "Gemma4Processor",
@@ -345,14 +165,14 @@ def _processor_files(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
             "image_seq_length": 70,
         }
     if family == "mistral3":
-        image |= {"image_processor_type": "PixtralImageProcessor", "patch_size": _PATCH}
-        image |= {"size": {"longest_edge": 2 * _TILE}}
-        processor = {"processor_class": "PixtralProcessor", "patch_size": _PATCH, "spatial_merge_size": 2}
+        image |= {"image_processor_type": "PixtralImageProcessor", "patch_size": PATCH}
+        image |= {"size": {"longest_edge": 2 * TILE}}
+        processor = {"processor_class": "PixtralProcessor", "patch_size": PATCH, "spatial_merge_size": 2}
         return image, processor | {"image_token": "[IMG]"}
     stem = "SmolVLM" if family == "smolvlm" else "Idefics3"
-    image |= {"image_processor_type": f"{stem}ImageProcessor", "size": {"longest_edge": 2 * _TILE}}
-    image |= {"max_image_size": {"longest_edge": _TILE}, "do_image_splitting": True}
-    return image, {"processor_class": f"{stem}Processor", "image_seq_len": (_TILE // _PATCH // 2) ** 2}
+    image |= {"image_processor_type": f"{stem}ImageProcessor", "size": {"longest_edge": 2 * TILE}}
+    image |= {"max_image_size": {"longest_edge": TILE}, "do_image_splitting": True}
+    return image, {"processor_class": f"{stem}Processor", "image_seq_len": (TILE // PATCH // 2) ** 2}
 
 
 def tiny_folder(
@@ -383,7 +203,9 @@ def tiny_folder(
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = tiny_tokenizer(family, tokenizer_text)
     rows = vocabulary_rows or -(-len(tokenizer) // 64) * 64
-    config = tiny_config(family, tokenizer, layers=layers, hidden=hidden, vocabulary_rows=rows, tied=tied)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in special_tokens(family)}
+    shape = {"layers": layers, "hidden": hidden, "vocabulary_rows": rows, "tied": tied}
+    config = tiny_config(family, tokenizer, ids, **shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config)

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from vlsi_cli.config.experts import Experts, experts_of
 from vlsi_cli.engine.backbones.ahead import answered, host_known, picture_features, sizes_are_here
 from vlsi_cli.engine.backbones.arguments import cache_argument, parameters
-from vlsi_cli.engine.backbones.families import Family
+from vlsi_cli.engine.backbones.family import Family
 from vlsi_cli.engine.backbones.tap import Tapped, tap
 from vlsi_cli.engine.backbones.vision import VisionMemory, require_features
 from vlsi_cli.engine.batch import Batch

@@ -22,7 +22,8 @@ from vlsi_cli.engine.backbones.checks import (
     require_same_patches,
     require_weights,
 )
-from vlsi_cli.engine.backbones.families import Family, family_of, read_config
+from vlsi_cli.engine.backbones.families import family_of, read_config
+from vlsi_cli.engine.backbones.family import Family
 from vlsi_cli.engine.backbones.folders import resolve_folder
 from vlsi_cli.engine.backbones.offloaded import load_over_layers
 from vlsi_cli.engine.backbones.placement import Placement, device_map

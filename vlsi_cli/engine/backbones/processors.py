@@ -16,7 +16,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from vlsi_cli.engine.backbones.families import FAMILIES, Family, family_of, read_config
+from vlsi_cli.engine.backbones.families import FAMILIES, family_of, read_config
+from vlsi_cli.engine.backbones.family import Family
 from vlsi_cli.engine.backbones.quiet import quiet_transformers
 from vlsi_cli.errors import ConfigError, ModelError
 

@@ -21,10 +21,8 @@ from torch import Tensor
 from vlsi_cli.engine.data import thinking
 from vlsi_cli.engine.data.images import Fetch, ImageLimits, load_image
 from vlsi_cli.engine.data.records import BadRecord, Message, Record
+from vlsi_cli.engine.data.tokens import TOKEN_TYPES, image_token_ids, token_types_name
 from vlsi_cli.errors import ModelError
-
-#: Names of the inputs that tell image tokens (1) from text (0): of most models, and of Gemma 3.
-TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class ChatEncoder:
         #: Whether thoughts stand in a channel (``thinking``).
         self.has_channels = thinking.in_channels(processor.chat_template)
         self._plain_system = False
-        self._types_name = _token_types_name(processor)
+        self._types_name = token_types_name(processor)
         self._image_ids = torch.tensor(image_token_ids(processor), dtype=torch.long)
         try:
             self._plain_system = self._wants_plain_system()
@@ -192,9 +190,8 @@ class ChatEncoder:
         """
         messages = record.messages
         self._refuse_control_tokens(record)
-        asked = self.has_channels and any(
-            thinking.has_thoughts(message.text) for message in messages if message.role == "assistant"
-        )
+        answers = (message.text for message in messages if message.role == "assistant")
+        asked = self.has_channels and any(map(thinking.has_thoughts, answers))
         turns: list[tuple[str, str]] = []
         history = dropped = carry = ""
         for index, message in enumerate(messages[: None if upto is None else upto + 1]):
@@ -286,13 +283,7 @@ class ChatEncoder:
         return dict(outputs)
 
     def _render(self, messages: Iterable[Message], *, prompt: bool = False, think: bool = False) -> str:
-        talk = [
-            {
-                "role": message.role,
-                "content": self._content(message),
-            }
-            for message in messages
-        ]
+        talk = [{"role": message.role, "content": self._content(message)} for message in messages]
         if not talk:
             return ""
         told = {thinking.SWITCH: think} if self._can_be_told else {}
@@ -357,23 +348,3 @@ def _expand(segments: list[str], token: str, expansions: list[str]) -> list[str]
     """Each ``token`` in the segments replaced by the next expansion."""
     rest = iter(expansions)
     return [re.sub(re.escape(token), lambda _: next(rest), segment) for segment in segments]
-
-
-def _token_types_name(processor: Any) -> str | None:
-    """The name under which a model takes the types of tokens, or None for one that does not."""
-    names, own = processor.model_input_names, processor.tokenizer.model_input_names
-    # a tokenizer's own token_type_ids tell first and second sentences apart, and no model here takes those
-    return next((name for name in reversed(TOKEN_TYPES) if name in names and name not in own), None)
-
-
-def image_token_ids(processor: Any) -> list[int]:
-    """Tokens that a processor writes for the features of pictures.
-
-    Raises:
-        ModelError: it does not say.
-    """
-    ids = getattr(processor, "image_token_ids", None) or [getattr(processor, "image_token_id", None)]
-    known = [int(i) for i in ids if i is not None]
-    if not known:
-        raise ModelError(f"{type(processor).__name__} does not say which token stands for an image")
-    return known

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.branches import Branches, can_branch
 from vlsi_cli.engine.backbones.lookups import as_embedded, token_tables
-from vlsi_cli.engine.data.template import TOKEN_TYPES
+from vlsi_cli.engine.data.tokens import TOKEN_TYPES
 from vlsi_cli.engine.verbalizing.verbalizer import Verbalizers
 
 #: Layer -> what enters the head behind it, [H].
