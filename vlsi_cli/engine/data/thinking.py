@@ -9,21 +9,64 @@ one, and the thoughts and the end of the block are part of the response.
 
 Other templates (those of Qwen3-VL's thinking models) cannot be told and leave the block open always: there the end of
 the block is part of every response, and a response without thoughts is one whose block is closed at once.
+
+Gemma 4's are told too, by the same variable, and have other words for it: thoughts stand in a channel, between
+``<|channel>thought`` and ``<channel|>``, and a token among the system's words asks for them, so for all answers of a
+talk or for none. They write no thoughts into a response, so that is done here. In data, and in what models are said to
+have answered, thoughts are a block as everywhere.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 OPEN, CLOSE = "<think>", "</think>"
 #: The variable by which templates are told.
 SWITCH = "enable_thinking"
+#: Begin and end of a channel, and the word of the one that holds thoughts; what asks for them.
+CHANNEL, CHANNEL_END, _THOUGHT, _ASKED = "<|channel>", "<channel|>", "thought", "<|think|>"
+CHANNEL_TOKENS = frozenset({CHANNEL, CHANNEL_END, _ASKED})
 _BLOCK = re.compile(f"{OPEN}.*?{CLOSE}\\n*", re.DOTALL)
 
 
 def can_be_told(template: object) -> bool:
     """Whether a chat template can be told to think or not to."""
     return SWITCH in str(template)
+
+
+def in_channels(template: object) -> bool:
+    """Whether a chat template that can be told has thoughts in a channel."""
+    return can_be_told(template) and CHANNEL in str(template)
+
+
+def channel(text: str) -> str:
+    """What stands in front of a response's words where a talk is thought about: its thoughts, or an empty channel."""
+    thoughts = parts(text)[0] if has_thoughts(text) else ""
+    return f"{CHANNEL}{_THOUGHT}\n" + (f"{thoughts}\n" if thoughts else "") + CHANNEL_END
+
+
+def words(text: str) -> str:
+    """A response without its block of thoughts."""
+    return parts(text)[1] if has_thoughts(text) else text
+
+
+def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of tokens that a model has said, without special ones; thoughts in a channel as a block."""
+    begin, end = (tokenizer.get_vocab().get(token) for token in (CHANNEL, CHANNEL_END))
+    held = list(ids)
+    if begin is None or end is None or begin not in held:
+        return str(tokenizer.decode(held, skip_special_tokens=True))
+    last = len(held) - 1 - held[::-1].index(end) if end in held else len(held)
+    thoughts, said = (
+        str(tokenizer.decode(part, skip_special_tokens=True)).strip()
+        for part in (held[:last], held[last + 1 :])
+    )
+    thoughts = thoughts.removeprefix(_THOUGHT).strip()
+    if end not in held:
+        return f"{OPEN}\n{thoughts}"
+    return f"{OPEN}\n{thoughts}\n{CLOSE}\n\n{said}" if thoughts else said
 
 
 def is_open(prompt: str) -> bool:

@@ -266,7 +266,10 @@ class Labeller:
         if not self._can_think:
             return text.strip()
         thoughts, words = thinking.parts(text)
-        if thinking.CLOSE not in text and (self._manner.think or self._encoder.always_thinks):
+        begun = self._manner.think or self._encoder.always_thinks
+        if self._encoder.has_channels:  # which are begun by the answer, not by the prompt
+            begun = text.startswith(thinking.OPEN)
+        if thinking.CLOSE not in text and begun:
             return ""  # thoughts that came to no answer
         return _thought(thoughts, words) if self._manner.think and words else words
 
