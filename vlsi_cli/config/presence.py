@@ -15,11 +15,9 @@ from typing import Literal
 
 from vlsi_cli.config.data import DataConfig, HubSource, ImagesSource, LlavaSource, MessagesSource
 from vlsi_cli.config.models import ModelConfig
-from vlsi_cli.config.repos import looks_local
+from vlsi_cli.config.repos import TWICE, looks_local
 
 _PATTERNS = ("*.safetensors", "*.bin")
-#: The weights once more, for programs of Mistral's own: beside those that transformers reads, in the same folder.
-TWICE = "consolidated*.safetensors"
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,11 @@ def test_every_layout_of_a_checkpoint(
     other = load_backbone(str(rewritten(source, tmp_path / "model", write)), placement=placement)
     inputs = batch_of(plain)
     with torch.no_grad():
-        assert torch.equal(other.forward_base(inputs), plain.forward_base(inputs))
+        ours, theirs = other.forward_base(inputs), plain.forward_base(inputs)
+    if write is turned and placement == "disk":  # turned by strides, products of fp32 round otherwise
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    else:
+        assert torch.equal(ours, theirs)
 
 
 def test_layers_on_the_disk_must_be_whole(folders: Folders, tmp_path: Path) -> None:

@@ -240,8 +240,9 @@ def test_weights_that_are_there_twice_count_once(
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(folders_module, "_cached", lambda *_: None)
     monkeypatch.setattr(folders_module, "_fetch", lambda *words: asked.append(words) or path)
-    folders_module.resolve_folder("some/model")
+    folders_module.resolve_folder("mistralai/Some-BF16")
     assert "consolidated*.safetensors" in asked[0][3]
+    assert asked[0][4] == "hf download mistralai/Some-BF16 --exclude 'consolidated*.safetensors'"
 
 
 def test_the_decoder_of_mistral_small_is_read(folders: Folders, tmp_path: Path) -> None:

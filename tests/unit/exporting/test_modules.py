@@ -15,7 +15,13 @@ from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.exporting.graphs import require_exportable
 from vlsi_cli.engine.exporting.runtime import mrope_positions
 from vlsi_cli.engine.exporting.text import Decoder, MergedEmbeddings
-from vlsi_cli.engine.exporting.vision import LlavaVision, QwenVision, patch_index, segment_attention
+from vlsi_cli.engine.exporting.vision import (
+    LlavaVision,
+    NestedVision,
+    QwenVision,
+    patch_index,
+    segment_attention,
+)
 from vlsi_cli.errors import ModelError
 
 GRIDS = torch.tensor([[1, 4, 6], [1, 2, 10], [2, 6, 4], [1, 2, 2]])
@@ -86,6 +92,25 @@ def test_vision_of_llava_equals_the_models_own(tmp_path: Path) -> None:
     assert torch.equal(ours[1, -1], base.image_newline.detach())
 
 
+@pytest.mark.parametrize("family", ["smolvlm", "idefics3"])
+@pytest.mark.parametrize("side", [16, 18])  # the second is no multiple of a patch, as in SmolVLM-Instruct
+def test_vision_of_nested_tiles_equals_the_models_own(family: str, side: int, tmp_path: Path) -> None:
+    base: Any = load_backbone(str(tiny_folder(family, tmp_path / "m", layers=1, hidden=32))).base
+    tiles = torch.randn(3, 2, 3, side, side, generator=torch.manual_seed(0))
+    mask = torch.ones(3, 2, side, side, dtype=torch.bool)
+    tiles[0, 1], mask[0, 1] = 0.0, False  # rows of one tile, of none, and of two: one whole, one half padding
+    tiles[1], mask[1] = 0.0, False
+    mask[2, 1, 5:] = False
+    with torch.no_grad():
+        ours = NestedVision(base)(tiles, mask)
+        expected = torch.cat(base.get_image_features(tiles, mask).pooler_output)
+        whole = NestedVision(base)(tiles, torch.ones_like(mask))
+    assert len(ours) == 3, "tiles that are real"
+    torch.testing.assert_close(ours.flatten(0, 1), expected, atol=ROUNDING, rtol=0)
+    assert torch.equal(ours[:2], whole[:2])
+    assert (ours[2] - whole[2]).abs().max() > 100 * ROUNDING, "padding inside a tile is not seen"
+
+
 def test_decoder_reads_padding_and_cache_like_the_model(qwen: Backbone) -> None:
     ids = torch.randint(10, 300, (2, 7), generator=torch.manual_seed(0))
     mask = torch.ones_like(ids)
@@ -137,7 +162,7 @@ def test_features_go_where_their_tokens_are() -> None:
     assert torch.equal(plain[ids != 9], embeddings(ids)[ids != 9])
 
 
-@pytest.mark.parametrize(("family", "title"), [("smolvlm", "SmolVLM"), ("qwen3_vl", "Qwen3-VL")])
+@pytest.mark.parametrize(("family", "title"), [("gemma3", "Gemma 3"), ("qwen3_vl", "Qwen3-VL")])
 def test_other_families_are_refused_by_name(family: str, title: str, tmp_path: Path) -> None:
     from transformers import AutoConfig
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import vlsi_cli
 from vlsi_cli.config import missing
-from vlsi_cli.config.presence import TWICE, weight_files
+from vlsi_cli.config.presence import weight_files
+from vlsi_cli.config.repos import TWICE, download
 from vlsi_cli.errors import ModelError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -52,8 +53,7 @@ def resolve_folder(id: str, revision: str | None = None, *, weights: bool = True
     cached = _cached(id, revision, patterns, _BESIDE)
     if cached is not None and _complete(cached, weights):
         return cached
-    command = f"hf download {id}" + (f" --revision {revision}" if revision else "")
-    return _fetch(id, revision, patterns, _BESIDE, command)
+    return _fetch(id, revision, patterns, _BESIDE, download(id, revision))
 
 
 def resolve_verbalizers(place: str | Path, name: str = "large") -> Path:

@@ -72,13 +72,11 @@ class LayerTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         parts = [[opened.get_tensor(key) for opened, key in part] for part in self._sources[name]]
         shape = self._shapes[name]
-        if len(parts) == 1 and len(parts[0]) == 1:
-            tensor: Tensor = parts[0][0]
-            if tensor.shape != shape:
-                tensor = tensor.transpose(1, 2)
-        else:
-            tensor = torch.stack([torch.cat(part) for part in parts])
-        return tensor.to(self._dtype).contiguous()
+        if len(parts) > 1 or len(parts[0]) > 1:
+            return torch.stack([torch.cat(part) for part in parts]).to(self._dtype)
+        tensor: Tensor = parts[0][0].to(self._dtype)
+        # turned by its strides alone: grouped products take either order, and a copy of a layer takes seconds
+        return tensor if tensor.shape == shape else tensor.transpose(1, 2)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sources)

@@ -113,6 +113,8 @@ def divide(backbone: Backbone) -> None:
             if hook is not None:
                 hook.pre_forward(module)
                 remove_hook_from_module(module)
+        for parameter in layer.parameters():  # experts that lie turned in the checkpoint
+            parameter.data = parameter.data.contiguous()
         sharding.shard_unit(layer)
     for module in backbone.model.modules():  # what accelerate put around the modules above the layers
         remove_hook_from_module(module)

@@ -10,21 +10,23 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.exporting.layouts import MROPE, NESTED
 from vlsi_cli.engine.exporting.text import Decoder, Embeddings, MergedEmbeddings
-from vlsi_cli.engine.exporting.vision import LlavaVision, QwenVision, segment_attention
+from vlsi_cli.engine.exporting.vision import LlavaVision, NestedVision, QwenVision, segment_attention
 from vlsi_cli.errors import ModelError
 
 #: Operator set of the graphs: onnxruntime, its web build and onnxruntime-genai all run it.
 OPSET = 18
 
 #: Families that have graphs, by ``model_type``.
-EXPORTABLE = ("qwen2_vl", "qwen2_5_vl", "llava_onevision")
+EXPORTABLE = (*MROPE, "llava_onevision", *NESTED)
 
 _BATCH, _LENGTH, _PAST, _TOTAL = (
     "batch_size",
@@ -78,7 +80,7 @@ def require_exportable(backbone_config: Any, title: str, shown: str) -> None:
 
 def has_mrope(config: Any) -> bool:
     """Whether positions have three parts (time, height, width)."""
-    return bool(config.model_type in ("qwen2_vl", "qwen2_5_vl"))
+    return bool(config.model_type in MROPE)
 
 
 def cache_names(layers: int, prefix: str) -> tuple[str, ...]:
@@ -89,6 +91,13 @@ def cache_names(layers: int, prefix: str) -> tuple[str, ...]:
 def vision_graph(backbone: Backbone, name: str, grid_name: str) -> Graph:
     """The vision tower with its projector."""
     vision: Any = backbone.config.vision_config
+    if backbone.config.model_type in NESTED:
+        side = int(backbone.processor.image_processor.max_image_size["longest_edge"])
+        tiles, mask = torch.ones(2, 3, 3, side, side), torch.ones(2, 3, side, side, dtype=torch.bool)
+        names, dims = ("pixel_values", "pixel_attention_mask"), {0: _BATCH, 1: "num_tiles"}
+        module: nn.Module = NestedVision(backbone.base)
+        within = partial(_attending, vision)
+        return Graph(name, module, (tiles, mask), names, ("image_features",), (dims, dims), within)
     if not has_mrope(backbone.config):
         tiles = torch.zeros(2, 3, vision.image_size, vision.image_size)
         module = LlavaVision(backbone.base, backbone.config)
@@ -149,19 +158,19 @@ def decoder_graph(backbone: Backbone, name: str, *, keep: bool) -> Graph:
         (*(label for label, _, _ in named), *cache_names(layers, "past_key_values")),
         ("logits", *cache_names(layers, "present")),
         (*(dims for _, _, dims in named), *(() if keep else (None,)), [(grown, grown) for _ in cache]),
-        lambda: _attending(backbone, "sdpa"),
+        partial(_attending, text),
     )
 
 
 @contextmanager
-def _attending(backbone: Backbone, implementation: str) -> Iterator[None]:
-    text: Any = backbone.config.get_text_config()
-    before = text._attn_implementation
-    text._attn_implementation = implementation
+def _attending(config: Any) -> Iterator[None]:
+    """The part of a model that goes by ``config`` attends with torch's own product, which exports."""
+    before = config._attn_implementation
+    config._attn_implementation = "sdpa"
     try:
         yield
     finally:
-        text._attn_implementation = before
+        config._attn_implementation = before
 
 
 @torch.no_grad()
@@ -183,12 +192,18 @@ def trace(graph: Graph) -> Any:
         )
     model = program.model
     forget_origins(model)
-    logits = model.graph.outputs[0]
-    if logits.name == "logits":  # the exporter has no name for a size that depends on an input's value
-        import onnx_ir as ir
-
-        logits.shape = ir.Shape([_BATCH, "num_logits", logits.shape[2]])
+    _name_sizes(model.graph.outputs[0])
     return model
+
+
+def _name_sizes(output: Any) -> None:
+    """The exporter has no name for a size that depends on an input's value."""
+    import onnx_ir as ir
+
+    if output.name == "logits":
+        output.shape = ir.Shape([_BATCH, "num_logits", output.shape[2]])
+    elif str(output.shape[0]).startswith("u"):
+        output.shape = ir.Shape(["num_real_tiles", *output.shape[1:]])
 
 
 def forget_origins(model: Any) -> None:

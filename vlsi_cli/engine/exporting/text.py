@@ -77,7 +77,7 @@ class Decoder(nn.Module):
         dtype = self.head.weight.dtype
         states = self.decoder(
             inputs_embeds=inputs_embeds.to(dtype),
-            attention_mask={"full_attention": allowed},
+            attention_mask=allowed,
             position_ids=position_ids,
             **cache_argument(self.decoder, cache),
             use_cache=True,

@@ -4,7 +4,7 @@ transformers' Qwen towers read the grid of each picture into Python numbers and 
 would freeze to the pictures of its example. Here every patch finds its own picture, row and column from the grids, and
 attention is one masked product in place of a loop. Same numbers, and a graph in which everything is dynamic.
 
-Shapes: I pictures, N patches of all pictures, P values of a patch, F features (N / merge size squared), H the
+Shapes: B rows, I pictures, N patches of all pictures, P values of a patch, F features (N / merge size squared), H the
 decoder's width, T tiles, S the side of a tile in pixels.
 """
 
@@ -161,3 +161,41 @@ class LlavaVision(nn.Module):
         features = self.projector(chosen[:, 1:] if self.drop_first else chosen)
         line_break = self.newline[None, None].expand(features.shape[0], 1, -1)
         return torch.cat([features, line_break], dim=1).float()
+
+
+class NestedVision(nn.Module):
+    """Tiles of a batch to features: ``pixel_values`` [B, T, 3, S, S] -> [real tiles, tokens, H]; SmolVLM and Idefics3.
+
+    Rows with fewer tiles are filled up with tiles of zeros, which give no features: the others follow each other, row
+    by row. A tile is attended to where ``pixel_attention_mask`` [B, T, S, S] is true, and placed by the size of that
+    part.
+
+    Args:
+        base: the model without its head.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        tower: Any = base.get_submodule("vision_model")
+        self.tower, self.connector = tower, base.get_submodule("connector")
+        self.patch = int(tower.config.patch_size)
+
+    def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor) -> Tensor:
+        """Features of the tiles that hold something."""
+        tiles, mask = pixel_values.flatten(0, 1), pixel_attention_mask.flatten(0, 1)
+        # transformers goes by the pixels alone; a tile that nothing may attend to has no features either
+        real = (tiles != 0).flatten(1).any(dim=1) & mask.flatten(1).any(dim=1)
+        tiles, mask = tiles[real], mask[real]
+        whole = mask.shape[-1] // self.patch * self.patch  # what is left over is in no patch
+        sides = (-1, self.patch)
+        patches = mask[:, :whole, :whole].unflatten(2, sides).unflatten(1, sides).any(dim=4).any(dim=2)
+        tiles = tiles.to(next(self.tower.parameters()).dtype)
+        states = self.tower.embeddings(pixel_values=tiles, patch_attention_mask=patches)
+        # a sum, not a choice: for that the exporter would guard each softmax against rows that see nothing
+        hidden = torch.zeros_like(patches, dtype=states.dtype).masked_fill(
+            ~patches, torch.finfo(states.dtype).min
+        )
+        mask = hidden.flatten(1)[:, None, None, :]
+        seen = self.tower.encoder(inputs_embeds=states, attention_mask=mask).last_hidden_state
+        features: Tensor = self.connector(self.tower.post_layernorm(seen))
+        return features.float()
