@@ -91,12 +91,15 @@ class Advice:
         seconds: time of each stage; None where unknown.
         fits: whether every stage fits; None where a shape is unknown.
         ladder: changes in the order in which they are tried, up to the first that fits; empty when the plan fits.
+        cached: bytes of the largest stage of the plan if a teacher cache took the large model's place, where the plan
+            does not fit with it; else None.
     """
 
     peaks: tuple[int | None, ...]
     seconds: tuple[float | None, ...]
     fits: bool | None
     ladder: tuple[Rung, ...]
+    cached: int | None = None
 
 
 def advise(
@@ -135,7 +138,19 @@ def advise(
         if changed.host_memory:
             why = f"{why} ({changed.host_memory / 2**30:.0f} GiB a process)"
         ladder.append(Rung(tuple(change), why, peak, peak <= place.device.memory))
-    return Advice(peaks, seconds, fits, tuple(ladder))
+    return Advice(peaks, seconds, fits, tuple(ladder), None if fits else _cached(place, records, again))
+
+
+def _cached(place: Placement, records: Records, again: Callable[[Sequence[str]], Resolved]) -> int | None:
+    """The largest stage of a run that reads the large model from a cache; None where it does, or has none."""
+    large = again(()).config.teacher
+    if large is None or large.cache is not None:
+        return None
+    instead = ("teacher.cache=cache", "teacher.placement=device", "teacher.quantization=none")
+    try:
+        return _largest(place.peak(stage) for stage in plan(again(instead), records).stages)
+    except ConfigError:  # it does not go together with what was asked for
+        return None
 
 
 def _largest(peaks: Iterable[int | None]) -> int:
