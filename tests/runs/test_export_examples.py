@@ -160,7 +160,7 @@ QUESTION = "What is in the picture?"
 
 
 def outspoken(family: str, folder: Path, louder: str) -> Path:
-    """A random model that shows more of what it sees: its answers are letters only, and ``louder`` weights weigh more."""
+    """A random model that shows more of what it sees: its answers are letters only, ``louder`` weights weigh more."""
     tiny_folder(family, folder, layers=2, hidden=64, tied=False, seed=1)
     weights = load_file(folder / "model.safetensors")
     words = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
