@@ -72,7 +72,7 @@ def tiny_config(
         if family == "qwen2_5_vl":
             vision |= {"window_size": 16, "fullatt_block_indexes": [1]}
         if family.startswith("qwen3_vl"):
-            vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
+            vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
         if family.startswith("qwen3_5"):
             vision |= {"num_position_embeddings": 16}
         cls = {"qwen2_vl": tf.Qwen2VLConfig, "qwen2_5_vl": tf.Qwen2_5_VLConfig, "qwen3_vl": tf.Qwen3VLConfig}

@@ -236,6 +236,22 @@ def test_transformers_js_cuts_pictures_into_tiles(
     assert said == torchs[picture]
 
 
+def second_stack(model: Path) -> None:
+    """Give pictures features for the second decoder layer too, unlike those for the first."""
+    path = model / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["vision_config"]["deepstack_visual_indexes"] = [0, 1]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    weights = load_file(model / "model.safetensors")
+    first = "deepstack_merger_list.0."
+    more = {
+        name.replace(first, "deepstack_merger_list.1."): -0.5 * weight
+        for name, weight in weights.items()
+        if first in name
+    }
+    save_file(weights | more, model / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.fixture(scope="module")
 def stacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """Qwen3-VL in both layouts, and torch's answers to pictures that no runtime has to resize.
@@ -246,6 +262,7 @@ def stacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
     for name, size in (("wide", (32, 24)), ("high", (16, 40))):
         Image.fromarray(noise.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(place / f"{name}.png")
     model = outspoken("qwen3_vl", place / "model", "deepstack_merger_list")
+    second_stack(model)
     for layout in ("transformers.js", "ort-genai"):
         done = vlsi("export", model, "--output", place / layout, "--layout", layout)
         assert done.exit_code == 0, done.output
