@@ -68,3 +68,21 @@ MISTRAL_TEMPLATE = (
     "{% for part in parts %}{{ '[IMG]' if part['type'] == 'image' else part['text'] }}{% endfor %}"
     "{{ '[/INST]' if m['role'] == 'user' else eos_token }}{% endfor %}"
 )
+# Thoughts in an answer are dropped; asking for them is a token in front of the system's words, which have to be a
+# string. Of the large sizes the prompt of an answer without thoughts has an empty block of them.
+_GEMMA4 = (
+    "{{ bos_token }}{% set talk = messages %}{% set think = enable_thinking is defined and enable_thinking %}"
+    "{% if think or messages[0]['role'] == 'system' %}{{ '<|turn>system\n' }}"
+    "{% if think %}{{ '<|think|>\n' }}{% endif %}{% if messages[0]['role'] == 'system' %}"
+    "{{ messages[0]['content'] | trim }}{% set talk = messages[1:] %}{% endif %}{{ '<turn|>\n' }}{% endif %}"
+    "{% for m in talk %}{{ '<|turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' }}"
+    "{% for part in m['content'] %}{% if part['type'] == 'image' %}{{ '<|image|>' }}"
+    "{% elif m['role'] == 'assistant' %}{% set kept = namespace(text='') %}"
+    "{% for piece in part['text'].split('<channel|>') %}"
+    "{% set kept.text = kept.text + piece.split('<|channel>')[0] %}{% endfor %}{{ kept.text | trim }}"
+    "{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}{{ '<turn|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|turn>model\n' }}@EMPTY@{% endif %}"
+)
+_EMPTY_CHANNEL = "{% if not think %}{{ '<|channel>thought\n<channel|>' }}{% endif %}"
+GEMMA4_TEMPLATE = _GEMMA4.replace("@EMPTY@", "")
+GEMMA4_LARGE_TEMPLATE = _GEMMA4.replace("@EMPTY@", _EMPTY_CHANNEL)

@@ -50,6 +50,15 @@ def test_a_pair_without_a_recipe_and_without_data() -> None:
     assert not any("no data are given" in note for note in given["notes"])
 
 
+def test_a_pair_whose_layers_are_not_alike() -> None:
+    """A table of inputs of all layers trains with the embeddings, and an audio tower is held and frozen."""
+    pair = ("--teacher", "google/gemma-4-31B-it", "--student", "e2b", "--device", "h200", "--json")
+    plan = json.loads(vlsi(*pair, "--set", "reinforcement.train=full").stdout)
+    assert plan["student"]["facts"]["unread"] == 307_183_904
+    [last] = [stage for stage in plan["stages"] if stage["stage"] == "reinforcement"]
+    assert last["trained_parameters"] == 5_104_297_504 - 168_544_256 - 307_183_904
+
+
 def test_gemma_3_does_not_fit_the_range_of_fp16() -> None:
     """Whichever of both is stored or computed in it; what is left to the machine is told of."""
     pair = ("--teacher", "google/gemma-3-12b-it", "--student", "4b", "--device", "h200")

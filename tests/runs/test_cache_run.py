@@ -64,6 +64,7 @@ def test_its_layers_are_compared_by_the_sets_of_the_cache(
         ("qwen3_5", "decoder"),
         ("internvl", "verb-ffn"),
         ("gemma3", "decoder"),
+        ("gemma4", "decoder"),
         ("mistral3", "decoder"),
     ],
 )

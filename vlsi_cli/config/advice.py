@@ -91,12 +91,17 @@ class Advice:
         seconds: time of each stage; None where unknown.
         fits: whether every stage fits; None where a shape is unknown.
         ladder: changes in the order in which they are tried, up to the first that fits; empty when the plan fits.
+        cached: bytes of the largest stage of the plan if a teacher cache took the large model's place, where the plan
+            does not fit with it; else None.
+        building: bytes of the largest stage of the run that would come before it, which trains the verbalizers.
     """
 
     peaks: tuple[int | None, ...]
     seconds: tuple[float | None, ...]
     fits: bool | None
     ladder: tuple[Rung, ...]
+    cached: int | None = None
+    building: int | None = None
 
 
 def advise(
@@ -135,7 +140,22 @@ def advise(
         if changed.host_memory:
             why = f"{why} ({changed.host_memory / 2**30:.0f} GiB a process)"
         ladder.append(Rung(tuple(change), why, peak, peak <= place.device.memory))
-    return Advice(peaks, seconds, fits, tuple(ladder))
+    cached = None if fits else _cached(place, records, again)
+    first = [peak for peak, stage in zip(peaks, made.stages, strict=True) if stage.stage == "verbalization"]
+    building = None if cached is None or not first else _largest(first)
+    return Advice(peaks, seconds, fits, tuple(ladder), cached, building)
+
+
+def _cached(place: Placement, records: Records, again: Callable[[Sequence[str]], Resolved]) -> int | None:
+    """The largest stage of a run that reads the large model from a cache; None where it does, or has none."""
+    large = again(()).config.teacher
+    if large is None or large.cache is not None:
+        return None
+    instead = ("teacher.cache=cache", "teacher.placement=device", "teacher.quantization=none")
+    try:
+        return _largest(place.peak(stage) for stage in plan(again(instead), records).stages)
+    except ConfigError:  # it does not go together with what was asked for
+        return None
 
 
 def _largest(peaks: Iterable[int | None]) -> int:

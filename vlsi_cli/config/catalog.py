@@ -23,13 +23,14 @@ from vlsi_cli.config.facts import (
     ModelFacts,
     facts_from_folder,
 )
+from vlsi_cli.config.mixed import MixedLayers
 from vlsi_cli.config.presence import cached_snapshot
 from vlsi_cli.config.repos import at_home
 from vlsi_cli.errors import ConfigError, did_you_mean
 
 DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo"
 _Shape = tuple[int, int, int, int, int, int]
-_SIZE = re.compile(r"\d+(\.\d+)?[bm]", re.IGNORECASE)
+_SIZE = re.compile(r"e?\d+(\.\d+)?[bm]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ def _entry(
     linear: LinearAttention | None = None,
     decoder: str = "",
     experts: Experts | None = None,
+    mixed: MixedLayers | None = None,
+    unread: int = 0,
 ) -> Entry:
     layers, hidden, ffn, heads, kv_heads, vocab = shape
     facts = ModelFacts(
@@ -83,6 +86,8 @@ def _entry(
         norms=NORMS.get(model_type, 2),
         linear=linear,
         experts=experts,
+        mixed=mixed,
+        unread=unread,
     )
     return Entry(group, size, tuple(ids.split()), facts)
 
@@ -137,6 +142,13 @@ def _intern35(size: str, shape: _Shape, vision: int, experts: Experts | None = N
 def _gemma3(size: str, shape: _Shape, head_dim: int, vision: int) -> Entry:
     ids = f"google/gemma-3-{size}-it"
     return _entry("Gemma-3", "gemma3", size, ids, shape, True, vision, head_dim=head_dim)
+
+
+def _gemma4(size: str, shape: _Shape, mixed: MixedLayers, vision: int, audio: int = 0) -> Entry:
+    ids = f"google/gemma-4-{size.upper()}-it"
+    return _entry(
+        "Gemma-4", "gemma4", size, ids, shape, True, vision, head_dim=256, mixed=mixed, unread=audio
+    )
 
 
 def _ministral3(size: str, shape: _Shape, tied: bool, vision: int) -> Entry:
@@ -194,6 +206,26 @@ ENTRIES: tuple[Entry, ...] = (
     _gemma3("4b", (34, 2560, 10240, 8, 4, 262208), 256, 419_816_304),
     _gemma3("12b", (48, 3840, 15360, 16, 8, 262208), 256, 421_290_864),
     _gemma3("27b", (62, 5376, 21504, 32, 16, 262208), 128, 423_060_336),
+    _gemma4(
+        "e2b",
+        (35, 1536, 6144, 8, 1, 262144),
+        MixedLayers(7, 512, 1, shared=20, shared_whole=4, widening=2, inputs=256, input_vocab=262144),
+        168_544_256,
+        307_183_904,
+    ),
+    _gemma4(
+        "e4b",
+        (42, 2560, 10240, 8, 2, 262144),
+        MixedLayers(7, 512, 2, shared=18, shared_whole=3, inputs=256, input_vocab=262144),
+        169_330_688,
+        308_756_768,
+    ),
+    _gemma4(
+        "31b",
+        (60, 5376, 21504, 32, 16, 262144),
+        MixedLayers(10, 512, 4, keys_are_values=True),
+        575_741_232,
+    ),
     _ministral3("3b", (26, 3072, 9216, 32, 8, 131072), True, 420_083_712),
     _ministral3("8b", (34, 4096, 14336, 32, 8, 131072), False, 428_472_320),
     _ministral3("14b", (40, 5120, 16384, 32, 8, 131072), False, 438_958_080),

@@ -7,8 +7,9 @@ from vlsi_cli.errors import ConfigError
 
 #: ``model_type`` -> title of families whose states pass 65,504, the largest number of fp16. In Gemma 3 embeddings are
 #: multiplied by the root of the width and the norms behind each block have large weights, so that released checkpoints
-#: answer nothing in fp16 (https://github.com/huggingface/transformers/issues/36822).
-BEYOND_FP16 = {"gemma3": "Gemma 3"}
+#: answer nothing in fp16 (https://github.com/huggingface/transformers/issues/36822); in Gemma 4's E2B the feed-forward
+#: part of the first layer passes it (https://github.com/unslothai/unsloth/pull/5092).
+BEYOND_FP16 = {"gemma3": "Gemma 3", "gemma4": "Gemma 4"}
 
 
 def require_range(model_type: str, shown: str, *precisions: str) -> None:

@@ -13,7 +13,7 @@ def test_head_of_forward_base_is_the_models_logits(family, load, batch_of):
     backbone = load(family)
     inputs = batch_of(backbone)
     with torch.no_grad():
-        logits = backbone.head(backbone.forward_base(inputs))
+        logits = backbone.logits(backbone.forward_base(inputs))
         assert torch.equal(logits, backbone.model(**inputs).logits)
 
 

@@ -63,6 +63,20 @@ def test_no_bits_are_taken_from_experts() -> None:
     assert not any("quantization" in text for text in settings)
 
 
+def test_a_cache_in_place_of_a_large_model() -> None:
+    """What the same plan asks for with the cache given, whatever else the ladder has changed."""
+    full = ("interaction.train=full", "reinforcement.train=full")
+    device = accelerators.accelerator("a100-40")
+    found, cached = judged(device, full), judged(device, (*full, "teacher.cache=there"))
+    assert found.fits is False
+    assert found.cached == max(peak for peak in cached.peaks if peak) < max(p for p in found.peaks if p)
+    assert found.building == max(found.peaks[:2])
+    assert cached.cached is None is cached.building
+    assert judged(accelerators.accelerator("b200")).cached is None
+    away = judged(Accelerator("small", 24 * GIB, 100), (*full, "teacher.quantization=8bit"))
+    assert away.cached == found.cached
+
+
 def test_what_never_fits_says_so() -> None:
     found = judged(Accelerator("tiny", GIB, 1))
     assert found.fits is False

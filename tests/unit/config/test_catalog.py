@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import EXPERTS, tiny_folder
+from tests.tiny import EXPERTS, GEMMA4, tiny_folder
 from vlsi_cli.config import catalog
 from vlsi_cli.config.catalog import ENTRIES, facts_of, find, resolve_alias
 from vlsi_cli.config.facts import ModelFacts, facts_from_folder
@@ -42,6 +42,10 @@ TOTALS = {
     "Gemma-3-4B": 4_300_079_472,
     "Gemma-3-12B": 12_187_325_040,
     "Gemma-3-27B": 27_432_406_640,
+    # 5.1 and 8 billion of its card, and 30.7 without the vision tower
+    "Gemma-4-E2B": 5_104_297_504,
+    "Gemma-4-E4B": 7_941_100_832,
+    "Gemma-4-31B": 31_273_086_512,
     # 3.4, 8.4 and 13.5 billion of language and 0.4 of vision on their cards
     "Ministral-3-3B": 3_849_090_048,
     "Ministral-3-8B": 8_918_026_240,
@@ -128,6 +132,8 @@ def test_language_model_counts_match_transformers() -> None:
         ("qwen3_5_moe", "2b", "Qwen/Qwen3.5-2B"),
         ("internvl", "2b", "OpenGVLab/InternVL3_5-2B-HF"),
         ("gemma3", "4b", "google/gemma-3-4b-it"),
+        ("gemma4", "e4b", "google/gemma-4-E4B-it"),
+        ("gemma4 dense", "E2B", "google/gemma-4-E2B-it"),
         ("mistral3", "3b", "mistralai/Ministral-3-3B-Instruct-2512-BF16"),
     ],
 )
@@ -144,9 +150,10 @@ def test_a_folder_is_counted_whole(family: str, size: str, id: str, tmp_path: Pa
     assert known.parameters == sum(counts.values())
     assert known.decoder_parameters == counts["layers"]
     assert known.vision == counts["vision"] + counts["projector"]
+    assert known.unread == counts.get("audio", 0)
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in backbone.layers]
     assert known.layer_parameters == max(sizes)
-    assert (max(sizes) > min(sizes)) == family.startswith("qwen3_5")
+    assert (max(sizes) > min(sizes)) == (family.startswith("qwen3_5") or family in GEMMA4)
     if family in EXPERTS:
         idle = sum(p[2:].numel() for name, p in backbone.layers.named_parameters() if ".experts." in name)
         assert known.idle_parameters == idle > 0
@@ -167,6 +174,7 @@ def test_a_folder_is_counted_whole(family: str, size: str, id: str, tmp_path: Pa
         ("8b", "OpenGVLab/InternVL3-78B-hf", "OpenGVLab/InternVL3-8B-hf"),
         ("2b", "OpenGVLab/InternVL3_5-38B-HF", "OpenGVLab/InternVL3_5-2B-HF"),
         ("4b", "google/gemma-3-27b-it", "google/gemma-3-4b-it"),
+        ("e4b", "google/gemma-4-31B-it", "google/gemma-4-E4B-it"),
         ("3b", "mistralai/Ministral-3-14B-Reasoning-2512", "mistralai/Ministral-3-3B-Instruct-2512-BF16"),
         ("256m", "HuggingFaceTB/SmolVLM-Instruct", "HuggingFaceTB/SmolVLM-256M-Instruct"),
         ("small", "demo/large", "demo/small"),

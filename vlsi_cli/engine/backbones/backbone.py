@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from vlsi_cli.config.experts import Experts, experts_of
 from vlsi_cli.engine.backbones.ahead import answered, host_known, picture_features, sizes_are_here
 from vlsi_cli.engine.backbones.arguments import cache_argument, parameters
-from vlsi_cli.engine.backbones.families import Family
+from vlsi_cli.engine.backbones.family import Family
 from vlsi_cli.engine.backbones.tap import Tapped, tap
 from vlsi_cli.engine.backbones.vision import VisionMemory, require_features
 from vlsi_cli.engine.batch import Batch
@@ -94,6 +94,10 @@ class Backbone:
     def logit_rule(self) -> LogitRule:
         """What the model does to its logits behind the head."""
         return self.family.logit_rule(self.config)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """The model's own logits of states that enter its head, without gradient: [..., H] to [..., V]."""
+        return self.logit_rule.apply_(self.head(states))
 
     @property
     def embeddings(self) -> nn.Embedding:
@@ -170,7 +174,7 @@ class Backbone:
     def forward_base(self, inputs: dict[str, Any], *, cache: Any = None) -> Tensor:
         """Run the model up to its head: last hidden state, final-normed, [B, S, H].
 
-        ``head(forward_base(inputs))`` would be the model's logits; nothing of the size of the vocabulary is built.
+        ``logits(forward_base(inputs))`` would be the model's logits; nothing of the size of the vocabulary is built.
 
         Args:
             inputs: what the processor returned, right padded, on the model's device.
@@ -255,7 +259,7 @@ class Backbone:
         Args:
             layers: layer numbers from 1 to L.
             rows, cols: response positions, [R] each; then each state is [R, H] instead of [B, S, H].
-            calls: keep the layers' keyword arguments too.
+            calls: keep the layers' other arguments too.
         """
         return tap(self.base, list(self.layers), layers, rows=rows, cols=cols, calls=calls)
 

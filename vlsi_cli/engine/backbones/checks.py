@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.backbones.families import Family
-from vlsi_cli.engine.data.template import image_token_ids
+from vlsi_cli.engine.backbones.family import Family
+from vlsi_cli.engine.data.tokens import image_token_ids
 from vlsi_cli.errors import ModelError
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from vlsi_cli.engine.backbones.families import Family
+from vlsi_cli.engine.backbones.family import Family
 from vlsi_cli.engine.backbones.quiet import quiet_transformers
 from vlsi_cli.errors import CompatibilityError
 

@@ -22,7 +22,8 @@ from vlsi_cli.engine.backbones.checks import (
     require_same_patches,
     require_weights,
 )
-from vlsi_cli.engine.backbones.families import Family, family_of, read_config
+from vlsi_cli.engine.backbones.families import family_of, read_config
+from vlsi_cli.engine.backbones.family import Family
 from vlsi_cli.engine.backbones.folders import resolve_folder
 from vlsi_cli.engine.backbones.offloaded import load_over_layers
 from vlsi_cli.engine.backbones.placement import Placement, device_map
@@ -152,7 +153,7 @@ def load_backbone(
     Raises:
         ModelError: no such model, not fetched and offline, unsupported family, no safetensors, weights missing.
         ConfigError: a pixel budget for a family without; weights that cannot be placed or quantized as asked; a
-            precision that cannot hold the family's states.
+            precision that cannot hold the family's states; an attention kernel that cannot compute it.
     """
     if trust_remote_code:
         raise ModelError(
@@ -163,6 +164,7 @@ def load_backbone(
     folder = resolve_folder(id, revision, weights=init == "pretrained")
     raw = read_config(folder, id)
     family = family_of(raw, id)
+    attention = family.attention(attn_implementation, id)
     require_whole(rounded(raw), id)
     require_range(family.name, id, precision_name(dtype), precision_name(computed or dtype))
     config = _read_model_config(folder, id)
@@ -187,7 +189,7 @@ def load_backbone(
         ):  # Ministral's files say it of the decoder, and it is the whole's that counts
             config.tie_word_embeddings = config.get_text_config().tie_word_embeddings
         with fitting(too_large):
-            model = _random_model(folder, config, attn_implementation, seed).to(device=device, dtype=dtype)
+            model = _random_model(folder, config, attention, seed).to(device=device, dtype=dtype)
     else:
         # Straight to the device: through host memory a 72B model would need its size in RAM first.
         places = {"": str(device)} if device.type == "cuda" else None
@@ -202,7 +204,7 @@ def load_backbone(
                 load = partial(load_over_layers, family, device, id)
             else:
                 load = partial(_load, options)
-            model, info = _read_weights(load, folder, config, dtype, attn_implementation, id)
+            model, info = _read_weights(load, folder, config, dtype, attention, id)
         require_weights(model, info, id)
         model = model if options else model.to(device)
     backbone = Backbone(
@@ -213,12 +215,12 @@ def load_backbone(
     return backbone
 
 
-def _random_model(folder: Path, config: Any, attn_implementation: str, seed: int) -> Any:
+def _random_model(folder: Path, config: Any, attention: str | dict[str, str], seed: int) -> Any:
     from transformers import AutoModelForImageTextToText
 
     with quiet_transformers(), seeded(seed):
         model = AutoModelForImageTextToText.from_config(
-            config, dtype=torch.float32, attn_implementation=attn_implementation
+            config, dtype=torch.float32, attn_implementation=attention
         )
     _adopt_generation_config(model, folder)
     return model
@@ -246,7 +248,7 @@ def _read_weights(
     folder: Path,
     config: Any,
     dtype: torch.dtype,
-    attention: str,
+    attention: str | dict[str, str],
     id: str,
 ) -> tuple[Any, dict[str, Any]]:
     try:

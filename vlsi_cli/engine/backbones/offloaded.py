@@ -21,7 +21,7 @@ from accelerate.hooks import attach_align_device_hook
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from vlsi_cli.engine.backbones.families import Family
+from vlsi_cli.engine.backbones.family import Family
 from vlsi_cli.engine.backbones.placement import hollow, rooms_of
 from vlsi_cli.errors import ModelError
 

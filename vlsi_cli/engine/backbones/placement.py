@@ -20,7 +20,7 @@ from torch import nn
 from vlsi_cli.config import launching
 from vlsi_cli.engine import gauges, sharding
 from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.backbones.families import Family
+from vlsi_cli.engine.backbones.family import Family
 from vlsi_cli.engine.backbones.quiet import quiet_transformers
 from vlsi_cli.errors import ConfigError
 

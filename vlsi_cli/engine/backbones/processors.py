@@ -16,7 +16,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from vlsi_cli.engine.backbones.families import FAMILIES, Family, family_of, read_config
+from vlsi_cli.engine.backbones.families import FAMILIES, family_of, read_config
+from vlsi_cli.engine.backbones.family import Family
 from vlsi_cli.engine.backbones.quiet import quiet_transformers
 from vlsi_cli.errors import ConfigError, ModelError
 
@@ -129,7 +130,24 @@ def _image_only_processor(family: Family, folder: Path, budget: dict[str, int]) 
     image_only = _image_only_class(family)
     image_processor = family.image_processor_class().from_pretrained(folder, local_files_only=True, **budget)
     settings, _ = image_only.get_processor_dict(folder, local_files_only=True)
-    return image_only.from_args_and_dict([image_processor, _tokenizer(family, folder)], settings)
+    parts = {"image_processor": image_processor, "tokenizer": _tokenizer(family, folder)}
+    wanted = image_only.__base__.get_attributes()
+    if wanted[0] not in parts:  # one that has to be given every part
+        parts = {name: parts.get(name) for name in wanted}
+        settings = {name: value for name, value in settings.items() if name not in wanted}
+    return image_only.from_args_and_dict(list(parts.values()), settings)
+
+
+@cache
+def _without_parts() -> Any:
+    """A base between a stock processor and transformers' own that hides parts which are not there from the latter."""
+    from transformers import ProcessorMixin
+
+    def init(self: Any, *args: Any, **parts: Any) -> None:
+        given = {name: part for name, part in parts.items() if part is not None}
+        ProcessorMixin.__init__(self, *args, **given)
+
+    return type("ProcessorMixin", (ProcessorMixin,), {"__init__": init})
 
 
 @cache
@@ -142,7 +160,7 @@ def _image_only_class(family: Family) -> Any:
         # Processes that read data get a copy; this class has no name that they could find.
         "__reduce__": lambda self: (_image_only_copy, (family.name, self.__dict__)),
     }
-    return type(stock.__name__, (stock,), members)
+    return type(stock.__name__, (stock, _without_parts()), members)
 
 
 _IMPORTING = Lock()
@@ -176,12 +194,10 @@ def _pixel_budget(family: Family, shown: str, low: int | None, high: int | None)
     if not budget:
         return {}
     if not family.pixel_budget:
-        does = (
-            "resizes pictures to a longest side"
-            if family.longest_side
-            else "cuts pictures into tiles of one size"
-        )
-        instead = " and set size.longest_edge in its processor_config.json" if family.longest_side else ""
+        does, instead = "cuts pictures into tiles of one size", ""
+        if family.resized_to:
+            what, key = family.resized_to
+            does, instead = f"resizes pictures to {what}", f" and set {key} in its processor_config.json"
         raise ConfigError(
             f"min_pixels and max_pixels do not apply to '{shown}': {family.title} {does}",
             hint=f"leave data.min_pixels and data.max_pixels out{instead}",

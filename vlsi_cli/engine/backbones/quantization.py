@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 
 from vlsi_cli.config.experts import experts_of, require_unrounded
-from vlsi_cli.engine.backbones.families import Family
+from vlsi_cli.engine.backbones.family import Family
 from vlsi_cli.engine.backbones.placement import rooms
 from vlsi_cli.errors import ConfigError
 
