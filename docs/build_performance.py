@@ -71,6 +71,7 @@ nothing that can be seen (a forward pass of tiny models takes 0.99 to 1.02 times
 | forward, Qwen2.5-VL | 4 | 145 | the same |
 | forward, Qwen3-VL | 10 | 133 | the same; three layers that features enter (6, and 9 going backward) |
 | forward, LLaVA-OneVision | 5 | 25 | the same; a tensor of lengths (1) |
+| forward, Ministral 3 | 6 | 25 | the same (4); sizes of pictures that go there and come back (2) |
 | forward, Idefics3 and SmolVLM | 7 | 7 | the same (3); which tiles are padding (4), told by pixels on the device |
 | forward over text alone | 2 | 2 | is anything padded |
 | a micro-batch of the interaction | 1 | 11 | the matrix of layers to draw from; with `uniform` or `random` none |

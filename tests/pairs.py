@@ -21,9 +21,14 @@ TARGETS_LARGE, TARGETS_SMALL = (1, 2, 3, 4, 5), (1, 2, 3)
 
 
 def tiny_pair(folder: Path, family: str = "qwen2_vl") -> tuple[Path, Path]:
-    """Folders of a large and a small model of unequal width, depth and vocabulary rows."""
-    large = tiny_folder(family, folder / "large", layers=6, hidden=64, vocabulary_rows=400, tied=False)
-    small = tiny_folder(family, folder / "small", layers=4, hidden=32, vocabulary_rows=352, seed=1)
+    """Folders of a large and a small model of unequal width, depth and vocabulary rows; the small one is dense.
+
+    Gemma 4's are of its two kinds.
+    """
+    kind = "gemma4 dense" if family == "gemma4" else family
+    large = tiny_folder(kind, folder / "large", layers=6, hidden=64, vocabulary_rows=400, tied=False)
+    dense = family.removesuffix("_moe")
+    small = tiny_folder(dense, folder / "small", layers=4, hidden=32, vocabulary_rows=352, seed=1)
     return large, small
 
 

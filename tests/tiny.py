@@ -15,8 +15,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
-FAMILIES = (*QWEN, "llava_onevision", "internvl", "gemma3", "smolvlm", "idefics3")
+from tests.templates import (
+    CHATML,
+    GEMMA4_LARGE_TEMPLATE,
+    GEMMA4_TEMPLATE,
+    GEMMA_TEMPLATE,
+    MISTRAL_TEMPLATE,
+    SMOL,
+    THINKING,
+)
+from tests.tiny_configs import EXPERTS, FAMILIES, GEMMA4, PATCH, QWEN, TILE, pinpoints, tiny_config
+
+__all__ = ["EXPERTS", "FAMILIES", "GEMMA4", "QWEN", "tiny_folder", "tiny_tokenizer"]
 
 #: What the tokenizer's merges are learned from. Any text works: bytes cover the rest.
 TOKENIZER_TEXT = (
@@ -24,48 +34,6 @@ TOKENIZER_TEXT = (
     "How many shapes are there? Which shape is missing? The answer is three. Yes. No. Left, right, above, below. "
     "0 1 2 3 4 5 6 7 8 9 10 user assistant system You are a helpful assistant."
 )
-
-_PATCH, _TILE = 4, 16
-
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '@IMAGE@' }}"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-# Of a model that can think: a response behind the last question has a block of thoughts, empty where it has none; when
-# the talk goes on, the block is dropped. Without being told, the prompt opens a block and leaves it open.
-THINKING = (
-    "{% set last = namespace(question=-1) %}"
-    "{% for m in messages %}{% if m['role'] == 'user' %}{% set last.question = loop.index0 %}{% endif %}{% endfor %}"
-    "{% for m in messages %}{% set text = namespace(value='') %}"
-    "{% if m['content'] is string %}{% set text.value = m['content'] %}{% else %}"
-    "{% for part in m['content'] %}{% set text.value = text.value + ("
-    "'<|vision_start|><|image_pad|><|vision_end|>' if part['type'] == 'image' else part['text']) %}"
-    "{% endfor %}{% endif %}"
-    "{% set words = text.value | trim %}{% set thoughts = '' %}"
-    "{% if m['role'] == 'assistant' and '</think>' in words %}"
-    "{% set thoughts = words.split('</think>')[0].split('<think>')[-1] | trim %}"
-    "{% set words = words.split('</think>')[-1] | trim %}{% endif %}"
-    "{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{% if m['role'] == 'assistant' and loop.index0 > last.question %}"
-    "{{ '<think>\n' + thoughts + '\n</think>\n\n' }}{% endif %}{{ words + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}"
-    "{% if enable_thinking is defined and not enable_thinking %}{{ '\n</think>\n\n' }}{% endif %}{% endif %}"
-)
-# The same of a model that always thinks: it cannot be told not to.
-ALWAYS_THINKING = THINKING.replace(
-    "{% if enable_thinking is defined and not enable_thinking %}{{ '\n</think>\n\n' }}{% endif %}", ""
-)
-SMOL = (
-    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
-    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
-    "{% else %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-
 
 #: Tokens that an InternVL tokenizer knows by name.
 INTERN = {
@@ -82,22 +50,25 @@ GEMMA = {
     "eoi_token": "<end_of_image>",
     "image_token": "<image_soft_token>",
 }
-#: The system's words go in front of the first question; white space around a message is dropped.
-GEMMA_TEMPLATE = (
-    "{{ bos_token }}{% set first = namespace(words='') %}"
-    "{% for m in messages %}{% if m['role'] == 'system' %}"
-    "{% set first.words = m['content'][0]['text'] + '\n\n' %}{% else %}"
-    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + first.words }}"
-    "{% set first.words = '' %}{% for part in m['content'] %}"
-    "{% if part['type'] == 'image' %}{{ '<start_of_image>' }}{% else %}{{ part['text'] | trim }}{% endif %}"
-    "{% endfor %}{{ '<end_of_turn>\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-)
+
+#: Likewise Gemma 4's.
+GEMMA4_TOKENS = {
+    "boi_token": "<|image>",
+    "image_token": "<|image|>",
+    "eoi_token": "<image|>",
+    "boa_token": "<|audio>",
+    "audio_token": "<|audio|>",
+    "eoa_token": "<audio|>",
+    "soc_token": "<|channel>",
+    "eoc_token": "<channel|>",
+    "think_token": "<|think|>",
+}
 
 
 def special_tokens(family: str) -> list[str]:
     """The added tokens of a family, in id order. The first three are pad, turn start and turn end."""
     base = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    family = family.removesuffix("_moe")
     if family in QWEN:
         return [*base, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     if family == "llava_onevision":
@@ -106,6 +77,11 @@ def special_tokens(family: str) -> list[str]:
         return [*base, *INTERN.values()]
     if family == "gemma3":
         return ["<pad>", "<start_of_turn>", "<end_of_turn>", "<bos>", *GEMMA.values()]
+    if family in GEMMA4:
+        return ["<pad>", "<|turn>", "<turn|>", "<bos>", "<eos>", *GEMMA4_TOKENS.values(), "<|video|>"]
+    if family == "mistral3":
+        marks = ["[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+        return ["<pad>", "[INST]", "</s>", "<s>", *marks, "[THINK]", "[/THINK]"]
     grid = [f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)]
     return [*base, "<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *grid]
 
@@ -115,6 +91,7 @@ def tiny_tokenizer(family: str, text: str = TOKENIZER_TEXT) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
+    family = family.removesuffix("_moe")
     specials = special_tokens(family)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -125,19 +102,20 @@ def tiny_tokenizer(family: str, text: str = TOKENIZER_TEXT) -> Any:
     tokenizer.train_from_iterator([text], trainer)
     tokenizer.add_special_tokens(specials)
     end = "<end_of_utterance>" if family in ("smolvlm", "idefics3") else specials[2]
-    named = {"internvl": INTERN, "gemma3": GEMMA}
+    end = "<eos>" if family in GEMMA4 else end  # which ends texts; answers end with their turn
+    named = {"internvl": INTERN, "gemma3": GEMMA} | dict.fromkeys(GEMMA4, GEMMA4_TOKENS)
     made = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=specials[0],
         eos_token=end,
         extra_special_tokens=named.get(family, specials[1:]),
         **(
-            {"bos_token": "<bos>", "model_input_names": ["input_ids", "attention_mask"]}
-            if family == "gemma3"
+            {"bos_token": specials[3], "model_input_names": ["input_ids", "attention_mask"]}
+            if family in ("gemma3", *GEMMA4, "mistral3")
             else {}
         ),
         clean_up_tokenization_spaces=False,
-        padding_side="right",
+        padding_side="left" if family in GEMMA4 else "right",
         model_max_length=4096,
     )
     if family == "qwen3_5":
@@ -145,146 +123,56 @@ def tiny_tokenizer(family: str, text: str = TOKENIZER_TEXT) -> Any:
     return made
 
 
-def tiny_config(
-    family: str, tokenizer: Any, *, layers: int, hidden: int, vocabulary_rows: int, tied: bool
-) -> Any:
-    """The family's own config class at toy size: heads of 16, two vision layers, patches of 4 pixels."""
-    import transformers as tf
-
-    heads = max(hidden // 16, 1)
-    ids = {t: tokenizer.convert_tokens_to_ids(t) for t in special_tokens(family)}
-    end = tokenizer.eos_token_id
-    text: dict[str, Any] = {
-        "vocab_size": vocabulary_rows,
-        "hidden_size": hidden,
-        "intermediate_size": 2 * hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": max(heads // 2, 1),
-        "max_position_embeddings": 4096,
-        "initializer_range": 0.1,
-        "tie_word_embeddings": tied,
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": end,
-        "bos_token_id": None,
-    }
-    tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
-    tower |= {"patch_size": _PATCH, "image_size": _TILE}
-    common = {"tie_word_embeddings": tied}
-    if family in QWEN:
-        rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
-        if family in ("qwen3_vl", "qwen3_5"):
-            rope["mrope_interleaved"] = True
-            text["head_dim"] = 16
-        if (
-            family == "qwen3_5"
-        ):  # two kinds of layers, more value heads than key heads, half of a head rotated
-            rope |= {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
-            text |= {"full_attention_interval": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
-            text |= {"linear_key_head_dim": 8, "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4}
-        text["rope_parameters"] = rope
-        vision: dict[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": _PATCH, "spatial_merge_size": 2}
-        if family == "qwen2_vl":
-            vision |= {"embed_dim": 32, "hidden_size": hidden, "mlp_ratio": 2}
-        else:
-            vision |= {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": hidden}
-        if family == "qwen2_5_vl":
-            vision |= {"window_size": 16, "fullatt_block_indexes": [1]}
-        if family == "qwen3_vl":
-            vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
-        if family == "qwen3_5":
-            vision |= {"num_position_embeddings": 16}
-        cls = {"qwen2_vl": tf.Qwen2VLConfig, "qwen2_5_vl": tf.Qwen2_5_VLConfig, "qwen3_vl": tf.Qwen3VLConfig}
-        cls["qwen3_5"] = tf.Qwen3_5Config
-        return cls[family](
-            text_config=text,
-            vision_config=vision,
-            image_token_id=ids["<|image_pad|>"],
-            video_token_id=ids["<|video_pad|>"],
-            vision_start_token_id=ids["<|vision_start|>"],
-            vision_end_token_id=ids["<|vision_end|>"],
-            **common,
-        )
-    if family == "llava_onevision":
-        return tf.LlavaOnevisionConfig(
-            text_config={"model_type": "qwen2", **text},
-            vision_config={"model_type": "siglip_vision_model", "vision_use_head": False, **tower},
-            image_token_index=ids["<image>"],
-            video_token_index=ids["<video>"],
-            image_grid_pinpoints=_pinpoints(),
-            **common,
-        )
-    if family == "internvl":
-        return tf.InternVLConfig(
-            text_config={"model_type": "qwen3", "head_dim": 16, **text},
-            vision_config={**tower, "attention_bias": True},
-            image_token_id=ids["<IMG_CONTEXT>"],
-            image_seq_length=(_TILE // _PATCH // 2) ** 2,
-            **common,
-        )
-    if family == "gemma3":
-        text |= {
-            "head_dim": 16,
-            "sliding_window": 12,
-            "sliding_window_pattern": 2,
-            "query_pre_attn_scalar": 16,
-        }
-        return tf.Gemma3Config(
-            text_config={**text, "bos_token_id": tokenizer.bos_token_id},
-            vision_config={"model_type": "siglip_vision_model", "vision_use_head": False, **tower},
-            mm_tokens_per_image=4,
-            boi_token_index=ids["<start_of_image>"],
-            eoi_token_index=ids["<end_of_image>"],
-            image_token_index=ids["<image_soft_token>"],
-            **common,
-        )
-    cls = {"smolvlm": tf.SmolVLMConfig, "idefics3": tf.Idefics3Config}[family]
-    return cls(
-        text_config={"model_type": "llama", **text},
-        vision_config=tower,
-        image_token_id=ids["<image>"],
-        scale_factor=2,
-        pad_token_id=tokenizer.pad_token_id,
-        **common,
-    )
-
-
-def _pinpoints() -> list[list[int]]:
-    return [[_TILE * r, _TILE * c] for r in (1, 2) for c in (1, 2)]
-
-
 def _processor_files(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """``preprocessor_config.json`` and ``processor_config.json`` as the hub's folders have them."""
+    family = family.removesuffix("_moe")
     half = [0.5, 0.5, 0.5]
     image: dict[str, Any] = {"image_mean": half, "image_std": half}
     if family in QWEN:
         name = "Qwen3VLProcessor" if family in ("qwen3_vl", "qwen3_5") else "Qwen2_5_VLProcessor"
         name = "Qwen2VLProcessor" if family == "qwen2_vl" else name
-        image |= {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": _PATCH, "merge_size": 2}
+        image |= {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": PATCH, "merge_size": 2}
         image |= {"temporal_patch_size": 2, "size": {"shortest_edge": 64, "longest_edge": 1024}}
         return image, {"processor_class": name}
     if family == "llava_onevision":
         image |= {
             "image_processor_type": "LlavaOnevisionImageProcessor",
-            "image_grid_pinpoints": _pinpoints(),
+            "image_grid_pinpoints": pinpoints(),
         }
-        image |= {"size": {"height": _TILE, "width": _TILE}}
-        processor = {"processor_class": "LlavaOnevisionProcessor", "num_image_tokens": (_TILE // _PATCH) ** 2}
+        image |= {"size": {"height": TILE, "width": TILE}}
+        processor = {"processor_class": "LlavaOnevisionProcessor", "num_image_tokens": (TILE // PATCH) ** 2}
         return image, processor | {"vision_feature_select_strategy": "full"}
     if family == "internvl":
-        image |= {"image_processor_type": "GotOcr2ImageProcessor", "size": {"height": _TILE, "width": _TILE}}
+        image |= {"image_processor_type": "GotOcr2ImageProcessor", "size": {"height": TILE, "width": TILE}}
         image |= {"crop_to_patches": False, "min_patches": 1, "max_patches": 6}
         return image, {
             "processor_class": "InternVLProcessor",
-            "image_seq_length": (_TILE // _PATCH // 2) ** 2,
+            "image_seq_length": (TILE // PATCH // 2) ** 2,
         }
     if family == "gemma3":
-        image |= {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": _TILE, "width": _TILE}}
+        image |= {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": TILE, "width": TILE}}
         return image, {"processor_class": "Gemma3Processor", "image_seq_length": 4}
+    if family in GEMMA4:
+        image = {"image_processor_type": "Gemma4ImageProcessor", "do_normalize": False, "patch_size": PATCH}
+        image |= {"pooling_kernel_size": 2, "max_soft_tokens": 70, "image_seq_length": 70}
+        video = {"video_processor_type": "Gemma4VideoProcessor", "patch_size": PATCH, "max_soft_tokens": 70}
+        sound = {"feature_extractor_type": "Gemma4AudioFeatureExtractor", "sampling_rate": 16000}
+        return {}, {
+            "processor_class": "Gemma4Processor",
+            "image_processor": image,
+            "video_processor": video,
+            "feature_extractor": sound,
+            "image_seq_length": 70,
+        }
+    if family == "mistral3":
+        image |= {"image_processor_type": "PixtralImageProcessor", "patch_size": PATCH}
+        image |= {"size": {"longest_edge": 2 * TILE}}
+        processor = {"processor_class": "PixtralProcessor", "patch_size": PATCH, "spatial_merge_size": 2}
+        return image, processor | {"image_token": "[IMG]"}
     stem = "SmolVLM" if family == "smolvlm" else "Idefics3"
-    image |= {"image_processor_type": f"{stem}ImageProcessor", "size": {"longest_edge": 2 * _TILE}}
-    image |= {"max_image_size": {"longest_edge": _TILE}, "do_image_splitting": True}
-    return image, {"processor_class": f"{stem}Processor", "image_seq_len": (_TILE // _PATCH // 2) ** 2}
+    image |= {"image_processor_type": f"{stem}ImageProcessor", "size": {"longest_edge": 2 * TILE}}
+    image |= {"max_image_size": {"longest_edge": TILE}, "do_image_splitting": True}
+    return image, {"processor_class": f"{stem}Processor", "image_seq_len": (TILE // PATCH // 2) ** 2}
 
 
 def tiny_folder(
@@ -301,7 +189,7 @@ def tiny_folder(
     """Write a complete random checkpoint of ``family`` to ``path`` and return the path.
 
     Args:
-        family: one of ``FAMILIES``.
+        family: one of ``FAMILIES`` or ``EXPERTS``.
         layers, hidden: decoder depth and width (a multiple of 16).
         vocabulary_rows: rows of embeddings and head; default is the tokenizer's length rounded up to 64, so that
             padding rows exist, as they do in real checkpoints.
@@ -315,7 +203,9 @@ def tiny_folder(
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = tiny_tokenizer(family, tokenizer_text)
     rows = vocabulary_rows or -(-len(tokenizer) // 64) * 64
-    config = tiny_config(family, tokenizer, layers=layers, hidden=hidden, vocabulary_rows=rows, tied=tied)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in special_tokens(family)}
+    shape = {"layers": layers, "hidden": hidden, "vocabulary_rows": rows, "tied": tied}
+    config = tiny_config(family, tokenizer, ids, **shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config)
@@ -326,14 +216,62 @@ def tiny_folder(
     model.generation_config = GenerationConfig(
         eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id], pad_token_id=tokenizer.pad_token_id
     )
+    if family in GEMMA4:
+        model.generation_config.eos_token_id = [*tokenizer.convert_tokens_to_ids(["<eos>", "<turn|>"]), 0]
+        _make_buffers_distinct(model)
     model.save_pretrained(folder)
+    if family == "gemma4":
+        _add_unread_weights(folder, model)
     tokenizer.save_pretrained(folder)
     image, processor = _processor_files(family)
-    (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2), encoding="utf-8")
+    if (
+        family == "mistral3"
+    ):  # as published: one file of settings, and only the decoder says whether the head is tied
+        processor["image_processor"] = image
+        whole = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        del whole["tie_word_embeddings"]
+        (folder / "config.json").write_text(json.dumps(whole, indent=2), encoding="utf-8")
+    elif image:
+        (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2), encoding="utf-8")
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
+    family = family.removesuffix("_moe")
     placeholder = "<|vision_start|><|image_pad|><|vision_end|>" if family in QWEN else "<image>\n"
     placeholder = "<IMG_CONTEXT>\n" if family == "internvl" else placeholder
     template = SMOL if family in ("smolvlm", "idefics3") else CHATML.replace("@IMAGE@", placeholder)
-    template = {"qwen3_5": THINKING, "gemma3": GEMMA_TEMPLATE}.get(family, template)
+    own = {"qwen3_5": THINKING, "gemma3": GEMMA_TEMPLATE, "mistral3": MISTRAL_TEMPLATE}
+    own |= {"gemma4": GEMMA4_TEMPLATE, "gemma4 dense": GEMMA4_LARGE_TEMPLATE}
+    template = own.get(family, template)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return folder
+
+
+def _make_buffers_distinct(model: Any) -> None:
+    """Numbers that are stored and never trained: factors of layers, bounds of clipped maps, shifts of features."""
+    import torch
+
+    bounds = {"input_min": -2.0, "input_max": 2.5, "output_min": -3.0, "output_max": 3.5}
+    for name, buffer in model.named_buffers():
+        last = name.rpartition(".")[2]
+        if last in ("layer_scalar", "std_scale"):
+            buffer.mul_(1 + 0.1 * torch.rand_like(buffer))
+        elif last == "std_bias":
+            buffer.copy_(0.1 * torch.randn_like(buffer))
+        elif last in bounds:
+            buffer.fill_(bounds[last])
+
+
+def _add_unread_weights(folder: Path, model: Any) -> None:
+    """Keys and values of the layers that read earlier ones: the published files have them, and no class does."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for number, layer in enumerate(model.model.language_model.layers):
+        if layer.self_attn.is_kv_shared_layer:
+            room = f"model.language_model.layers.{number}.self_attn"
+            width = layer.self_attn.head_dim
+            tensors[f"{room}.k_proj.weight"] = torch.zeros(width, layer.hidden_size)
+            tensors[f"{room}.v_proj.weight"] = torch.zeros(width, layer.hidden_size)
+            tensors[f"{room}.k_norm.weight"] = torch.ones(width)
+    save_file(tensors, path, metadata={"format": "pt"})

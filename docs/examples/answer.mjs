@@ -18,9 +18,9 @@ const model = await AutoModelForImageTextToText.from_pretrained(name);
 const messages = [{ role: 'user', content: [{ type: 'image' }, { type: 'text', text: question }] }];
 const prompt = processor.apply_chat_template(messages, { add_generation_prompt: true });
 const image = await RawImage.read(picture);
-// LLaVA's processor takes the picture first, Qwen's the text
-const qwen = model.config.model_type.startsWith('qwen');
-const inputs = qwen ? await processor(prompt, image) : await processor(image, prompt);
+// LLaVA's processor takes the picture first, the others the text
+const llava = model.config.model_type.startsWith('llava');
+const inputs = llava ? await processor(image, prompt) : await processor(prompt, image);
 
 const output = await model.generate({ ...inputs, max_new_tokens: 64, do_sample: false });
 const written = output.slice(null, [inputs.input_ids.dims.at(-1), null]);

@@ -2,8 +2,8 @@
 
     python answer.py FOLDER PICTURE "What is in the picture?"
 
-For Qwen2-VL and Qwen2.5-VL in the layout `transformers.js`. Needs onnxruntime, numpy, pillow, tokenizers and
-jinja2.
+For Qwen2-VL, Qwen2.5-VL, Qwen3-VL, SmolVLM and Idefics3 in the layout `transformers.js`. Needs onnxruntime, numpy,
+pillow, tokenizers and jinja2.
 """
 
 import json
@@ -17,8 +17,14 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 
-def prepare(picture: Image.Image, settings: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Patches [N, values] and their grid [1, 3] (frames, rows, columns), as the model's own processor makes them."""
+def pixels_of(picture: Image.Image, settings: dict) -> np.ndarray:
+    """Normalized colours [height, width, 3]."""
+    pixels = np.asarray(picture, np.float32) * settings.get("rescale_factor", 1 / 255)
+    return ((pixels - np.array(settings["image_mean"])) / np.array(settings["image_std"])).astype(np.float32)
+
+
+def patches_of(picture: Image.Image, settings: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Qwen: patches [N, values] and their grid [1, 3] (frames, rows, columns), as its own processor makes them."""
     patch, merge, frames = (settings[key] for key in ("patch_size", "merge_size", "temporal_patch_size"))
     size = settings.get("size", {})
     low = settings.get("min_pixels") or size["shortest_edge"]
@@ -34,14 +40,53 @@ def prepare(picture: Image.Image, settings: dict) -> tuple[np.ndarray, np.ndarra
     picture = picture.convert("RGB")
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    pixels = np.asarray(picture, np.float32) * settings.get("rescale_factor", 1 / 255)
-    pixels = (pixels - np.array(settings["image_mean"])) / np.array(settings["image_std"])
     rows, columns = height // patch, width // patch
-    blocks = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
+    blocks = pixels_of(picture, settings)
+    blocks = blocks.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
     blocks = blocks.transpose(0, 3, 1, 4, 6, 2, 5)  # block row and column, place inside, channel, pixel
     one = blocks.reshape(rows * columns, 3, 1, patch * patch)
     patches = np.repeat(one, frames, axis=2).reshape(rows * columns, -1)
-    return patches.astype(np.float32), np.array([[1, rows, columns]], np.int64)
+    return patches, np.array([[1, rows, columns]], np.int64)
+
+
+def with_longest(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """Width and height with that longest side and the same proportions."""
+    ratio = size[0] / size[1]
+    return (longest, int(longest / ratio)) if ratio >= 1 else (int(longest * ratio), longest)
+
+
+def tiles_of(picture: Image.Image, settings: dict) -> tuple[np.ndarray, int, int]:
+    """SmolVLM and Idefics3: tiles [1, T, 3, S, S], the whole picture last, and how many rows and columns they form.
+
+    A picture that is one tile, by its size or since the settings do not want it split, has 0 rows and columns.
+    """
+    side, resample = settings["max_image_size"]["longest_edge"], settings["resample"]
+    picture = picture.convert("RGB")
+    width, height = with_longest(picture.size, settings["size"]["longest_edge"])
+    even = (width, height + height % 2) if picture.width >= picture.height else (width + width % 2, height)
+    picture = picture.resize((max(even[0], 1), max(even[1], 1)), resample)
+    rows = columns = 1
+    if settings["do_image_splitting"]:
+        longest = -(-max(picture.size) // side) * side
+        columns, rows = (-(-n // side) for n in with_longest(picture.size, longest))
+        picture = picture.resize((columns * side, rows * side), resample)
+    tiles = [pixels_of(picture.resize((side, side), resample), settings)[None]]
+    if rows * columns == 1:
+        rows = columns = 0
+    else:
+        grid = pixels_of(picture, settings).reshape(rows, side, columns, side, 3).swapaxes(1, 2)
+        tiles.insert(0, grid.reshape(-1, side, side, 3))
+    return np.concatenate(tiles).transpose(0, 3, 1, 2)[None], rows, columns
+
+
+def words_for(rows: int, columns: int, tokens: int) -> str:
+    """SmolVLM and Idefics3: what stands in the prompt for a picture, with so many tokens a tile."""
+    around, features = "<fake_token_around_image>", "<image>" * tokens
+    lines = (
+        "".join(f"{around}<row_{row + 1}_col_{column + 1}>{features}" for column in range(columns)) + "\n"
+        for row in range(rows)
+    )
+    return "".join(lines) + ("\n" if rows else "") + f"{around}<global-img>{features}{around}"
 
 
 def positions_of(ids: list[int], image_token: int, rows: int, columns: int) -> tuple[np.ndarray, int]:
@@ -69,20 +114,27 @@ def answer(folder: Path, picture: Image.Image, question: str, max_new_tokens: in
         load(name) for name in ("vision_encoder", "embed_tokens", "decoder_model_merged")
     )
 
-    patches, grid = prepare(picture, settings)
-    grid_name = vision.get_inputs()[1].name
-    features = vision.run(None, {"pixel_values": patches, grid_name: grid})[0]
-    rows, columns = (int(n) // settings["merge_size"] for n in grid[0, 1:])
+    qwen = config["model_type"].startswith("qwen")
+    if qwen:
+        pixels, second = patches_of(picture, settings)
+        rows, columns = (int(n) // settings["merge_size"] for n in second[0, 1:])
+    else:
+        pixels, rows, columns = tiles_of(picture, settings)
+        second = np.ones(pixels.shape[:2] + pixels.shape[3:], bool)  # which pixels are no padding
+    features = vision.run(None, {"pixel_values": pixels, vision.get_inputs()[1].name: second})[0]
 
     # The template writes one token for the picture; the model expects one for every feature.
+    mark = "<|image_pad|>" if qwen else "<image>"
+    expanded = mark * len(features) if qwen else words_for(rows, columns, features.shape[1])
     template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(words["chat_template"])
     talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
     prompt = template.render(messages=talk, add_generation_prompt=True)
-    prompt = prompt.replace("<|image_pad|>", "<|image_pad|>" * len(features))
-    ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    ids = tokenizer.encode(prompt.replace(mark, expanded, 1), add_special_tokens=False).ids
     embeds = embed.run(None, {"input_ids": np.array([ids], np.int64)})[0]
-    embeds[0, np.array(ids) == config["image_token_id"]] = features
-    positions, place = positions_of(ids, config["image_token_id"], rows, columns)
+    embeds[0, np.array(ids) == config["image_token_id"]] = features.reshape(-1, embeds.shape[-1])
+    positions, place = np.arange(len(ids))[None], len(ids)
+    if qwen:
+        positions, place = positions_of(ids, config["image_token_id"], rows, columns)
 
     kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
     cache = {
@@ -105,7 +157,7 @@ def answer(folder: Path, picture: Image.Image, question: str, max_new_tokens: in
         written.append(token)
         cache = dict(zip(cache, grown, strict=True))
         embeds = embed.run(None, {"input_ids": np.array([[token]], np.int64)})[0]
-        positions, place = np.full((3, 1, 1), place, np.int64), place + 1
+        positions, place = np.full_like(positions[..., :1], place), place + 1
     return tokenizer.decode(written).strip()
 
 

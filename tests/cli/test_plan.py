@@ -50,6 +50,15 @@ def test_a_pair_without_a_recipe_and_without_data() -> None:
     assert not any("no data are given" in note for note in given["notes"])
 
 
+def test_a_pair_whose_layers_are_not_alike() -> None:
+    """A table of inputs of all layers trains with the embeddings, and an audio tower is held and frozen."""
+    pair = ("--teacher", "google/gemma-4-31B-it", "--student", "e2b", "--device", "h200", "--json")
+    plan = json.loads(vlsi(*pair, "--set", "reinforcement.train=full").stdout)
+    assert plan["student"]["facts"]["unread"] == 307_183_904
+    [last] = [stage for stage in plan["stages"] if stage["stage"] == "reinforcement"]
+    assert last["trained_parameters"] == 5_104_297_504 - 168_544_256 - 307_183_904
+
+
 def test_gemma_3_does_not_fit_the_range_of_fp16() -> None:
     """Whichever of both is stored or computed in it; what is left to the machine is told of."""
     pair = ("--teacher", "google/gemma-3-12b-it", "--student", "4b", "--device", "h200")
@@ -63,6 +72,19 @@ def test_gemma_3_does_not_fit_the_range_of_fp16() -> None:
     assert "on a GPU without bf16, set precision to fp32" in vlsi(*pair).stdout
     assert "without bf16" not in vlsi(*pair, "--set", "precision=bf16").stdout
     assert vlsi(*PAIR, "--device", "h200", "--set", "precision=fp16").exit_code == 0
+
+
+def test_weights_in_fp8_are_refused_by_the_name_of_those_in_bf16() -> None:
+    """Of either model, before anything is fetched."""
+    for pair in (
+        ("14B-Instruct-2512", "3b"),
+        ("14B-Instruct-2512-BF16", "mistralai/Ministral-3-3B-Instruct-2512"),
+    ):
+        done = vlsi("--teacher", f"mistralai/Ministral-3-{pair[0]}", "--student", pair[1], "--device", "h200")
+        assert done.exit_code == 2, done.output
+        size = "14B" if pair[1] == "3b" else "3B"
+        assert f"the weights of 'mistralai/Ministral-3-{size}-Instruct-2512' are stored in FP8" in done.stderr
+        assert f"hint: take mistralai/Ministral-3-{size}-Instruct-2512-BF16" in done.stderr
 
 
 def test_one_device_and_what_to_change() -> None:

@@ -19,6 +19,8 @@ from vlsi_cli import events
 from vlsi_cli.config.loading import load_saved, resolve
 from vlsi_cli.config.run import ReinforcementConfig
 from vlsi_cli.engine import processes, sharding
+from vlsi_cli.engine.backbones.load import load_backbone
+from vlsi_cli.engine.backbones.placement import divide
 from vlsi_cli.engine.batch import Batch
 from vlsi_cli.engine.runs import models
 from vlsi_cli.engine.runs.distill import run
@@ -77,6 +79,16 @@ def gradients(small: str, *, divided: bool, alone: bool = False) -> list[dict[st
         prepared.optimizer.zero_grad(set_to_none=True)
     accelerator.free_memory()
     return found
+
+
+def states(experts: Path, *, divided: bool) -> torch.Tensor:
+    """Of a large model with experts for two records, which processes that divide its layers read from the disk."""
+    backbone = load_backbone(str(experts), placement="disk" if divided else "device")
+    if divided:
+        divide(backbone)
+    batch = pairs.batches(backbone, pairs.encoded(backbone, 2), 2)[0]
+    with torch.no_grad():
+        return backbone.forward_base(batch.inputs)
 
 
 def caught(work: Any) -> dict[str, Any]:
@@ -151,6 +163,7 @@ def main() -> None:
         found["first fails"] = processes.gather(caught(first_fails))
         torch.save(gradients(small, divided=False), folder / f"ddp-{processes.rank()}.pt")
         torch.save(gradients(small, divided=True), folder / f"fsdp-{processes.rank()}.pt")
+        torch.save(states(folder / "experts", divided=True), folder / f"experts-{processes.rank()}.pt")
         run(resolve("demo", sets["whole"]), output=folder / "ddp", events=events.ignore)
         # the frozen towers stay whole there, so what they say can be kept
         kept = [f"{side}.vision_memory=0.001" for side in ("teacher", "student")]

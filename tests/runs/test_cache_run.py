@@ -14,9 +14,12 @@ from tests.runs.cachekit import ONE, Pair, beside, build, cached, same_weights, 
 from tests.runs.conftest import lines, short
 from tests.runs.test_resume import broken
 from vlsi_cli import events
+from vlsi_cli.config import asking
 from vlsi_cli.config.loading import load_saved
+from vlsi_cli.engine.runs import match_layers
 from vlsi_cli.engine.runs.distill import run
 from vlsi_cli.engine.teachers import LiveTeacher
+from vlsi_cli.errors import CheckpointError
 
 
 def test_bit_for_bit_the_live_run(
@@ -38,12 +41,36 @@ def test_bit_for_bit_the_live_run(
     assert stages == {"verbalization-small", "interaction", "reinforcement"}
 
 
+def test_its_layers_are_compared_by_the_sets_of_the_cache(
+    pair: Pair, live: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Named by the run that trained them, since the cache has what they say and not them."""
+    output = cached(pair, cache, tmp_path / "run", "interaction.steps=1", "reinforcement=null")
+    lens = {"samples": 4, "draws": 2, "events": events.ignore}
+    with pytest.raises(CheckpointError, match="has no verbalizers of it"):
+        match_layers.run(load_saved(output), run_folder=output, **lens)
+    alone = {"student_verbalizers": None, "history_only": False, "at_start": True}
+    named = asking.pair(None, (), asking.flags(teacher_verbalizers=live), run=output, **alone)
+    found = match_layers.run(named, run_folder=output, at="start", **lens)
+    other = match_layers.run(load_saved(live), run_folder=live, at="start", **lens)
+    assert found.survey == other.survey
+
+
 @pytest.mark.parametrize(
     ("family", "architecture"),
-    [("qwen3_5", "verb-ffn"), ("qwen3_5", "decoder"), ("internvl", "verb-ffn"), ("gemma3", "decoder")],
+    [
+        ("qwen3_vl_moe", "ffn"),
+        ("qwen3_5", "verb-ffn"),
+        ("qwen3_5", "decoder"),
+        ("internvl", "verb-ffn"),
+        ("gemma3", "decoder"),
+        ("gemma4", "decoder"),
+        ("mistral3", "decoder"),
+    ],
 )
 def test_bit_for_bit_in_other_families(family: str, architecture: str, tmp_path: Path) -> None:
-    """All stages, live and from a cache: where decoder layers are not all alike, and where pictures come in tiles."""
+    """All stages, live and from a cache: where decoder layers are not all alike or have experts, and where pictures
+    come in tiles."""
     pair = tiny_pair(tmp_path, family)
     few = (f"verbalizer.architecture={architecture}", "interaction.steps=2", "data.sources.0.size=6")
     few += ("verbalization.batch_size=1", "interaction.gradient_checkpointing=true")

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.runs.conftest import lines, short
-from tests.tiny import ALWAYS_THINKING, tiny_folder
+from tests.templates import ALWAYS_THINKING
+from tests.tiny import tiny_folder
 from vlsi_cli import events
 from vlsi_cli.engine.runs.distill import run
 from vlsi_cli.engine.teachers import LiveTeacher

@@ -6,6 +6,7 @@ a `node_modules` folder made from `docs/examples/package.json`; onnxruntime-gena
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,19 +15,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from tests import needs
 
 needs.onnx()
 
 from huggingface_hub import ModelCard, snapshot_download  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
 
 from tests.hub_client import use_hub, vlsi  # noqa: E402
 from tests.hub_server import HubServer  # noqa: E402
 from tests.invariants.tree import ROOT  # noqa: E402
+from tests.tiny import tiny_folder  # noqa: E402
 from vlsi_cli.engine.backbones.load import load_backbone  # noqa: E402
 from vlsi_cli.engine.data.patterns import pattern_record  # noqa: E402
+from vlsi_cli.engine.data.records import ImageRef, Message, Record  # noqa: E402
 from vlsi_cli.engine.data.sources import PatternsSource  # noqa: E402
 from vlsi_cli.engine.data.template import ChatEncoder  # noqa: E402
 from vlsi_cli.engine.evaluation import answer_prompts  # noqa: E402
@@ -146,3 +154,144 @@ def test_onnxruntime_genai(puzzle: int, fetched: Path, asked: Asked, torchs_answ
     needs.genai()
     said = run(sys.executable, EXAMPLES / "answer_genai.py", fetched / "onnx" / "genai", *asked(puzzle))
     assert said == torchs_answers[puzzle]
+
+
+QUESTION = "What is in the picture?"
+
+
+def outspoken(family: str, folder: Path, louder: str) -> Path:
+    """A random model that shows more of what it sees: its answers are letters only, ``louder`` weights weigh more."""
+    tiny_folder(family, folder, layers=2, hidden=64, tied=False, seed=1)
+    weights = load_file(folder / "model.safetensors")
+    words = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    letters = [
+        number for word, number in words.items() if word.replace("Ġ", "a").isalpha() and word.isascii()
+    ]
+    mute = torch.ones(len(weights["lm_head.weight"]), dtype=torch.bool)
+    mute[letters] = False
+    weights["lm_head.weight"][mute] = 0.0
+    loud = [name for name in weights if louder in name]
+    assert loud
+    for name in loud:
+        weights[name] *= 8
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def torchs(model: Path, pictures: list[Path]) -> dict[str, str]:
+    """torch's answers about pictures, which are unlike one another."""
+    backbone = load_backbone(str(model))
+    encoder = ChatEncoder(backbone.processor)
+    talk = (Message("user", (0, QUESTION)), Message("assistant", ("-",)))
+    prompts = [
+        encoder.encode_prompt(Record(path.stem, talk, (ImageRef(picture=Image.open(path)),)))
+        for path in pictures
+    ]
+    end = int(backbone.tokenizer.eos_token_id)
+    found = answer_prompts(backbone, prompts, pad_id=encoder.pad_id, end_id=end, max_new_tokens=64)
+    answers = {path.stem: answer.prediction for path, answer in zip(pictures, found, strict=True)}
+    assert len({*answers.values()}) == len(pictures), "other pictures, other answers"
+    return answers
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A folder with an export of Idefics3 and pictures, and torch's answer to each picture.
+
+    Resized, a picture of stripes along the side that changes is what it was, with any filter: each runtime sees the
+    same pixels. The third picture is of any size.
+    """
+    place, noise = tmp_path_factory.mktemp("tiled"), np.random.default_rng(0)
+    for name, size, (high, wide) in (
+        ("wide", (48, 16), (16, 1)),
+        ("high", (16, 48), (1, 16)),
+        ("free", (100, 70), (70, 100)),
+    ):
+        pixels = noise.integers(0, 256, (high, wide, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST).save(place / f"{name}.png")
+    model = outspoken("idefics3", place / "model", "modality_projection.proj")
+    path = model / "preprocessor_config.json"
+    settings = json.loads(path.read_text("utf-8")) | {"size": {"longest_edge": 48}}
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    done = vlsi("export", model, "--output", place / "fp32")
+    assert done.exit_code == 0, done.output
+    return place, torchs(model, sorted(place.glob("*.png")))
+
+
+@pytest.mark.parametrize("picture", ["wide", "free"])
+def test_python_cuts_pictures_into_tiles(picture: str, tiled: tuple[Path, dict[str, str]]) -> None:
+    place, torchs = tiled
+    said = run(sys.executable, EXAMPLES / "answer.py", place / "fp32", place / f"{picture}.png", QUESTION)
+    assert said == torchs[picture]
+
+
+@pytest.mark.parametrize("picture", ["wide", "high"])
+def test_transformers_js_cuts_pictures_into_tiles(
+    picture: str, tiled: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    (place, torchs), (node, modules) = tiled, needs.node()
+    (tmp_path / "node_modules").symlink_to(modules)
+    script = shutil.copy(EXAMPLES / "answer.mjs", tmp_path)
+    said = run(node, script, place / "fp32", place / f"{picture}.png", QUESTION, cwd=tmp_path)
+    assert said == torchs[picture]
+
+
+def second_stack(model: Path) -> None:
+    """Give pictures features for the second decoder layer too, unlike those for the first."""
+    path = model / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["vision_config"]["deepstack_visual_indexes"] = [0, 1]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    weights = load_file(model / "model.safetensors")
+    first = "deepstack_merger_list.0."
+    more = {
+        name.replace(first, "deepstack_merger_list.1."): -0.5 * weight
+        for name, weight in weights.items()
+        if first in name
+    }
+    save_file(weights | more, model / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.fixture(scope="module")
+def stacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """Qwen3-VL in both layouts, and torch's answers to pictures that no runtime has to resize.
+
+    What the first decoder layers get of a picture besides its tokens counts: without it the answers are others.
+    """
+    place, noise = tmp_path_factory.mktemp("stacked"), np.random.default_rng(0)
+    for name, size in (("wide", (32, 24)), ("high", (16, 40))):
+        Image.fromarray(noise.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(place / f"{name}.png")
+    model = outspoken("qwen3_vl", place / "model", "deepstack_merger_list")
+    second_stack(model)
+    for layout in ("transformers.js", "ort-genai"):
+        done = vlsi("export", model, "--output", place / layout, "--layout", layout)
+        assert done.exit_code == 0, done.output
+    pictures = sorted(place.glob("*.png"))
+    answers = torchs(model, pictures)
+    weights = load_file(model / "model.safetensors")
+    weights |= {name: 0 * weight for name, weight in weights.items() if "deepstack" in name}
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    blind = torchs(model, pictures)
+    assert all(answers[name] != blind[name] for name in answers)
+    return place, answers
+
+
+@pytest.mark.parametrize("picture", ["wide", "high"])
+@pytest.mark.parametrize("runtime", ["python", "transformers.js", "ort-genai"])
+def test_all_that_a_picture_of_qwen3_vl_says(
+    runtime: str, picture: str, stacked: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    place, torchs = stacked
+    asked = (place / f"{picture}.png", QUESTION)
+    if runtime == "python":
+        said = run(sys.executable, EXAMPLES / "answer.py", place / "transformers.js", *asked)
+    elif runtime == "transformers.js":
+        node, modules = needs.node()
+        (tmp_path / "node_modules").symlink_to(modules)
+        script = shutil.copy(EXAMPLES / "answer.mjs", tmp_path)
+        said = run(node, script, place / "transformers.js", *asked, cwd=tmp_path)
+    else:
+        needs.genai()
+        said = run(sys.executable, EXAMPLES / "answer_genai.py", place / "ort-genai", *asked)
+        said = said[: len(torchs[picture])]  # it writes on where torch was told to stop
+    assert said == torchs[picture]

@@ -23,7 +23,8 @@ from safetensors.torch import load_file
 
 from tests.ports import free_port
 from tests.runs.conftest import SHORT, lines
-from tests.runs.ranks import gradients
+from tests.runs.ranks import gradients, states
+from tests.tiny import tiny_folder
 from vlsi_cli import events
 from vlsi_cli.config.loading import load_saved, resolve
 from vlsi_cli.config.run import StageConfig
@@ -83,6 +84,7 @@ def launch(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
     sets = sets_of(pair, *HALVES)
     (folder / "sets.json").write_text(json.dumps({"whole": sets, "short": [*sets, *LITTLE]}), "utf-8")
     begun_by_one(folder / "one-to-two", *sets, *LITTLE)
+    tiny_folder("qwen3_vl_moe", folder / "experts", layers=2)
     launched("tests.runs.ranks", str(folder), str(pair[1]))
     return folder
 
@@ -169,6 +171,13 @@ def test_a_process_without_pictures_or_responses(pair: tuple[Path, Path], launch
             for name, gradient in ours.items():
                 wanted = theirs.get(name, torch.zeros_like(gradient))
                 assert torch.allclose(gradient, wanted, atol=1e-6, rtol=1e-4), name
+
+
+def test_experts_are_divided(launch: Path) -> None:
+    """Each process has a piece of every tensor of three dimensions, and both say what the whole model says."""
+    whole = states(launch / "experts", divided=False)
+    for rank in range(2):
+        assert torch.equal(torch.load(launch / f"experts-{rank}.pt"), whole)
 
 
 def test_begun_by_two_and_ended_by_one(launch: Path, unbroken: Path) -> None:

@@ -17,6 +17,7 @@ from vlsi_cli import events
 from vlsi_cli.config import asking
 from vlsi_cli.config.folders import require_free
 from vlsi_cli.config.loading import Resolved, load_saved, resolve
+from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.runs.distill import run
 from vlsi_cli.engine.runs.folder import RunFolder
 from vlsi_cli.errors import (
@@ -64,6 +65,22 @@ def test_a_target_beyond_the_model(pair: tuple[Path, Path], tmp_path: Path) -> N
 def test_another_family(pair: tuple[Path, Path], tmp_path: Path) -> None:
     other = tiny_folder("llava_onevision", tmp_path / "llava", layers=6)
     refused(short((other, pair[1])), tmp_path / "run", CompatibilityError)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_small_model_with_experts(alone: bool, tmp_path: Path) -> None:
+    """It trains with a large model or without one."""
+    experts = tiny_folder("qwen3_vl_moe", tmp_path / "experts", layers=4)
+    sets = ("teacher=null", "verbalization=null", "interaction=null") if alone else ()
+    error = refused(short((experts, experts), *sets), tmp_path / "run", CompatibilityError)
+    assert f"'{experts}' is made of experts (6 a layer)" in error.message
+
+
+def test_bits_of_experts(tmp_path: Path) -> None:
+    """Whether bitsandbytes is installed or not."""
+    experts = tiny_folder("qwen3_vl_moe", tmp_path / "experts", layers=4)
+    with pytest.raises(ConfigError, match="nearly all of this model is in experts"):
+        load_backbone(str(experts), quantization="8bit")
 
 
 def test_no_such_model(pair: tuple[Path, Path], tmp_path: Path) -> None:

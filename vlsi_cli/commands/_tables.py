@@ -136,7 +136,10 @@ def _sides(sides: list[SidePlan]) -> Table:
         verbalizers = f"{len(side.targets)} x {count(side.verbalizer_parameters)}"
         vision = "unknown" if facts.vision is None else count(facts.vision)
         shape = (str(facts.layers), str(facts.hidden), str(facts.vocab), head)
-        table.add_row(side.side, side.id, *shape, count(facts.parameters), vision, verbalizers)
+        parameters = count(facts.parameters)
+        if facts.experts is not None:
+            parameters += f", {count(facts.parameters - facts.idle_parameters)} a token"
+        table.add_row(side.side, side.id, *shape, parameters, vision, verbalizers)
     return table
 
 

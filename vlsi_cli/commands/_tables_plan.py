@@ -93,6 +93,10 @@ def _ladder(place: Placement, found: Advice) -> Table:
             "no",
             f"{_name(place)} cannot hold it: a larger device, or more of them with --sharding both",
         )
+    if found.cached is not None:
+        fits = "yes" if found.cached <= place.device.memory else "no"
+        why = "instead of all of these: the large model from a teacher cache, which a run of its own builds"
+        table.add_row("teacher.cache=DIR", _tables.size(found.cached), fits, why)
     return table
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vlsi_cli.config.accelerators import Accelerator
+from vlsi_cli.config.catalog import facts_of
 from vlsi_cli.config.loading import Resolved
 from vlsi_cli.config.memory import TRAINED_WEIGHT, ZERO_BUCKETS
 from vlsi_cli.config.planning import plan
@@ -90,12 +91,15 @@ class Advice:
         seconds: time of each stage; None where unknown.
         fits: whether every stage fits; None where a shape is unknown.
         ladder: changes in the order in which they are tried, up to the first that fits; empty when the plan fits.
+        cached: bytes of the largest stage of the plan if a teacher cache took the large model's place, where the plan
+            does not fit with it; else None.
     """
 
     peaks: tuple[int | None, ...]
     seconds: tuple[float | None, ...]
     fits: bool | None
     ladder: tuple[Rung, ...]
+    cached: int | None = None
 
 
 def advise(
@@ -134,7 +138,19 @@ def advise(
         if changed.host_memory:
             why = f"{why} ({changed.host_memory / 2**30:.0f} GiB a process)"
         ladder.append(Rung(tuple(change), why, peak, peak <= place.device.memory))
-    return Advice(peaks, seconds, fits, tuple(ladder))
+    return Advice(peaks, seconds, fits, tuple(ladder), None if fits else _cached(place, records, again))
+
+
+def _cached(place: Placement, records: Records, again: Callable[[Sequence[str]], Resolved]) -> int | None:
+    """The largest stage of a run that reads the large model from a cache; None where it does, or has none."""
+    large = again(()).config.teacher
+    if large is None or large.cache is not None:
+        return None
+    instead = ("teacher.cache=cache", "teacher.placement=device", "teacher.quantization=none")
+    try:
+        return _largest(place.peak(stage) for stage in plan(again(instead), records).stages)
+    except ConfigError:  # it does not go together with what was asked for
+        return None
 
 
 def _largest(peaks: Iterable[int | None]) -> int:
@@ -184,13 +200,13 @@ def _next(config: DistillConfig, tried: set[str]) -> tuple[str, list[str], str] 
     if "8bit" not in tried:
         return (
             "8bit",
-            ["teacher.quantization=8bit"] if movable and bits == "none" else [],
+            ["teacher.quantization=8bit"] if movable and bits == "none" and not _has_experts(config) else [],
             "the large model's layers in 8 bits a weight: what it says changes a little",
         )
     if "4bit" not in tried:
         return (
             "4bit",
-            ["teacher.quantization=4bit"] if movable and bits != "4bit" else [],
+            ["teacher.quantization=4bit"] if movable and bits != "4bit" and not _has_experts(config) else [],
             "the large model's layers in 4 bits a weight: what it says changes more",
         )
     if "placement" not in tried:
@@ -202,3 +218,9 @@ def _next(config: DistillConfig, tried: set[str]) -> tuple[str, list[str], str] 
             "teacher cache that way once, and train from it",
         )
     return None
+
+
+def _has_experts(config: DistillConfig) -> bool:
+    """Whether the large model is known to have experts, which are not quantized."""
+    facts = facts_of(config.teacher.id, config.teacher.revision) if config.teacher else None
+    return facts is not None and facts.experts is not None

@@ -189,7 +189,8 @@ def pair(
         sets: see :func:`vlsi_cli.config.loading.resolve`.
         given: from :func:`flags`.
         student_verbalizers: the small model's set.
-        run: a run folder that brings its own models; None for those of ``recipe`` and ``given``.
+        run: a run folder that brings its own models, but for the large one's verbalizers where it read a cache; None
+            for those of ``recipe`` and ``given``.
         history_only: whether only its matches are read, and no model.
         at_start: whether its small model is wanted as the interaction began.
 
@@ -204,6 +205,8 @@ def pair(
         "--teacher-verbalizers": given["teacher.verbalizers"],
         "--student-verbalizers": student_verbalizers,
     }
+    if run is not None and _lacks_its_large_sets(run):
+        del own["--teacher-verbalizers"]
     if run is not None and (extra := [name for name, value in own.items() if value is not None]):
         also = ", ".join(extra)
         raise ConfigError(f"--run brings its own models, but {also} was given too", hint="leave it out")
@@ -223,3 +226,12 @@ def pair(
         needed = [need for need in planning.needs(resolved.config) if not need.what.startswith("evaluation")]
         reach.require(needed, dry_run=False, of_run=run is not None)
     return resolved
+
+
+def _lacks_its_large_sets(run: Path) -> bool:
+    """Whether a run read its large model from a cache, which has what its verbalizers say and not them."""
+    try:
+        teacher = loading.load_saved(run).config.teacher
+    except VlsiError:  # whatever it is, another option may be wrong before it
+        return False
+    return teacher is not None and teacher.cache is not None

@@ -13,22 +13,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlsi_cli.config.experts import Experts, experts_of
+from vlsi_cli.config.mixed import LayerKind, MixedLayers, mixed_of
 from vlsi_cli.config.models import Architecture
+from vlsi_cli.config.presence import weight_files
 
 #: Families, and decoders of families that have several, with a bias on queries, keys and values.
 ATTENTION_BIASED = frozenset({"qwen2_vl", "qwen2_5_vl", "llava_onevision", "qwen2"})
 #: Those that normalise queries and keys per head.
-QK_NORMED = frozenset({"qwen3_vl", "qwen3_5", "qwen3", "gemma3"})
+QK_NORMED = frozenset(
+    {"qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen3", "qwen3_moe", "gemma3", "gemma4"}
+)
+#: Families whose queries come with a gate of their width for what attention gives.
+GATED = frozenset({"qwen3_5", "qwen3_5_moe"})
 #: Norms of a decoder layer where there are not two of them.
-NORMS = {"gemma3": 4}
-# What Gemma 3's public configs leave to the defaults of its class.
+NORMS = {"gemma3": 4, "gemma4": 4}
+# What Gemma's public configs leave to the defaults of its class.
 _UNSAID: dict[str, dict[str, Any]] = {
     "gemma3": {
         "vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
         "tie_word_embeddings": True,
-    }
+    },
+    "gemma4": {"vocab_size": 262_144, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+               "tie_word_embeddings": True},
 }  # fmt: skip
 _NOT_LANGUAGE = ("visual.", "vision", "connector", "multi_modal_projector", "image_newline")
+_UNREAD = ("audio_tower.", "embed_audio.")
+# What is stored beside parameters: bounds of clipped maps, factors and shifts.
+_BUFFERS = ("input_min", "input_max", "output_min", "output_max", "std_bias", "std_scale", "layer_scalar")
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,7 @@ class ModelFacts:
         model_type: the family as transformers spells it, e.g. ``qwen2_vl``.
         layers: decoder layers.
         hidden: width of the decoder.
-        ffn: inner width of its feed-forward layers.
+        ffn: inner width of its feed-forward layers; with experts the width that a token meets.
         heads: attention heads.
         kv_heads: key/value heads.
         head_dim: width of a head.
@@ -92,6 +104,11 @@ class ModelFacts:
         gated: whether queries come with a gate of their width for what attention gives.
         norms: norms of the hidden width in a decoder layer.
         linear: the layers of linear attention, in a model that has them beside those of attention.
+        experts: what a feed-forward layer is, in a model whose tokens go to some of many.
+        rounded: how the checkpoint's weights are rounded, in its own words, e.g. ``fp8``; empty: they are not.
+        mixed: how its layers differ, in a model whose layers are otherwise not alike; ``ffn``, ``kv_heads`` and
+            ``head_dim`` are then those of the first layer.
+        unread: parameters of what is held and never fed (audio).
     """
 
     name: str
@@ -110,11 +127,40 @@ class ModelFacts:
     gated: bool = False
     norms: int = 2
     linear: LinearAttention | None = None
+    experts: Experts | None = None
+    rounded: str = ""
+    mixed: MixedLayers | None = None
+    unread: int = 0
 
     @property
     def embedding_parameters(self) -> int:
         """The input embeddings (and the head too, when it is tied)."""
         return self.vocab * self.hidden
+
+    @property
+    def input_parameters(self) -> int:
+        """What makes the inputs of all layers beside the embeddings, in a model that has them."""
+        return (
+            self.mixed.input_parameters(self.layers, self.hidden) if self.mixed and self.mixed.inputs else 0
+        )
+
+    @property
+    def looked_up(self) -> int:
+        """Of those, the table: its rows are taken out, and nothing is multiplied by the whole."""
+        return self.mixed.input_vocab * self.layers * self.mixed.inputs if self.mixed else 0
+
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """Its decoder layers with attention, told apart by their shapes."""
+        if self.mixed is not None:
+            return self.mixed.kinds(self.layers, self.heads, self.kv_heads, self.head_dim, self.ffn)
+        one = (self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads, True, self.head_dim)
+        return (LayerKind(self.attention_layers, *one, self.ffn),)
+
+    @property
+    def widest_ffn(self) -> int:
+        """Inner width of the widest feed-forward layer."""
+        return max(kind.ffn for kind in self.kinds)
 
     @property
     def attention_layers(self) -> int:
@@ -123,15 +169,26 @@ class ModelFacts:
 
     @property
     def layer_parameters(self) -> int:
-        """One decoder layer: attention, gated feed-forward and norms; of two kinds of layers the larger."""
+        """One decoder layer: attention, gated feed-forward and norms; of several kinds of layers the largest."""
+        if self.mixed is not None:
+            return max(self.mixed.parameters(kind, self.hidden) for kind in self.kinds)
         return max(self._attention(), self._linear()) + self._beside_attention()
 
     @property
     def decoder_parameters(self) -> int:
         """All decoder layers, without embeddings, final norm and head."""
+        if self.mixed is not None:
+            return sum(kind.count * self.mixed.parameters(kind, self.hidden) for kind in self.kinds)
         mixing = self.attention_layers * self._attention()
         mixing += self.linear.layers * self._linear() if self.linear else 0
         return mixing + self.layers * self._beside_attention()
+
+    @property
+    def idle_parameters(self) -> int:
+        """Of all decoder layers: the experts that a token does not go to."""
+        if self.experts is None:
+            return 0
+        return self.layers * (self.experts.parameters(self.hidden) - self.experts.active(self.hidden))
 
     def _attention(self) -> int:
         query, keyvalue = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -143,21 +200,26 @@ class ModelFacts:
         return self.linear.parameters(self.hidden) if self.linear else 0
 
     def _beside_attention(self) -> int:
-        return 3 * self.hidden * self.ffn + self.norms * self.hidden
+        inner = self.experts.parameters(self.hidden) if self.experts else 3 * self.hidden * self.ffn
+        return inner + self.norms * self.hidden
 
     @property
     def language_parameters(self) -> int:
         """The whole language model: embeddings, layers, final norm, head."""
         head = 0 if self.tied else self.embedding_parameters
-        return self.embedding_parameters + self.decoder_parameters + self.hidden + head
+        return (
+            self.embedding_parameters + self.input_parameters + self.decoder_parameters + self.hidden + head
+        )
 
     @property
     def parameters(self) -> int:
-        """Everything that is known: the language model and, if known, the vision side."""
-        return self.language_parameters + (self.vision or 0)
+        """Everything that is known: the language model and, if known, the vision side, and what is never fed."""
+        return self.language_parameters + (self.vision or 0) + self.unread
 
     def lora_parameters(self, rank: int) -> int:
         """Adapters of one rank on the linear maps of every decoder layer (seven with attention): rank x (in + out)."""
+        if self.mixed is not None:
+            return rank * sum(kind.count * self.mixed.sides(kind, self.hidden) for kind in self.kinds)
         query, keyvalue = self.heads * self.head_dim, self.kv_heads * self.head_dim
         sides = (self.hidden + query) * 2 + (self.hidden + keyvalue) * 2 + query * self.gated
         every = self.attention_layers * sides + self.layers * (self.hidden + self.ffn) * 3
@@ -187,12 +249,13 @@ def facts_from_folder(folder: Path, name: str | None = None) -> ModelFacts | Non
     try:
         model_type = str(config["model_type"])
         hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
+        experts = experts_of(text)
         return ModelFacts(
             name=name or folder.name,
             model_type=model_type,
             layers=int(text["num_hidden_layers"]),
             hidden=hidden,
-            ffn=int(text["intermediate_size"]),
+            ffn=experts.width if experts else int(text["intermediate_size"]),
             heads=heads,
             kv_heads=int(text.get("num_key_value_heads") or heads),
             head_dim=int(text.get("head_dim") or hidden // heads),
@@ -200,13 +263,23 @@ def facts_from_folder(folder: Path, name: str | None = None) -> ModelFacts | Non
             tied=bool(text.get("tie_word_embeddings", False)),
             attention_bias=model_type in ATTENTION_BIASED or _decoder_of(text) in ATTENTION_BIASED,
             qk_norm=model_type in QK_NORMED or _decoder_of(text) in QK_NORMED,
-            vision=_vision_parameters(folder),
-            gated=model_type == "qwen3_5",
+            vision=_stored_parameters(folder, _NOT_LANGUAGE),
+            gated=model_type in GATED,
             norms=NORMS.get(model_type, 2),
             linear=_linear_attention(text),
+            experts=experts,
+            rounded=rounded(config),
+            mixed=mixed_of(text),
+            unread=_stored_parameters(folder, _UNREAD) or 0,
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
+
+
+def rounded(config: dict[str, Any]) -> str:
+    """How a checkpoint's weights are rounded, by its parsed ``config.json``, e.g. ``fp8``; empty: they are not."""
+    quantization = config.get("quantization_config")
+    return str(quantization.get("quant_method", "quantized")) if isinstance(quantization, dict) else ""
 
 
 def _decoder_of(text: dict[str, Any]) -> str:
@@ -230,17 +303,21 @@ def _linear_attention(text: dict[str, Any]) -> LinearAttention | None:
     )
 
 
-def _vision_parameters(folder: Path) -> int | None:
-    """Parameters outside the language model, read from the headers of the safetensors files."""
+def _stored_parameters(folder: Path, marks: tuple[str, ...]) -> int | None:
+    """Parameters whose names have one of the marks, read from the headers of the safetensors files."""
     shapes: dict[str, int] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         try:
             shapes.update(_tensor_sizes(file))
         except (OSError, ValueError, RecursionError, struct.error):
             return None
     if not shapes:
         return None
-    return sum(size for name, size in shapes.items() if any(mark in name for mark in _NOT_LANGUAGE))
+    return sum(
+        size
+        for name, size in shapes.items()
+        if any(mark in name for mark in marks) and not name.endswith(_BUFFERS)
+    )
 
 
 def _tensor_sizes(file: Path) -> dict[str, int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from vlsi_cli.config.facts import ModelFacts
+from vlsi_cli.config.mixed import LayerKind
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 # Of a quantized decoder layer: LLM.int8() has an fp32 scale a row beside its bytes; NF4 a scale of 8 bits for 64
@@ -30,16 +31,19 @@ RECTANGLES, RECTANGLES_CPU = 512 * 2**20, 8 * 2**20
 KEPT_ROWS, KEPT_ROWS_CPU = 1536 * 2**20, 128 * 2**20
 SUMS, SUMS_CPU = 4096 * 2**20, 512 * 2**20
 
-# Bytes that one decoder layer keeps for its backward, per token: (hidden, ffn, key/value width) coefficients.
+# Bytes that one decoder layer keeps for its backward, per token: (hidden, ffn, query, key/value width) coefficients.
 # `mixed` is fp32 weights under bf16 autocast. A family whose attention repeats keys and values to the width of the
-# queries keeps more of the hidden width instead of the key/value width.
-_KEPT = {"fp32": (32, 16, 8), "mixed": (30, 8, 4), "bf16": (20, 8, 4)}
+# queries keeps more of that width instead of the key/value width.
+_KEPT = {"fp32": (24, 16, 8, 8), "mixed": (26, 8, 4, 4), "bf16": (16, 8, 4, 4)}
 _REPEATED = {"fp32": (8, -8), "mixed": (4, -4), "bf16": (4, -4)}
-# Where queries and keys are normalised, the queries' width need not be the hidden one: (hidden, ffn, query width,
-# key/value width). Gated attention keeps more, and so do four norms.
+# The same where queries and keys are normalised. Gated attention keeps more, and so do four norms.
 _NORMED = {"fp32": (24, 16, 24, 8), "mixed": (26, 8, 14, 6), "bf16": (16, 8, 14, 6)}
 _GATED = {"fp32": (24, 16, 40, 8), "mixed": (26, 8, 22, 8), "bf16": (20, 8, 22, 8)}
 _FOUR_NORMS = {"fp32": (40, 16, 24, 8), "mixed": (42, 8, 16, 8), "bf16": (36, 8, 16, 8)}
+# Where layers are not alike (Gemma 4): (hidden, that of each map of keys or values, ffn, query width, key/value width),
+# and where they have inputs of their own (hidden, width of those); keys that were not made here are kept once.
+_MIXED = {"fp32": (40, 0, 16, 24, 12), "mixed": (38, 2, 8, 16, 12), "bf16": (36, 0, 8, 16, 12)}
+_INPUTS = {"fp32": (12, 24), "mixed": (10, 22), "bf16": (10, 16)}
 # Linear attention by transformers' own code: (hidden, ffn, key width, key width repeated for every value head, value
 # width, value heads, state of a head). The kernels of flash-linear-attention keep less.
 _LINEAR = {
@@ -117,8 +121,16 @@ class Workload:
 
 
 def forward_bytes(facts: ModelFacts, load: Workload, number_bytes: int) -> int:
-    """Peak of a forward pass that keeps nothing: the widest moment of one layer."""
-    return load.tokens * number_bytes * (4 * facts.hidden + 3 * facts.ffn)
+    """Peak of a forward pass that keeps nothing: the widest moment of one layer.
+
+    With experts every token has a row for each of those that it goes to: as they are sorted and given back, four of the
+    hidden width are there at once.
+    """
+    inner = 3 * facts.widest_ffn
+    if (experts := facts.experts) is not None:
+        rows = experts.chosen * max(4 * facts.hidden, facts.hidden + 3 * experts.ffn)
+        inner = rows + facts.hidden * (experts.shared > 0)
+    return load.tokens * number_bytes * (4 * facts.hidden + inner)
 
 
 def backward_bytes(
@@ -129,37 +141,54 @@ def backward_bytes(
     Args:
         kind: ``fp32``, ``mixed`` (fp32 weights under autocast) or ``bf16`` (frozen bf16 weights with adapters).
         checkpointing: keep the layers' inputs only; the moment is then one layer's insides as well.
-        rank: of the adapters on the seven linear maps of a layer; 0: none.
+        rank: of the adapters on the linear maps of a layer, seven in most; 0: none.
     """
     number_bytes = 4 if kind == "fp32" else 2
-    inside = kept_per_token(facts, kind) + number_bytes * load.length  # the last term: its row of the mask
+    beside = number_bytes * load.length  # its row of the mask
+    inputs = facts.mixed.inputs if facts.mixed else 0
     linear, kept_linear = facts.linear.layers if facts.linear else 0, kept_linear_per_token(facts, kind)
     if rank:
         # The narrow state of each adapter, and in bf16 each one's own copy of its input.
         adapters = rank * number_bytes
         copies = 9 * facts.hidden if kind == "bf16" else 0
-        inside, kept_linear = inside + 7 * adapters + copies, kept_linear + 8 * adapters + copies
-    moment = number_bytes * 3 * facts.ffn  # gradients of one feed-forward layer while it is undone
+        beside += (9 if inputs else 7) * adapters + copies
+        kept_linear += 8 * adapters + copies
+    moment = number_bytes * 3 * facts.widest_ffn  # gradients of one feed-forward layer while it is undone
+    insides = [(each.count, kept_per_token(facts, kind, each) + beside) for each in facts.kinds]
     if checkpointing:
         states = 2 if kind == "bf16" else 4
-        widest = max(inside, kept_linear if linear else 0)
-        return load.tokens * facts.layers * states * facts.hidden, load.tokens * (widest + moment)
-    return load.tokens * (facts.attention_layers * inside + linear * kept_linear), load.tokens * moment
+        widest = max(*(inside for _, inside in insides), kept_linear if linear else 0)
+        held = facts.layers * (states * facts.hidden + number_bytes * inputs)
+        return load.tokens * held, load.tokens * (widest + moment)
+    kept = sum(count * inside for count, inside in insides)
+    return load.tokens * (kept + linear * kept_linear), load.tokens * moment
 
 
-def kept_per_token(facts: ModelFacts, kind: str) -> int:
-    """Bytes that one decoder layer with attention keeps per token for its backward, the attention mask apart."""
+def kept_per_token(facts: ModelFacts, kind: str, layer: LayerKind | None = None) -> int:
+    """Bytes that one decoder layer with attention keeps per token for its backward, the attention mask apart.
+
+    Args:
+        layer: which of its layers, where they are not alike; None: the first kind.
+    """
+    if facts.mixed is not None:
+        layer = layer or facts.kinds[0]
+        hidden, each, ffn, query, keyvalue = _MIXED[kind]
+        hidden += each * ((layer.keyvalue > 0) + layer.values)
+        kept = hidden * facts.hidden + ffn * layer.ffn + query * layer.query + keyvalue * layer.keyvalue
+        if facts.mixed.inputs:
+            wide, own = _INPUTS[kind]
+            kept += wide * facts.hidden + own * facts.mixed.inputs
+        return kept + 8 * facts.heads + 4 * layer.kv_heads * (layer.keyvalue > 0)
     if facts.qk_norm:
         table = _GATED if facts.gated else _FOUR_NORMS if facts.norms == 4 else _NORMED
         hidden, ffn, query, keyvalue = table[kind]
         kept = hidden * facts.hidden + ffn * facts.ffn + 8 * facts.heads + 4 * facts.kv_heads
         return kept + (query * facts.heads + keyvalue * facts.kv_heads) * facts.head_dim
-    hidden, ffn, keyvalue = _KEPT[kind]
+    hidden, ffn, query, keyvalue = _KEPT[kind]
     if facts.model_type not in ("qwen2_vl", "qwen2_5_vl"):
-        hidden, keyvalue = hidden + _REPEATED[kind][0], keyvalue + _REPEATED[kind][1]
-    return (
-        hidden * facts.hidden + ffn * facts.ffn + keyvalue * facts.kv_heads * facts.head_dim + 4 * facts.heads
-    )
+        query, keyvalue = query + _REPEATED[kind][0], keyvalue + _REPEATED[kind][1]
+    kept = hidden * facts.hidden + ffn * facts.ffn + 4 * facts.heads
+    return kept + (query * facts.heads + keyvalue * facts.kv_heads) * facts.head_dim
 
 
 def kept_linear_per_token(facts: ModelFacts, kind: str) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from vlsi_cli.config import catalog
 from vlsi_cli.config.models import ModelConfig
 from vlsi_cli.config.presence import Need, cached_snapshot, has_weights, model_is_present
-from vlsi_cli.config.repos import looks_local
+from vlsi_cli.config.repos import download, looks_local
 from vlsi_cli.errors import ModelError
 
 _LISTED = 6
@@ -50,7 +50,7 @@ def hint_for(id: str) -> str:
     """What to do about a folder that is not there: the nearest ones, and how to get a hub model of that name."""
     steps = [near(id) or "give the folder of a model, or a hub id (owner/name)"]
     if not looks_local(id) and not Path(id).expanduser().is_dir():
-        steps.append(f"a model of the hub with that name has to be fetched first: hf download {id}")
+        steps.append(f"a model of the hub with that name has to be fetched first: {download(id)}")
     return "\n".join(steps)
 
 
@@ -116,9 +116,8 @@ def _folders(place: Path) -> list[str]:
 
 def model_need(what: str, model: ModelConfig) -> Need:
     """The need for one model."""
-    revision = f" --revision {model.revision}" if model.revision else ""
     local = means_folder(model.id) or model.id.startswith("demo/")
-    fetch = None if local else f"hf download {model.id}{revision}"
+    fetch = None if local else download(model.id, model.revision)
     return Need(what, "model", model.id, model_is_present(model), fetch)
 
 

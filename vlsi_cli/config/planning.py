@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from vlsi_cli.config import counting
 from vlsi_cli.config.caches import cache_note
-from vlsi_cli.config.catalog import facts_of
+from vlsi_cli.config.catalog import facts_of, group_of
+from vlsi_cli.config.experts import require_dense_student, require_plain_verbalizers, require_unrounded
 from vlsi_cli.config.loading import STAND_IN, Resolved
 from vlsi_cli.config.missing import model_need, verbalizers_need
 from vlsi_cli.config.plans import PairPlan, Plan, SidePlan
 from vlsi_cli.config.presence import Need, data_needs
-from vlsi_cli.config.ranges import BEYOND_FP16, require_range
+from vlsi_cli.config.ranges import BEYOND_FP16, require_range, require_whole
 from vlsi_cli.config.run import DistillConfig, ModelConfig
 from vlsi_cli.config.stage_plans import Records, host_bytes, stage_plans, stored_precision
 from vlsi_cli.errors import CompatibilityError
@@ -28,7 +29,7 @@ def plan(resolved: Resolved, records: Records | None = None) -> Plan:
 
     Raises:
         CompatibilityError: more small than large target layers, or targets beyond a model's depth.
-        ConfigError: epochs over endless data, or a precision that cannot hold a model's states.
+        ConfigError: epochs over endless data, weights in FP8, or a precision that cannot hold a model's states.
         DataError: a source is on this machine and empty.
     """
     config = resolved.config
@@ -58,7 +59,7 @@ def plan(resolved: Resolved, records: Records | None = None) -> Plan:
         )
     if (odd := smaller_teacher(config)) is not None:
         notes.append(odd)
-    if teacher and teacher.facts and student.facts and teacher.facts.model_type != student.facts.model_type:
+    if teacher and _of_two_families(teacher, student):
         notes.append(
             f"{teacher.id} and {student.id} are of two families: a run refuses them unless they read texts and "
             "pictures as the same tokens, which their shapes do not tell"
@@ -122,7 +123,11 @@ def _side(side: str, model: ModelConfig, config: DistillConfig) -> SidePlan:
     facts = facts_of(model.id, model.revision)
     if facts is None:
         return SidePlan(side, model.id, None, (), 0)
+    require_whole(facts.rounded, model.id)
     require_range(facts.model_type, model.id, stored_precision(config, model), stored_precision(config, None))
+    require_unrounded(facts.experts, model.quantization, model.id)
+    if side == "small":
+        require_dense_student(facts.experts, model.id)
     targets = model.targets.resolve(facts.layers)
     if _verbalizes(config) and (not targets or targets[-1] >= facts.layers):
         raise CompatibilityError(
@@ -130,6 +135,8 @@ def _side(side: str, model: ModelConfig, config: DistillConfig) -> SidePlan:
             f"{', '.join(map(str, targets)) or 'none'}: they must lie between 1 and {facts.layers - 1}",
             hint=f"set {'student' if side == 'small' else 'teacher'}.targets",
         )
+    if _verbalizes(config):
+        require_plain_verbalizers(facts.experts, config.verbalizer.architecture, model.id)
     return SidePlan(
         side, model.id, facts, targets, facts.verbalizer_parameters(config.verbalizer.architecture)
     )
@@ -138,6 +145,14 @@ def _side(side: str, model: ModelConfig, config: DistillConfig) -> SidePlan:
 def _verbalizes(config: DistillConfig) -> bool:
     compared = config.interaction is not None and config.interaction.intermediate != "none"
     return config.verbalization is not None or compared
+
+
+def _of_two_families(large: SidePlan, small: SidePlan) -> bool:
+    """Whether two known models are of families that need not read alike."""
+    if large.facts is None or small.facts is None or large.facts.model_type == small.facts.model_type:
+        return False
+    groups = group_of(large.id), group_of(small.id)
+    return groups[0] != groups[1] or groups[0] is None
 
 
 def _pairs(config: DistillConfig, large: SidePlan, small: SidePlan) -> tuple[PairPlan, ...]:

@@ -112,4 +112,5 @@ class Plan:
         for side, known_side in (("teacher", self.teacher), ("student", self.student)):
             if known_side and known_side.facts:
                 plan[side]["facts"]["parameters"] = known_side.facts.parameters
+                plan[side]["facts"]["idle_parameters"] = known_side.facts.idle_parameters
         return plan

@@ -15,7 +15,7 @@ from typing import Literal
 
 from vlsi_cli.config.data import DataConfig, HubSource, ImagesSource, LlavaSource, MessagesSource
 from vlsi_cli.config.models import ModelConfig
-from vlsi_cli.config.repos import looks_local
+from vlsi_cli.config.repos import TWICE, looks_local
 
 _PATTERNS = ("*.safetensors", "*.bin")
 
@@ -69,6 +69,11 @@ def model_is_present(model: ModelConfig) -> bool:
     if folder is None or not (folder / "config.json").is_file():
         return False
     return model.init == "random" or has_weights(folder)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, by name."""
+    return sorted(set(folder.glob("*.safetensors")) - set(folder.glob(TWICE)))
 
 
 def has_weights(folder: Path) -> bool:

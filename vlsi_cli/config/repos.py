@@ -11,6 +11,8 @@ _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 _LONGEST = 96
 #: Endings of JSON and JSON Lines.
 JSON = (".json", ".jsonl", ".ndjson")
+#: The weights once more, for programs of Mistral's own: beside those that transformers reads, in the same folder.
+TWICE = "consolidated*.safetensors"
 
 
 def check_repo_name(name: str) -> str:
@@ -40,6 +42,12 @@ def check_repo_name(name: str) -> str:
     if wrong:
         raise ConfigError(f"the hub does not allow the repository name '{name}': {wrong}")
     return name
+
+
+def download(id: str, revision: str | None = None) -> str:
+    """The command that fetches a model, without the weights that it has twice."""
+    whole = f" --exclude '{TWICE}'" if id.startswith("mistralai/") else ""
+    return f"hf download {id}" + (f" --revision {revision}" if revision else "") + whole
 
 
 def looks_local(name: str) -> bool:

@@ -180,7 +180,7 @@ def _reinforcement(
         verbalizers=0,
         gradients=trained * GRADIENT,
         optimizer=trained * MOMENTS,
-        activations=kept + memory.cast_bytes(0 if lora else trained, kind),
+        activations=kept + memory.cast_bytes(0 if lora else trained - facts.looked_up, kind),
         losses=memory.taps_bytes(facts, 1, load.responses, trained=False)
         + max(moment, _tiles(config, facts, load, heads=1)),
     )
@@ -314,7 +314,7 @@ def _restored(config: DistillConfig, side: SidePlan) -> int:
     if side.side != "large" or config.teacher is None or config.teacher.quantization != "4bit":
         return 0
     assert side.facts is not None
-    return side.facts.hidden * side.facts.ffn * _bytes(config, side)
+    return side.facts.hidden * side.facts.widest_ffn * _bytes(config, side)
 
 
 def _tiles(config: DistillConfig, facts: ModelFacts, load: Workload, *, heads: int) -> int:

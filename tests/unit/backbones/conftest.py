@@ -48,7 +48,7 @@ def batch_of() -> Inputs:
             message = {"role": "user", "content": content}
             texts.append(backbone.processor.apply_chat_template([message], add_generation_prompt=True))
         pictures = [Image.linear_gradient("L").resize(size).convert("RGB") for size in ((40, 24), (16, 32))]
-        nested = backbone.family.name in ("smolvlm", "idefics3", "gemma3")
+        nested = backbone.family.name in ("smolvlm", "idefics3", "gemma3", "gemma4")
         images: Any = [[p] for p in pictures] if nested else pictures
         made = backbone.processor(
             text=texts, images=images, return_tensors="pt", padding=True, padding_side="right"

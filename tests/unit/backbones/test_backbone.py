@@ -3,21 +3,21 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tiny import FAMILIES
+from tests.tiny import EXPERTS, FAMILIES
 from vlsi_cli.engine.backbones.backbone import PARTS
 from vlsi_cli.errors import ModelError
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *EXPERTS])
 def test_head_of_forward_base_is_the_models_logits(family, load, batch_of):
     backbone = load(family)
     inputs = batch_of(backbone)
     with torch.no_grad():
-        logits = backbone.head(backbone.forward_base(inputs))
+        logits = backbone.logits(backbone.forward_base(inputs))
         assert torch.equal(logits, backbone.model(**inputs).logits)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *EXPERTS])
 def test_tapped_layers_are_transformers_hidden_states(family, load, batch_of):
     backbone = load(family)
     inputs = batch_of(backbone)
@@ -31,7 +31,7 @@ def test_tapped_layers_are_transformers_hidden_states(family, load, batch_of):
         assert torch.equal(backbone.final_norm(tapped[4]), last)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *EXPERTS])
 def test_padding_does_not_change_a_row(family, load, batch_of):
     backbone = load(family)
     inputs = batch_of(backbone)

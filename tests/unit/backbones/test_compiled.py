@@ -17,14 +17,15 @@ from vlsi_cli.errors import ConfigError
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # the tracer looks at tensors of every kind
 @pytest.mark.parametrize(
-    ("family", "compiled_ones"), [("qwen2_vl", [True, True]), ("qwen3_5", [False, True])]
+    ("family", "compiled_ones"),
+    [("qwen2_vl", [True, True]), ("qwen3_5", [False, True]), ("gemma4", [True] * 4)],
 )
 def test_the_same_states_and_gradients(
     family: str, compiled_ones: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the tracing is torch.compile's own; its code generator needs minutes on a CPU and is not what is tested
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    model = pairs.load(tiny_folder(family, tmp_path, layers=2, hidden=32))
+    model = pairs.load(tiny_folder(family, tmp_path, layers=len(compiled_ones), hidden=32))
     parameters = [p for _, p in model.set_trainable({"layers"})]
     batches = pairs.batches(model, pairs.encoded(model, 3), 1)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import FAMILIES, tiny_folder
+from tests.tiny import EXPERTS, FAMILIES, tiny_folder
 from vlsi_cli.config.loading import resolve
 from vlsi_cli.engine.backbones import folders as folders_module
 from vlsi_cli.engine.backbones.families import read_config
@@ -21,10 +21,11 @@ from vlsi_cli.engine.runs import models
 from vlsi_cli.errors import ConfigError, ModelError
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *EXPERTS])
 def test_every_family_loads_frozen_with_its_facts(family, folders):
     backbone = load_backbone(str(folders(family)))
-    assert backbone.family.name == family
+    assert backbone.family.name == {"internvl_moe": "internvl"}.get(family, family.split()[0])
+    assert (backbone.experts is not None) == (family in EXPERTS)
     assert (backbone.num_layers, backbone.hidden_size) == (4, 64)
     assert backbone.head_tied
     assert backbone.tokenizer_length <= backbone.vocabulary_rows == backbone.embeddings.weight.shape[0]
@@ -32,7 +33,8 @@ def test_every_family_loads_frozen_with_its_facts(family, folders):
     assert not any(p.requires_grad for p in backbone.model.parameters())
     assert not backbone.model.training
     assert sum(backbone.parameter_counts().values()) == sum(p.numel() for p in backbone.model.parameters())
-    assert set(backbone.parameter_counts()) == {"layers", "final_norm", "embeddings", "vision", "projector"}
+    parts = {"layers", "final_norm", "embeddings", "vision", "projector"}
+    assert set(backbone.parameter_counts()) == parts | ({"audio"} if family == "gemma4" else set())
     assert len(list(backbone.vision.parameters())) > 0
 
 
@@ -56,20 +58,42 @@ def test_an_untied_head_is_a_part_of_its_own(load):
     assert backbone.parameter_counts()["head"] == backbone.parameter_counts()["embeddings"]
 
 
-def test_a_family_whose_states_pass_the_range_of_fp16(folders):
+@pytest.mark.parametrize(("family", "title"), [("gemma3", "Gemma 3"), ("gemma4", "Gemma 4")])
+def test_a_family_whose_states_pass_the_range_of_fp16(family, title, folders):
     """Stored in fp16, or in fp32 and computed in fp16, as a small model that trains."""
-    path = str(folders("gemma3"))
+    path = str(folders(family))
     config = resolve("demo", [f"student.id={path}"]).config
     for load in (
         lambda: load_backbone(path, dtype=torch.float16),
         lambda: models.load_model(config.student, config, torch.float16, torch.device("cpu"), trained=True),
     ):
-        with pytest.raises(ConfigError, match=f"'{path}' cannot be used in fp16: the states of Gemma 3 pass"):
+        with pytest.raises(ConfigError, match=f"'{path}' cannot be used in fp16: the states of {title} pass"):
             load()
     assert load_backbone(path, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def test_a_kernel_that_does_not_take_its_heads(folders):
+    with pytest.raises(ConfigError, match="flash_attention_2, which takes heads of at most 256 numbers"):
+        load_backbone(str(folders("gemma4 dense")), attn_implementation="flash_attention_2")
+    loaded = load_backbone(str(folders("gemma4")), attn_implementation="eager")
+    assert loaded.config.get_text_config()._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    ("key", "said"), [("enable_moe_block", "Gemma 4 with experts"), ("model_type", "gemma4_unified")]
+)
+def test_kin_that_is_not_read_is_refused_by_name(key, said, folders, tmp_path):
+    config = json.loads((folders("gemma4 dense") / "config.json").read_text())
+    if key == "model_type":
+        config[key] = said
+    else:
+        config["text_config"][key] = True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=f"{said}.* has no adapter here"):
+        load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *EXPERTS])
 def test_a_description_agrees_with_the_loaded_model(family, folders):
     path = str(folders(family))
     described, loaded = describe(path), load_backbone(path)
@@ -159,7 +183,7 @@ def test_a_decoder_that_its_family_is_not_read_with_is_refused_by_name(tmp_path)
         ModelError, match="of the family InternVL with a decoder 'gpt_oss', which has no adapter"
     ) as error:
         load_backbone(str(tmp_path))
-    assert error.value.hint == "InternVL is read with these decoders: qwen2, qwen3"
+    assert error.value.hint == "InternVL is read with these decoders: qwen2, qwen3, qwen3_moe"
 
 
 def test_a_config_with_impossible_values(folders, tmp_path):

@@ -33,6 +33,13 @@ def test_adapters_sit_on_the_decoders_linear_layers_only(family, load):
     if family == "qwen3_5":  # every other layer is one of linear attention
         linear |= {"in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"}
         count += backbone.num_layers // 2
+    if (
+        family == "gemma4"
+    ):  # the last two of four layers read others' keys and values; all have inputs of their own
+        linear |= {"per_layer_input_gate", "per_layer_projection"}
+        count += 2 * backbone.num_layers - 2 * 2
+    if family == "gemma4 dense":  # in every other layer keys are values
+        count -= backbone.num_layers // 2
     assert len(adapted) == count
     assert {name.rsplit(".", 1)[1] for name in adapted} == linear
     assert all(".layers." in name and before[name] is nn.Linear for name in adapted)

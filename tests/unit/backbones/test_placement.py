@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests import pairs
-from tests.tiny import FAMILIES, tiny_folder
+from tests.tiny import EXPERTS, FAMILIES, tiny_folder
 from vlsi_cli.engine import gauges
 from vlsi_cli.engine.backbones.families import family_of, read_config
 from vlsi_cli.engine.backbones.load import load_backbone
@@ -17,7 +17,7 @@ from vlsi_cli.engine.teachers import LiveTeacher
 from vlsi_cli.errors import ConfigError
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *EXPERTS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_layers_on_the_disk_say_the_same(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     folder = str(tiny_folder(family, tmp_path, layers=3, tied=False))

@@ -97,9 +97,16 @@ def test_a_budget_that_is_none(folders, low, high):
         load_processor(folders("qwen2_vl"), min_pixels=low, max_pixels=high)
 
 
-def test_a_budget_for_a_family_without(folders):
-    with pytest.raises(ConfigError, match="LLaVA-OneVision cuts pictures into tiles"):
-        load_processor(folders("llava_onevision"), max_pixels=1000)
+@pytest.mark.parametrize(
+    ("family", "why"),
+    [
+        ("llava_onevision", "LLaVA-OneVision cuts pictures into tiles"),
+        ("gemma4", "Gemma 4 resizes pictures to a number of image tokens"),
+    ],
+)
+def test_a_budget_for_a_family_without(family, why, folders):
+    with pytest.raises(ConfigError, match=why):
+        load_processor(folders(family), max_pixels=1000)
 
 
 def _copy(source: Path, target: Path) -> Path:

@@ -52,8 +52,9 @@ def test_the_layers_matrices_and_nothing_else(family: str, bits: str, tmp_path: 
     for ours, theirs in zip(states(rounded, dtype), states(whole, dtype), strict=True):
         assert ours.dtype == theirs.dtype
         gap = float((ours - theirs).float().norm() / theirs.float().norm())
-        # linear attention divides what it gives by its norm, head by head, so that rounding weighs more in small ones
-        assert 0 < gap < FAR[bits] * (1.7 if gates else 1)
+        # linear attention divides what it gives by its norm, head by head, so that rounding weighs more in small ones;
+        # Gemma 4 does not divide its scores by the root of a head's width, so that it turns attention further
+        assert 0 < gap < FAR[bits] * (1.7 if gates or whole.family.name == "gemma4" else 1)
 
 
 def test_a_quarter_and_an_eighth_of_the_bytes(tmp_path: Path) -> None:

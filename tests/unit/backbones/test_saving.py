@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import FAMILIES
+from tests.tiny import FAMILIES, GEMMA4
 from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.backbones.lora import add_lora
 from vlsi_cli.engine.backbones.saving import save_student, verify_student
@@ -32,7 +32,8 @@ def test_saved_is_the_trained_model_bit_for_bit(family, tied, folders, tmp_path)
     assert any(k.endswith("lm_head.weight") for k in weights) is (not tied)
     assert {p.name for p in target.iterdir()} == {p.name for p in source.iterdir()}
     assert [p.name for p in target.parent.iterdir()] == ["student"]
-    for name in ("tokenizer.json", "chat_template.jinja", "preprocessor_config.json"):
+    settings = "processor_config.json" if family in ("mistral3", *GEMMA4) else "preprocessor_config.json"
+    for name in ("tokenizer.json", "chat_template.jinja", settings):
         assert (target / name).read_bytes() == (source / name).read_bytes()
     again = load_backbone(str(target))
     assert torch.equal(again.head.weight, backbone.head.weight)

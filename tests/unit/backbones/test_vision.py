@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests import pairs
-from tests.tiny import tiny_folder
+from tests.tiny import GEMMA4, tiny_folder
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.batch import Batch
@@ -16,7 +16,7 @@ from vlsi_cli.engine.data.collate import collate
 from vlsi_cli.engine.data.template import ChatEncoder
 from vlsi_cli.errors import ConfigError
 
-KEPT = ("qwen2_vl", "qwen2_5_vl", "qwen3_5", "llava_onevision", "internvl", "gemma3")
+KEPT = ("qwen2_vl", "qwen2_5_vl", "qwen3_5", "llava_onevision", "internvl", "gemma3", *GEMMA4, "mistral3")
 OTHERS = ("qwen3_vl", "smolvlm", "idefics3")
 
 

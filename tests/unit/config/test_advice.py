@@ -55,6 +55,27 @@ def test_the_ladder_goes_down_and_its_settings_are_accepted() -> None:
     assert max(p for p in again.peaks if p) == found.ladder[-1].peak
 
 
+def test_no_bits_are_taken_from_experts() -> None:
+    models = ("teacher.id=Qwen/Qwen3.5-35B-A3B", "student.id=Qwen/Qwen3.5-2B")
+    found = judged(Accelerator("small", 24 * GIB, 100), models)
+    settings = [text for rung in found.ladder for text in rung.settings]
+    assert "teacher.placement=cpu" in settings
+    assert not any("quantization" in text for text in settings)
+
+
+def test_a_cache_in_place_of_a_large_model() -> None:
+    """What the same plan asks for with the cache given, whatever else the ladder has changed."""
+    full = ("interaction.train=full", "reinforcement.train=full")
+    device = accelerators.accelerator("a100-40")
+    found, cached = judged(device, full), judged(device, (*full, "teacher.cache=there"))
+    assert found.fits is False
+    assert found.cached == max(peak for peak in cached.peaks if peak) < max(p for p in found.peaks if p)
+    assert cached.cached is None
+    assert judged(accelerators.accelerator("b200")).cached is None
+    away = judged(Accelerator("small", 24 * GIB, 100), (*full, "teacher.quantization=8bit"))
+    assert away.cached == found.cached
+
+
 def test_what_never_fits_says_so() -> None:
     found = judged(Accelerator("tiny", GIB, 1))
     assert found.fits is False

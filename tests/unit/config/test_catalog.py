@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import tiny_folder
+from tests.tiny import EXPERTS, GEMMA4, tiny_folder
 from vlsi_cli.config import catalog
 from vlsi_cli.config.catalog import ENTRIES, facts_of, find, resolve_alias
 from vlsi_cli.config.facts import ModelFacts, facts_from_folder
@@ -19,9 +19,14 @@ TOTALS = {
     "Qwen2.5-VL-3B": 3_754_622_976,
     "Qwen3-VL-8B": 8_767_123_696,
     # the cards' 0.87, 9.65 and 27.78 billion without the head for a second token: 20, 243 and 424 million
+    "Qwen3-VL-30B-A3B": 31_070_754_032,
+    "Qwen3-VL-235B-A22B": 235_670_022_896,
     "Qwen3.5-0.8B": 852_985_920,
     "Qwen3.5-9B": 9_409_813_744,
     "Qwen3.5-27B": 27_356_728_560,
+    "Qwen3.5-35B-A3B": 35_107_181_936,
+    "Qwen3.5-122B-A10B": 122_562_817_776,
+    "Qwen3.5-397B-A17B": 396_802_360_816,
     "LLaVA-OV-7B": 8_030_807_584,
     "SmolVLM-256M": 256_484_928,
     # of 15.9 and 30.3 GB in bf16, and what the cards round to: 78.4, 1.1, 4.7 and 38.4 billion
@@ -31,10 +36,20 @@ TOTALS = {
     "InternVL3.5-1B": 1_060_897_792,
     "InternVL3.5-4B": 4_732_489_216,
     "InternVL3.5-38B": 38_390_405_504,
+    "InternVL3.5-30B-A3B": 30_848_730_112,
+    "InternVL3.5-241B-A28B": 240_699_370_368,
     # 4.3, 12.2 and 27.4 billion in its report
     "Gemma-3-4B": 4_300_079_472,
     "Gemma-3-12B": 12_187_325_040,
     "Gemma-3-27B": 27_432_406_640,
+    # 5.1 and 8 billion of its card, and 30.7 without the vision tower
+    "Gemma-4-E2B": 5_104_297_504,
+    "Gemma-4-E4B": 7_941_100_832,
+    "Gemma-4-31B": 31_273_086_512,
+    # 3.4, 8.4 and 13.5 billion of language and 0.4 of vision on their cards
+    "Ministral-3-3B": 3_849_090_048,
+    "Ministral-3-8B": 8_918_026_240,
+    "Ministral-3-14B": 13_945_031_680,
 }
 
 
@@ -47,6 +62,14 @@ def facts(name: str) -> ModelFacts:
 @pytest.mark.parametrize(("name", "total"), TOTALS.items())
 def test_totals(name: str, total: int) -> None:
     assert facts(name).parameters == total
+
+
+def test_what_a_token_meets_is_in_the_name() -> None:
+    """In billions, embeddings and vision side included; 3B are 3.3 without them."""
+    for entry in ENTRIES:
+        if entry.facts.experts is not None:
+            active = (entry.facts.parameters - entry.facts.idle_parameters) / 1e9
+            assert active == pytest.approx(int(entry.size.split("-a")[1][:-1]), abs=1)
 
 
 @pytest.mark.parametrize(
@@ -104,9 +127,14 @@ def test_language_model_counts_match_transformers() -> None:
 @pytest.mark.parametrize(
     ("family", "size", "id"),
     [
+        ("qwen3_vl_moe", "2b", "Qwen/Qwen3-VL-2B-Instruct"),
         ("qwen3_5", "2b", "Qwen/Qwen3.5-2B"),
+        ("qwen3_5_moe", "2b", "Qwen/Qwen3.5-2B"),
         ("internvl", "2b", "OpenGVLab/InternVL3_5-2B-HF"),
         ("gemma3", "4b", "google/gemma-3-4b-it"),
+        ("gemma4", "e4b", "google/gemma-4-E4B-it"),
+        ("gemma4 dense", "E2B", "google/gemma-4-E2B-it"),
+        ("mistral3", "3b", "mistralai/Ministral-3-3B-Instruct-2512-BF16"),
     ],
 )
 def test_a_folder_is_counted_whole(family: str, size: str, id: str, tmp_path: Path) -> None:
@@ -122,9 +150,16 @@ def test_a_folder_is_counted_whole(family: str, size: str, id: str, tmp_path: Pa
     assert known.parameters == sum(counts.values())
     assert known.decoder_parameters == counts["layers"]
     assert known.vision == counts["vision"] + counts["projector"]
+    assert known.unread == counts.get("audio", 0)
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in backbone.layers]
     assert known.layer_parameters == max(sizes)
-    assert (max(sizes) > min(sizes)) == (family == "qwen3_5")
+    assert (max(sizes) > min(sizes)) == (family.startswith("qwen3_5") or family in GEMMA4)
+    if family in EXPERTS:
+        idle = sum(p[2:].numel() for name, p in backbone.layers.named_parameters() if ".experts." in name)
+        assert known.idle_parameters == idle > 0
+        assert known.ffn == backbone.intermediate_size
+        return
+    assert known.idle_parameters == 0
     pytest.importorskip("peft")
     assert known.lora_parameters(3) == sum(p.numel() for _, p in add_lora(backbone, rank=3))
 
@@ -139,6 +174,8 @@ def test_a_folder_is_counted_whole(family: str, size: str, id: str, tmp_path: Pa
         ("8b", "OpenGVLab/InternVL3-78B-hf", "OpenGVLab/InternVL3-8B-hf"),
         ("2b", "OpenGVLab/InternVL3_5-38B-HF", "OpenGVLab/InternVL3_5-2B-HF"),
         ("4b", "google/gemma-3-27b-it", "google/gemma-3-4b-it"),
+        ("e4b", "google/gemma-4-31B-it", "google/gemma-4-E4B-it"),
+        ("3b", "mistralai/Ministral-3-14B-Reasoning-2512", "mistralai/Ministral-3-3B-Instruct-2512-BF16"),
         ("256m", "HuggingFaceTB/SmolVLM-Instruct", "HuggingFaceTB/SmolVLM-256M-Instruct"),
         ("small", "demo/large", "demo/small"),
         ("Qwen2-VL-2B", None, "Qwen/Qwen2-VL-2B-Instruct"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import FAMILIES, QWEN, tiny_folder
+from tests.tiny import FAMILIES, GEMMA4, QWEN, tiny_folder
 from tests.unit.data.kit import conversation, picture
 from vlsi_cli.engine.backbones.processors import load_processor
 from vlsi_cli.engine.data.collate import collate, collate_prompts, merge
@@ -83,7 +83,13 @@ def test_merged_batches_are_one_of_all_records(family: str) -> None:
 def test_text_alone_brings_no_pixels(family: str) -> None:
     coder, _ = parts(family)
     batch = collate([coder.encode(records()[1])], coder.pad_id)
-    types = {"mm_token_type_ids"} if family in QWEN else {"token_type_ids"} if family == "gemma3" else set()
+    types = (
+        {"mm_token_type_ids"}
+        if family in (*QWEN, *GEMMA4)
+        else {"token_type_ids"}
+        if family == "gemma3"
+        else set()
+    )
     assert set(batch.inputs) == {"input_ids", "attention_mask"} | types
     assert "pixel_values" not in batch.inputs
 

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from tests.evaluation import needs_harness
-from tests.tiny import ALWAYS_THINKING, tiny_folder
+from tests.templates import ALWAYS_THINKING
+from tests.tiny import tiny_folder
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.data.patterns import pattern_record
@@ -106,6 +107,20 @@ def test_an_answer_is_what_follows_the_thoughts(tmp_path: Path) -> None:
     everything = tuple(chr(code) for code in range(32, 127))
     ((_, reply),) = answerer.answer([puzzle(0, Settings(5, everything))])
     assert (reply.text, reply.tokens, reply.cut) == ("", 5, True)
+
+
+def test_an_answer_is_what_follows_a_channel(tmp_path: Path) -> None:
+    """Of a model that thinks though it was not asked to; its thoughts are special tokens and words between them."""
+    model = load_backbone(str(tiny_folder("gemma4", tmp_path / "model", layers=2)))
+    answerer, keeping = Answerer(model, 1), Answerer(model, 1, thoughts=True)
+    row = model.tokenizer("<|channel>thought\nIt is warm.\n<channel|>Red.", add_special_tokens=False)[
+        "input_ids"
+    ]
+    assert answerer._reply(row, [], Settings(99)).text == "Red."
+    assert keeping._reply(row, [], Settings(99)).text == "<think>\nIt is warm.\n</think>\n\nRed."
+    assert answerer._reply(row[:5], [], Settings(5)).text == ""
+    ((_, reply),) = answerer.answer([puzzle(0, Settings(3))])
+    assert reply.tokens == 3
 
 
 def test_unlike_settings_do_not_share_a_batch(small: Backbone) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.tiny import ALWAYS_THINKING, tiny_folder
+from tests.templates import ALWAYS_THINKING
+from tests.tiny import tiny_folder
 from vlsi_cli.engine.backbones.processors import load_processor
 from vlsi_cli.engine.data.records import BadRecord, ImageRef, Message, Record, make_record
 from vlsi_cli.engine.data.template import ChatEncoder
@@ -221,6 +222,33 @@ def test_thoughts_are_kept_where_they_are_asked_for(
         encoded = thinker.encode(with_answers(record("a"), [1], [taken]))
         begun = thinker.tokenizer.decode(encoded.input_ids[~encoded.trained])
         assert begun.startswith(shown)
+
+
+@pytest.mark.parametrize(
+    ("think", "said", "taken"),
+    [
+        (False, "words", "words"),
+        (False, "<think>\nhm\n</think>\n\nwords", "words"),
+        (True, "<think>\nhm\n</think>\n\nwords", "<think>\nhm\n</think>\n\nwords"),
+        (True, "words", "<think>\n\n</think>\n\nwords"),
+        (True, "<think>\nhm and no end", ""),
+    ],
+)
+def test_thoughts_in_a_channel_are_begun_by_the_answer(
+    tmp_path: Path, think: bool, said: str, taken: str
+) -> None:
+    """Asked for in front of the talk; a model that is asked may still answer at once."""
+    encoder = ChatEncoder(load_processor(tiny_folder("gemma4", tmp_path / "model", layers=1, hidden=32)))
+    model = Model(said)
+    outcomes, _, texts = label(encoder, model, [record("a")], think=think)
+    assert texts == [taken]
+    shown = prompt(encoder, model.asked[0])
+    assert ("<|think|>" in shown) == think
+    assert shown.endswith("<|turn>model\n")
+    assert [each.left_out for each in outcomes if each] == [None if taken else "answer-empty"]
+    if taken:
+        encoded = encoder.encode(with_answers(record("a"), [1], [taken]))
+        assert encoder.tokenizer.decode(encoded.input_ids[~encoded.trained]) == shown
 
 
 @pytest.mark.parametrize(

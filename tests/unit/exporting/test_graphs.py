@@ -19,6 +19,7 @@ import onnx_ir as ir  # noqa: E402
 from tests.tiny import tiny_folder  # noqa: E402
 from vlsi_cli.engine.backbones.backbone import Backbone  # noqa: E402
 from vlsi_cli.engine.backbones.load import load_backbone  # noqa: E402
+from vlsi_cli.engine.exporting import runtime  # noqa: E402
 from vlsi_cli.engine.exporting.check import Check, check  # noqa: E402
 from vlsi_cli.engine.exporting.layouts import layout_for  # noqa: E402
 from vlsi_cli.engine.exporting.runtime import OnnxModel  # noqa: E402
@@ -27,6 +28,7 @@ from vlsi_cli.errors import CheckpointError  # noqa: E402
 
 STEPS = 12
 LAYOUT = layout_for("transformers.js", "qwen2_vl")
+NESTED = layout_for("transformers.js", "smolvlm")
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +178,7 @@ def test_half_precision(tmp_path: Path) -> None:
     assert cache.type == "tensor(float16)"
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava_onevision"])
 def test_other_families(family: str, tmp_path: Path) -> None:
     backbone = load_backbone(str(tiny_folder(family, tmp_path / "model", layers=1, hidden=32)))
     layout = layout_for("transformers.js", family)
@@ -190,6 +192,63 @@ def test_other_families(family: str, tmp_path: Path) -> None:
     layers = sum(weight.nbytes for weight in backbone.decoder.layers.parameters())
     assert data["embed_tokens.onnx_data"] == matrix
     assert data["decoder_model_merged.onnx_data"] < layers + matrix / 2, "the tied head is not in it"
+
+
+@pytest.fixture(scope="module")
+def smol(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backbone, dict[str, Any]]:
+    """SmolVLM and its graphs; its pictures become two or three rows of tiles, and the whole."""
+    folder = tiny_folder("smolvlm", tmp_path_factory.mktemp("models") / "smol", layers=1, hidden=32)
+    path = folder / "preprocessor_config.json"
+    settings = json.loads(path.read_text("utf-8")) | {"size": {"longest_edge": 48}}
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    backbone = load_backbone(str(folder))
+    return backbone, trace_all(backbone, NESTED)
+
+
+@pytest.mark.parametrize(
+    ("precision", "agreement", "product"),
+    [("fp32", 1.0, None), ("int8", 0.5, "MatMulInteger"), ("int4", 0.2, "MatMulNBits")],
+)
+def test_pictures_in_tiles(
+    precision: str,
+    agreement: float,
+    product: str | None,
+    smol: tuple[Backbone, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SmolVLM: rows of the batch with as many tiles as their pictures are cut into, and padding."""
+    backbone, graphs = smol
+    write_export(
+        {name: graph.clone() for name, graph in graphs.items()}, backbone, tmp_path, NESTED, precision
+    )
+    found = compare(tmp_path, backbone, precision, agreement=agreement)
+    assert found.faults == ()
+    assert len({case.tokens for case in found.cases}) == 4, (
+        "pictures of unlike shape take unlike numbers of tokens"
+    )
+    vision = ir.load(next((tmp_path / "onnx").glob("vision_encoder*.onnx"))).graph
+    shapes = {value.name: [str(size) for size in value.shape] for value in (*vision.inputs, *vision.outputs)}
+    assert shapes == {
+        "pixel_values": ["batch_size", "num_tiles", "3", "16", "16"],
+        "pixel_attention_mask": ["batch_size", "num_tiles", "16", "16"],
+        "image_features": ["num_real_tiles", "4", "32"],
+    }
+    if product is not None:
+        assert product in {node.op_type for node in vision}
+        return
+    assert found.logit_difference < 1e-5
+    monkeypatch.setattr(runtime, "_PIXELS", 5 * 16**2)
+    assert compare(tmp_path, backbone).equal_tokens == 1.0, "five tiles a call"
+
+
+def test_pictures_in_tiles_in_half_precision(smol: tuple[Backbone, dict[str, Any]], tmp_path: Path) -> None:
+    backbone, _ = smol
+    with half_precision(backbone):
+        write_export(trace_all(backbone, NESTED), backbone, tmp_path, NESTED, "fp16")
+    found = compare(tmp_path, backbone, "fp16")
+    assert found.faults == ()
+    assert found.logit_difference > 1e-5, "fp16 must show"
 
 
 def test_a_damaged_graph_is_named(write: Callable[..., Path], tmp_path: Path) -> None:

@@ -13,9 +13,17 @@ from tests.tiny import tiny_folder
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.exporting.graphs import require_exportable
+from vlsi_cli.engine.exporting.layouts import stacked_features
 from vlsi_cli.engine.exporting.runtime import mrope_positions
-from vlsi_cli.engine.exporting.text import Decoder, MergedEmbeddings
-from vlsi_cli.engine.exporting.vision import LlavaVision, QwenVision, patch_index, segment_attention
+from vlsi_cli.engine.exporting.text import Decoder, Embeddings, MergedEmbeddings, deepstack_beside
+from vlsi_cli.engine.exporting.vision import (
+    LlavaVision,
+    NestedVision,
+    QwenVision,
+    patch_index,
+    resampled,
+    segment_attention,
+)
 from vlsi_cli.errors import ModelError
 
 GRIDS = torch.tensor([[1, 4, 6], [1, 2, 10], [2, 6, 4], [1, 2, 2]])
@@ -24,7 +32,7 @@ GRIDS = torch.tensor([[1, 4, 6], [1, 2, 10], [2, 6, 4], [1, 2, 2]])
 ROUNDING = 1e-5
 
 
-@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl"])
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def qwen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     path = tmp_path_factory.mktemp("models") / request.param
     return load_backbone(str(tiny_folder(request.param, path, layers=2, hidden=32)))
@@ -58,15 +66,31 @@ def test_windows_are_those_of_the_model() -> None:
     assert torch.equal(same, expected[:, None] == expected[None, :])
 
 
+def test_learned_positions_are_resampled_as_the_model_does() -> None:
+    from transformers import vision_utils
+
+    grids = torch.tensor([[1, 4, 6], [2, 6, 4], [1, 2, 2], [1, 20, 30]])
+    patches = int(grids.prod(dim=1).sum())
+    rows, weights = resampled(grids, patch_index(grids, patches, 2), patches, 7)
+    table = torch.randn(49, 3, generator=torch.manual_seed(0))
+    theirs = vision_utils.get_vision_interpolation_indices_and_weights(
+        grids, 7, align_corners=True, spatial_merge_size=2
+    )
+    mixed = [(table[r] * w[..., None]).sum(dim=1) for r, w in ((rows, weights), theirs)]
+    torch.testing.assert_close(*mixed, atol=ROUNDING, rtol=0)
+
+
 def test_vision_equals_the_tower(qwen: Backbone) -> None:
     tower: Any = qwen.base.get_submodule("visual")
     values = torch.randn(int(GRIDS.prod(dim=1).sum()), 3 * 2 * 4 * 4, generator=torch.manual_seed(0))
     before = tower.config._attn_implementation
     with torch.no_grad():
-        expected = tower(values, grid_thw=GRIDS).pooler_output
+        seen = tower(values, grid_thw=GRIDS)
+        expected = torch.cat([seen.pooler_output, *getattr(seen, "deepstack_features", ())], dim=-1)
         with segment_attention(tower):
             ours = QwenVision(tower)(values, GRIDS)
     torch.testing.assert_close(ours, expected, atol=ROUNDING, rtol=0)
+    assert ours.shape[1] == 32 * (1 + stacked_features(qwen.config))
     assert tower.config._attn_implementation == before, "the tower is as it was"
 
 
@@ -86,17 +110,37 @@ def test_vision_of_llava_equals_the_models_own(tmp_path: Path) -> None:
     assert torch.equal(ours[1, -1], base.image_newline.detach())
 
 
+@pytest.mark.parametrize("family", ["smolvlm", "idefics3"])
+@pytest.mark.parametrize("side", [16, 18])  # the second is no multiple of a patch, as in SmolVLM-Instruct
+def test_vision_of_nested_tiles_equals_the_models_own(family: str, side: int, tmp_path: Path) -> None:
+    base: Any = load_backbone(str(tiny_folder(family, tmp_path / "m", layers=1, hidden=32))).base
+    tiles = torch.randn(3, 2, 3, side, side, generator=torch.manual_seed(0))
+    mask = torch.ones(3, 2, side, side, dtype=torch.bool)
+    tiles[0, 1], mask[0, 1] = 0.0, False  # rows of one tile, of none, and of two: one whole, one half padding
+    tiles[1], mask[1] = 0.0, False
+    mask[2, 1, 5:] = False
+    with torch.no_grad():
+        ours = NestedVision(base)(tiles, mask)
+        expected = torch.cat(base.get_image_features(tiles, mask).pooler_output)
+        whole = NestedVision(base)(tiles, torch.ones_like(mask))
+    assert len(ours) == 3, "tiles that are real"
+    torch.testing.assert_close(ours.flatten(0, 1), expected, atol=ROUNDING, rtol=0)
+    assert torch.equal(ours[:2], whole[:2])
+    assert (ours[2] - whole[2]).abs().max() > 100 * ROUNDING, "padding inside a tile is not seen"
+
+
 def test_decoder_reads_padding_and_cache_like_the_model(qwen: Backbone) -> None:
     ids = torch.randint(10, 300, (2, 7), generator=torch.manual_seed(0))
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
     positions, _ = mrope_positions(ids.numpy(), mask.numpy(), None, qwen.image_token_id, 2)
     places = torch.from_numpy(positions)
-    graph = Decoder(qwen.decoder, qwen.head, keep=True)
+    stacked = stacked_features(qwen.config)
+    graph = Decoder(qwen.decoder, qwen.head, keep=True, stacked=stacked)
     heads = qwen.config.get_text_config().num_key_value_heads
     empty = [(torch.zeros(2, heads, 0, 16), torch.zeros(2, heads, 0, 16)) for _ in range(qwen.num_layers)]
-    embeds = qwen.embeddings(ids)
-    with torch.no_grad():
+    with torch.no_grad(), deepstack_beside(qwen.decoder):
+        embeds = Embeddings(qwen.embeddings, stacked)(ids)
         expected = qwen.head(qwen.forward_base({"input_ids": ids, "attention_mask": mask}))
         whole, _ = graph(embeds, mask, places, torch.tensor(0), empty)
         first, cache = graph(embeds[:, :5], mask[:, :5], places[..., :5], torch.tensor(1), empty)
@@ -137,7 +181,7 @@ def test_features_go_where_their_tokens_are() -> None:
     assert torch.equal(plain[ids != 9], embeddings(ids)[ids != 9])
 
 
-@pytest.mark.parametrize(("family", "title"), [("smolvlm", "SmolVLM"), ("qwen3_vl", "Qwen3-VL")])
+@pytest.mark.parametrize(("family", "title"), [("gemma3", "Gemma 3"), ("qwen3_5", "Qwen3.5")])
 def test_other_families_are_refused_by_name(family: str, title: str, tmp_path: Path) -> None:
     from transformers import AutoConfig
 

@@ -2,8 +2,9 @@
 
 A number that is read from a device makes the host wait until the device has done all that it was given. The models of
 transformers read many: the Qwen families where each picture lies among the tokens, and three times in every block of
-the vision tower where one picture ends; LLaVA-OneVision the size of each. All of it follows from a few integers that
-were in host memory when the batch was collated, and that :class:`~vlsi_cli.engine.batch.Batch` keeps there.
+the vision tower where one picture ends; LLaVA-OneVision and Ministral 3 the size of each. All of it follows from a few
+integers that were in host memory when the batch was collated, and that :class:`~vlsi_cli.engine.batch.Batch` keeps
+there.
 
 So those integers stay on the host, and what is made of them is made there by the models' own functions
 (``get_rope_index`` of the model, ``transformers.vision_utils``, which say that they are for that) and given to the

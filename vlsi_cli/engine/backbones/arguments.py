@@ -15,6 +15,12 @@ def parameters(function: Any) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
 
 
+@lru_cache
+def positions(function: Any) -> tuple[str, ...]:
+    """Names of a method's parameters in their order, without the object itself."""
+    return tuple(inspect.signature(function).parameters)[1:]
+
+
 def cache_argument(module: nn.Module, cache: Any) -> dict[str, Any]:
     """A cache of keys and values by the name that a model or decoder layer takes it under.
 

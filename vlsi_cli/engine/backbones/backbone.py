@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vlsi_cli.config.experts import Experts, experts_of
 from vlsi_cli.engine.backbones.ahead import answered, host_known, picture_features, sizes_are_here
 from vlsi_cli.engine.backbones.arguments import cache_argument, parameters
-from vlsi_cli.engine.backbones.families import Family
+from vlsi_cli.engine.backbones.family import Family
 from vlsi_cli.engine.backbones.tap import Tapped, tap
 from vlsi_cli.engine.backbones.vision import VisionMemory, require_features
 from vlsi_cli.engine.batch import Batch
@@ -94,6 +95,10 @@ class Backbone:
         """What the model does to its logits behind the head."""
         return self.family.logit_rule(self.config)
 
+    def logits(self, states: Tensor) -> Tensor:
+        """The model's own logits of states that enter its head, without gradient: [..., H] to [..., V]."""
+        return self.logit_rule.apply_(self.head(states))
+
     @property
     def embeddings(self) -> nn.Embedding:
         """The token embeddings, weight [V, H]; the head's own tensor when the head is tied."""
@@ -117,6 +122,17 @@ class Backbone:
     def hidden_size(self) -> int:
         """H, the decoder's width."""
         return int(self.head.weight.shape[1])
+
+    @property
+    def experts(self) -> Experts | None:
+        """What its feed-forward layers are mixed of, or None where they are dense."""
+        return experts_of(self.config.get_text_config().to_dict())
+
+    @property
+    def intermediate_size(self) -> int:
+        """Inner width of its feed-forward layers; with experts the width that a token meets."""
+        experts = self.experts
+        return experts.width if experts else int(self.config.get_text_config().intermediate_size)
 
     @property
     def num_layers(self) -> int:
@@ -158,7 +174,7 @@ class Backbone:
     def forward_base(self, inputs: dict[str, Any], *, cache: Any = None) -> Tensor:
         """Run the model up to its head: last hidden state, final-normed, [B, S, H].
 
-        ``head(forward_base(inputs))`` would be the model's logits; nothing of the size of the vocabulary is built.
+        ``logits(forward_base(inputs))`` would be the model's logits; nothing of the size of the vocabulary is built.
 
         Args:
             inputs: what the processor returned, right padded, on the model's device.
@@ -225,8 +241,10 @@ class Backbone:
     @property
     def layer_kinds(self) -> tuple[str, ...]:
         """What each decoder layer does, in transformers' words: "full_attention", "linear_attention", ..."""
-        kinds = getattr(self.config.get_text_config(), "layer_types", None)
-        return tuple(kinds or ("full_attention",) * self.num_layers)
+        text = self.config.get_text_config()
+        windowed = getattr(text, "sliding_window", None) is not None
+        alike = "sliding_attention" if windowed else "full_attention"
+        return tuple(getattr(text, "layer_types", None) or (alike,) * self.num_layers)
 
     def tap(
         self,
@@ -241,7 +259,7 @@ class Backbone:
         Args:
             layers: layer numbers from 1 to L.
             rows, cols: response positions, [R] each; then each state is [R, H] instead of [B, S, H].
-            calls: keep the layers' keyword arguments too.
+            calls: keep the layers' other arguments too.
         """
         return tap(self.base, list(self.layers), layers, rows=rows, cols=cols, calls=calls)
 

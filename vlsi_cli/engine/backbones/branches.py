@@ -6,7 +6,8 @@ values exist once, each branch's tokens are appended behind them, and a mask let
 branch. A branch of depth d is a row in layers 1..d and is gone from layer d + 1 on: with the deepest branch first, the
 rows of every layer are a leading slice of those of the layer before.
 
-Where a layer attends to a window only, the mask ends there: the cache holds what is behind it too. A layer of linear
+Where a layer attends to a window only, the mask ends there: the cache holds what is behind it too. Where it reads the
+keys and values of an earlier layer, they are that layer's, of all branches that have passed it. A layer of linear
 attention sums the text up in a state instead of keeping it, so there each branch has a copy of the prompt's state, and
 the branches are a batch.
 
@@ -18,14 +19,16 @@ Shapes: n branches, H hidden width, S prompt positions, T positions that branche
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlsi_cli.engine.backbones.arguments import cache_argument
+from vlsi_cli.engine.backbones.arguments import cache_argument, parameters
 from vlsi_cli.engine.backbones.backbone import Backbone
+from vlsi_cli.engine.backbones.lookups import as_embedded, key_layers, layer_inputs
 
 # Kinds of decoder layers, in transformers' words.
 _WINDOWED, _SUMMED_UP = "sliding_attention", "linear_attention"
@@ -57,6 +60,7 @@ class Branches:
         self._prompt = self._position = 0
         self._owners: list[Tensor] = []
         self._states: dict[int, list[int]] = {}
+        self._holders = key_layers(backbone)
 
     def begin(self, inputs: dict[str, Any]) -> dict[int, Tensor]:
         """Read the prompt, once and through all layers.
@@ -98,28 +102,40 @@ class Branches:
         """
         going = [depth for depth in self.depths if depth in tokens]
         device = self.backbone.device
-        ids = torch.tensor([[tokens[depth] for depth in going]], device=device)
+        ids = as_embedded(self.backbone, torch.tensor([[tokens[depth] for depth in going]], device=device))
         hidden: Tensor = self.backbone.embeddings(ids)
-        kinds = self.backbone.layer_kinds
+        own = layer_inputs(self.backbone, ids, hidden)
+        kinds, holders = self.backbone.layer_kinds, self._holders
         # all branches are equally long
         rotary = {kind: self.backbone.text_rotary(self._position, kind) for kind in set(kinds)}
+        # Ministral's queries grow with it. Where a token has several positions, layers take only what is made of them.
+        m_rope = hasattr(self.backbone.base, "rope_deltas")
+        position = {} if m_rope else {"position_ids": torch.full((1, 1), self._position, device=device)}
         self._owners.append(torch.tensor(going, device=device))
         found: dict[int, Tensor] = {}
+        lent: UserDict[str, Any] = UserDict()  # keys and values that layers leave for later ones
         passed = 0
         # From each depth to the next all branches, ended ones too, have left keys in either every layer or none.
         for depth in (depth for depth in reversed(self.depths) if depth <= going[0]):
             rows = [branch for branch in going if branch >= depth]
             hidden = hidden[:, : len(rows)]
-            masks = {kind: self._mask(kind, rows, depth, hidden) for kind in set(kinds[passed:depth])}
+            # of a layer's own keys, those of all layers up to this depth have the same owners
+            keys = [(kinds[n], passed if holders[n] == n else holders[n]) for n in range(passed, depth)]
+            masks = {(kind, holder): self._mask(kind, rows, holder, hidden) for kind, holder in set(keys)}
             for number in range(passed, depth):
                 layer, kind = self.backbone.layers[number], kinds[number]
                 if summed_up := kind == _SUMMED_UP:
                     self._give_states(number, rows)
+                more: dict[str, Any] = {} if own is None else {"per_layer_input": own[:, : len(rows), number]}
+                if "shared_kv_states" in parameters(type(layer).forward):
+                    more["shared_kv_states"] = lent
                 output = layer(
                     hidden.transpose(0, 1) if summed_up else hidden,
-                    attention_mask=masks[kind],
+                    attention_mask=masks[keys[number - passed]],
                     position_embeddings=rotary[kind],
                     use_cache=True,
+                    **position,
+                    **more,
                     **cache_argument(layer, self._cache),
                 )
                 hidden = output if isinstance(output, Tensor) else output[0]
@@ -137,15 +153,16 @@ class Branches:
             self._cache.layers[number].reorder_cache(torch.tensor(rows, device=self.backbone.device))
             self._states[number] = branches
 
-    def _mask(self, kind: str, branches: Sequence[int], depth: int, hidden: Tensor) -> Tensor | None:
-        """What each branch sees in layer ``depth``: the prompt and itself. [1, 1, n, S + T], for transformers to add.
+    def _mask(self, kind: str, branches: Sequence[int], holder: int, hidden: Tensor) -> Tensor | None:
+        """What each branch sees among the keys of layer ``holder``, from 0: the prompt and itself. [1, 1, n, S + T].
 
-        Zero where it looks, the lowest number where it must not. None for a layer that looks at a state.
+        For transformers to add: zero where it looks, the lowest number where it must not. None for a layer that looks
+        at a state.
         """
         if kind == _SUMMED_UP:
             return None
         owners = torch.cat(self._owners)
-        here = owners >= depth  # of shallower branches this layer's cache holds nothing
+        here = owners > holder  # of shallower branches this layer's cache holds nothing
         own = torch.tensor(branches, device=hidden.device)[:, None] == owners[None, here]
         seen = torch.cat([own.new_ones(len(branches), self._prompt), own], dim=1)
         if kind == _WINDOWED:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from vlsi_cli.engine.backbones.families import Family
+from vlsi_cli.engine.backbones.family import Family
 from vlsi_cli.engine.backbones.quiet import quiet_transformers
 from vlsi_cli.errors import CompatibilityError
 
@@ -46,6 +46,7 @@ _MODEL_KEYS = (
     "vision_aspect_ratio",
     "image_grid_pinpoints",
     "scale_factor",
+    "spatial_merge_size",
 )
 
 
@@ -216,7 +217,8 @@ def _image_settings(teacher: Side, student: Side) -> list[str]:
         return []
     shown = sorted(differing.items(), key=lambda item: item[0] != "size")[:_SETTINGS_SHOWN]
     more = f" and {len(differing) - len(shown)} more" if len(differing) > len(shown) else ""
-    budget = " (set data.min_pixels and data.max_pixels to give both one budget)"
+    one_budget = " (set data.min_pixels and data.max_pixels to give both one budget)"
+    budget = one_budget if student.family.pixel_budget else ""
     return [
         "images are prepared differently: "
         + ", ".join(

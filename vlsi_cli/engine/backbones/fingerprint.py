@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from vlsi_cli.config.presence import weight_files
 from vlsi_cli.errors import ModelError
 
 #: Bytes read at the start, middle and end of a tensor for a fingerprint.
@@ -23,7 +24,7 @@ def weights_fingerprint(folder: Path) -> str:
         ModelError: a safetensors file that cannot be read.
     """
     found: dict[str, bytes] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         try:
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")

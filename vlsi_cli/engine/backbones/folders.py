@@ -9,12 +9,14 @@ from pathlib import Path
 
 import vlsi_cli
 from vlsi_cli.config import missing
+from vlsi_cli.config.presence import weight_files
+from vlsi_cli.config.repos import TWICE, download
 from vlsi_cli.errors import ModelError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
-#: What a push puts beside a model, and loading the model does not need.
-_BESIDE = ["verbalizers/*", "training/*", "onnx/*"]
+#: What a push, or its maker, puts beside a model, and loading the model does not need.
+_BESIDE = ["verbalizers/*", "training/*", "onnx/*", TWICE]
 #: How long to wait for the hub's first answer, in seconds, before calling the machine offline.
 _HUB_TIMEOUT = 20.0
 
@@ -51,8 +53,7 @@ def resolve_folder(id: str, revision: str | None = None, *, weights: bool = True
     cached = _cached(id, revision, patterns, _BESIDE)
     if cached is not None and _complete(cached, weights):
         return cached
-    command = f"hf download {id}" + (f" --revision {revision}" if revision else "")
-    return _fetch(id, revision, patterns, _BESIDE, command)
+    return _fetch(id, revision, patterns, _BESIDE, download(id, revision))
 
 
 def resolve_verbalizers(place: str | Path, name: str = "large") -> Path:
@@ -157,7 +158,7 @@ def _complete(folder: Path, weights: bool, config: str = "config.json") -> bool:
     if index.is_file():
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return all((folder / shard).is_file() for shard in shards)
-    return any(folder.glob("*.safetensors"))
+    return bool(weight_files(folder))
 
 
 def _fetch(id: str, revision: str | None, patterns: list[str], ignored: list[str], command: str) -> Path:

@@ -13,9 +13,10 @@ from torch import nn
 from vlsi_cli.config.presence import cached_snapshot
 from vlsi_cli.config.ranges import require_range
 from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.backbones.families import Family, family_of
+from vlsi_cli.engine.backbones.checks import require_rows, require_same_image_token, require_same_patches
+from vlsi_cli.engine.backbones.families import family_of
+from vlsi_cli.engine.backbones.family import Family
 from vlsi_cli.engine.backbones.folders import resolve_folder
-from vlsi_cli.engine.backbones.load import require_rows, require_same_image_token, require_same_patches
 from vlsi_cli.engine.backbones.processors import load_processor
 from vlsi_cli.engine.devices import precision_name
 from vlsi_cli.errors import ConfigError, ModelError

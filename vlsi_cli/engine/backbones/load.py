@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from vlsi_cli.config.ranges import require_range
+from vlsi_cli.config.experts import Experts, experts_of
+from vlsi_cli.config.facts import rounded
+from vlsi_cli.config.ranges import require_range, require_whole
 from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.backbones.families import Family, family_of, read_config
+from vlsi_cli.engine.backbones.checks import (
+    require_rows,
+    require_safetensors,
+    require_same_image_token,
+    require_same_patches,
+    require_weights,
+)
+from vlsi_cli.engine.backbones.families import family_of, read_config
+from vlsi_cli.engine.backbones.family import Family
 from vlsi_cli.engine.backbones.folders import resolve_folder
+from vlsi_cli.engine.backbones.offloaded import load_over_layers
 from vlsi_cli.engine.backbones.placement import Placement, device_map
 from vlsi_cli.engine.backbones.processors import load_processor
 from vlsi_cli.engine.backbones.quantization import Quantization, check_quantization, quantizer
 from vlsi_cli.engine.backbones.quiet import quiet_transformers
-from vlsi_cli.engine.data.template import image_token_ids
 from vlsi_cli.engine.devices import precision_name, seeded
 from vlsi_cli.errors import ModelError, fitting, is_out_of_memory
 
@@ -47,6 +58,11 @@ class Description:
         return int(self.config.get_text_config().hidden_size)
 
     @property
+    def experts(self) -> Experts | None:
+        """What its feed-forward layers are mixed of, or None where they are dense."""
+        return experts_of(self.config.get_text_config().to_dict())
+
+    @property
     def vocabulary_rows(self) -> int:
         """Rows of the head."""
         return int(self.config.get_text_config().vocab_size)
@@ -71,7 +87,9 @@ def describe(
         ModelError, ConfigError: as :func:`load_backbone`.
     """
     folder = resolve_folder(id, revision, weights=False)
-    family = family_of(read_config(folder, id), id)
+    raw = read_config(folder, id)
+    family = family_of(raw, id)
+    require_whole(rounded(raw), id)
     config = _read_model_config(folder, id)
     processor = load_processor(
         folder, min_pixels=min_pixels, max_pixels=max_pixels, chat_template=chat_template, shown=id
@@ -135,7 +153,7 @@ def load_backbone(
     Raises:
         ModelError: no such model, not fetched and offline, unsupported family, no safetensors, weights missing.
         ConfigError: a pixel budget for a family without; weights that cannot be placed or quantized as asked; a
-            precision that cannot hold the family's states.
+            precision that cannot hold the family's states; an attention kernel that cannot compute it.
     """
     if trust_remote_code:
         raise ModelError(
@@ -146,6 +164,8 @@ def load_backbone(
     folder = resolve_folder(id, revision, weights=init == "pretrained")
     raw = read_config(folder, id)
     family = family_of(raw, id)
+    attention = family.attention(attn_implementation, id)
+    require_whole(rounded(raw), id)
     require_range(family.name, id, precision_name(dtype), precision_name(computed or dtype))
     config = _read_model_config(folder, id)
     if quantization != "none":
@@ -153,7 +173,7 @@ def load_backbone(
         if placement != "device" or init == "random":
             raise ValueError("only a pretrained model on the device is quantized")
     if init == "pretrained":
-        _require_safetensors(folder, id)
+        require_safetensors(folder, id)
     processor = load_processor(
         folder, min_pixels=min_pixels, max_pixels=max_pixels, chat_template=chat_template, shown=id
     )
@@ -164,8 +184,12 @@ def load_backbone(
         hint="`vlsi plan` says what fits; a large model can be cached, quantized or placed elsewhere",
     )
     if init == "random":
+        if (
+            "tie_word_embeddings" not in raw
+        ):  # Ministral's files say it of the decoder, and it is the whole's that counts
+            config.tie_word_embeddings = config.get_text_config().tie_word_embeddings
         with fitting(too_large):
-            model = _random_model(folder, config, attn_implementation, seed).to(device=device, dtype=dtype)
+            model = _random_model(folder, config, attention, seed).to(device=device, dtype=dtype)
     else:
         # Straight to the device: through host memory a 72B model would need its size in RAM first.
         places = {"": str(device)} if device.type == "cuda" else None
@@ -176,7 +200,13 @@ def load_backbone(
             options["device_map"] = {"": str(device)}
             options["quantization_config"] = quantizer(config, family, quantization, dtype)
         with fitting(too_large):
-            model = _pretrained_model(folder, config, id, dtype, device, attn_implementation, options)
+            if placement == "disk" and experts_of(raw) is not None:
+                load = partial(load_over_layers, family, device, id)
+            else:
+                load = partial(_load, options)
+            model, info = _read_weights(load, folder, config, dtype, attention, id)
+        require_weights(model, info, id)
+        model = model if options else model.to(device)
     backbone = Backbone(
         model=model, family=family, processor=processor, id=id, revision=revision, folder=folder
     )
@@ -185,12 +215,12 @@ def load_backbone(
     return backbone
 
 
-def _random_model(folder: Path, config: Any, attn_implementation: str, seed: int) -> Any:
+def _random_model(folder: Path, config: Any, attention: str | dict[str, str], seed: int) -> Any:
     from transformers import AutoModelForImageTextToText
 
     with quiet_transformers(), seeded(seed):
         model = AutoModelForImageTextToText.from_config(
-            config, dtype=torch.float32, attn_implementation=attn_implementation
+            config, dtype=torch.float32, attn_implementation=attention
         )
     _adopt_generation_config(model, folder)
     return model
@@ -204,33 +234,36 @@ def _adopt_generation_config(model: Any, folder: Path) -> None:
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
 
 
-def _pretrained_model(
-    folder: Path,
-    config: Any,
-    id: str,
-    dtype: torch.dtype,
-    device: torch.device,
-    attention: str,
-    options: dict[str, Any],
-) -> Any:
+def _load(options: dict[str, Any], folder: Path, config: Any, **how: Any) -> tuple[Any, dict[str, Any]]:
     from transformers import AutoModelForImageTextToText
 
+    loaded: tuple[Any, dict[str, Any]] = AutoModelForImageTextToText.from_pretrained(
+        folder, config=config, trust_remote_code=False, ignore_mismatched_sizes=False, **how, **options
+    )
+    return loaded
+
+
+def _read_weights(
+    load: Callable[..., tuple[Any, dict[str, Any]]],
+    folder: Path,
+    config: Any,
+    dtype: torch.dtype,
+    attention: str | dict[str, str],
+    id: str,
+) -> tuple[Any, dict[str, Any]]:
     try:
         with quiet_transformers():
-            model, info = AutoModelForImageTextToText.from_pretrained(
+            return load(
                 folder,
-                config=config,
+                config,
                 dtype=dtype,
                 attn_implementation=attention,
                 use_safetensors=True,
-                trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=False,
-                **options,
             )
     except Exception as error:  # damaged files raise errors of many unrelated kinds
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, ModelError):
             raise
         # safetensors says of a file that may not be read that there is none
         closed = [file.name for file in sorted(folder.glob("*.safetensors")) if not os.access(file, os.R_OK)]
@@ -238,73 +271,6 @@ def _pretrained_model(
         raise ModelError(
             f"the weights of '{id}' cannot be loaded: {cause}", hint=f"folder: {folder}"
         ) from error
-    _require_whole(model, info, id)
-    return model if "device_map" in options else model.to(device)
-
-
-def require_same_patches(processor: Any, config: Any, id: str) -> None:
-    """Refuse image settings that cut pictures into other patches than the vision tower was made for."""
-    settings, vision = processor.image_processor, getattr(config, "vision_config", None)
-    for ours, theirs in (("patch_size", "patch_size"), ("merge_size", "spatial_merge_size")):
-        cut, made = getattr(settings, ours, None), getattr(vision, theirs, None)
-        if made is not None and cut is not None and cut != made:
-            raise ModelError(
-                f"the image settings of '{id}' say {ours} {cut!r}, and its vision tower was made for {made!r}",
-                hint="preprocessor_config.json and config.json do not belong together",
-            )
-
-
-def require_same_image_token(processor: Any, family: Family, config: Any, id: str) -> None:
-    """Refuse a tokenizer that writes pictures with another token than the model replaces by features."""
-    written, replaced = image_token_ids(processor), family.image_token_id(config)
-    if replaced not in written:
-        raise ModelError(
-            f"the tokenizer of '{id}' writes a picture with token {written[0]}, and its config.json says {replaced}",
-            hint="tokenizer.json and config.json do not belong together",
-        )
-
-
-def require_rows(backbone: Backbone) -> None:
-    """Refuse a head with fewer rows than its tokenizer has words."""
-    if backbone.vocabulary_rows < backbone.tokenizer_length:
-        raise ModelError(
-            f"'{backbone.id}' has {backbone.vocabulary_rows} rows in its head, but its tokenizer has ids up to "
-            f"{backbone.tokenizer_length - 1}: model and tokenizer do not belong together"
-        )
-
-
-def _require_safetensors(folder: Path, id: str) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-    if pickles:
-        raise ModelError(
-            f"'{id}' has its weights as pickles only ({pickles[0]}), which can run code when opened and are refused",
-            hint="convert them to safetensors, or take a revision that has them",
-        )
-    raise ModelError(
-        f"'{id}' has no weights: no *.safetensors in {folder}",
-        hint="to start from fresh weights: init: random",
-    )
-
-
-def _require_whole(model: Any, info: dict[str, Any], id: str) -> None:
-    """Refuse a checkpoint that does not fill the model, or that holds weights the model has no place for."""
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
-    missing = sorted(k for k in info.get("missing_keys", ()) if k not in tied)
-    unexpected = sorted(k for k in info.get("unexpected_keys", ()) if not k.endswith("rotary_emb.inv_freq"))
-    wrong = sorted(str(k[0] if isinstance(k, tuple) else k) for k in info.get("mismatched_keys", ()))
-    for kind, keys in (
-        ("lacks", missing),
-        ("has weights that the model does not know:", unexpected),
-        ("has another shape for", wrong),
-    ):
-        if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise ModelError(
-                f"the checkpoint of '{id}' {kind} {keys[0]}{more}",
-                hint="config.json and weights do not belong together",
-            )
 
 
 def _last_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from torch import nn
 from vlsi_cli.config import launching
 from vlsi_cli.engine import gauges, sharding
 from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.backbones.families import Family
+from vlsi_cli.engine.backbones.family import Family
 from vlsi_cli.engine.backbones.quiet import quiet_transformers
 from vlsi_cli.errors import ConfigError
 
@@ -46,8 +46,8 @@ def device_map(
             f"the decoder layers of '{shown}' were to be kept in host memory, but it runs on the CPU, where they are",
             hint="set teacher.placement to device, or to disk where memory is short",
         )
-    model = _hollow(config)
-    layers, others = _rooms_of(model, family)
+    model = hollow(config)
+    layers, others = rooms_of(model, family)
     if placement == "cpu":
         parts = (model.get_submodule(name).parameters() for name in layers)
         size = sum(part.numel() for part in chain.from_iterable(parts)) * dtype.itemsize
@@ -69,19 +69,20 @@ def _require_room(size: int, copies: int, memory: int | None, shown: str) -> Non
 
 def rooms(config: Any, family: Family) -> tuple[list[str], list[str]]:
     """Names of the decoder layers, and of every other module or loose parameter, which together are the whole model."""
-    return _rooms_of(_hollow(config), family)
+    return rooms_of(hollow(config), family)
 
 
-def _hollow(config: Any) -> nn.Module:
-    """A model without memory."""
+def hollow(config: Any, **options: Any) -> nn.Module:
+    """A model without memory; ``options`` as those of ``from_config``."""
     from transformers import AutoModelForImageTextToText
 
     with quiet_transformers(), torch.device("meta"):
-        model: nn.Module = AutoModelForImageTextToText.from_config(config)
+        model: nn.Module = AutoModelForImageTextToText.from_config(config, **options)
     return model
 
 
-def _rooms_of(model: nn.Module, family: Family) -> tuple[list[str], list[str]]:
+def rooms_of(model: nn.Module, family: Family) -> tuple[list[str], list[str]]:
+    """The same of a model that is there."""
     room = f"model.{family.decoder}.layers"
     layers: list[str] = []
     others: list[str] = []
@@ -112,6 +113,8 @@ def divide(backbone: Backbone) -> None:
             if hook is not None:
                 hook.pre_forward(module)
                 remove_hook_from_module(module)
+        for parameter in layer.parameters():  # experts that lie turned in the checkpoint
+            parameter.data = parameter.data.contiguous()
         sharding.shard_unit(layer)
     for module in backbone.model.modules():  # what accelerate put around the modules above the layers
         remove_hook_from_module(module)

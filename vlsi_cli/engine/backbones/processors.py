@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import sys
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from vlsi_cli.engine.backbones.families import Family, family_of, read_config
+from vlsi_cli.engine.backbones.families import FAMILIES, family_of, read_config
+from vlsi_cli.engine.backbones.family import Family
 from vlsi_cli.engine.backbones.quiet import quiet_transformers
 from vlsi_cli.errors import ConfigError, ModelError
 
@@ -28,6 +31,7 @@ PROCESSOR_FILES = (
     "processor_config.json",
     "special_tokens_map.json",
     "spiece.model",
+    "tekken.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -66,7 +70,7 @@ def load_processor(
     budget = _pixel_budget(family, shown, min_pixels, max_pixels)
     try:
         with quiet_transformers():
-            processor = _stock_processor(folder) if torchvision_works() else None
+            processor = _stock_processor(family, folder) if torchvision_works() else None
             if processor is None:
                 processor = _image_only_processor(family, folder, budget)
             elif budget:
@@ -98,39 +102,89 @@ def torchvision_works() -> bool:
     return True
 
 
-def _stock_processor(folder: Path) -> Any:
+def _stock_processor(family: Family, folder: Path) -> Any:
     """What plain transformers would load, or None when a package for videos is missing."""
     from transformers import AutoProcessor
 
     try:
-        return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ImportError, ValueError):  # transformers reports a missing package as either
         return None
+    if family.tekken:
+        processor.tokenizer = _tokenizer(family, folder)
+    return processor
+
+
+def _tokenizer(family: Family, folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    # So that tokenizer.json is read in any environment (where mistral-common is installed transformers would read
+    # tekken.json, by a class that knows no chat template), and words are cut as Mistral's own code cuts them: the
+    # tokenizer.json of Mistral Small 3.1 does not.
+    options = {"fix_mistral_regex": True} if family.tekken else {}
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
 
 
 def _image_only_processor(family: Family, folder: Path, budget: dict[str, int]) -> Any:
     """The family's processor without its video part."""
-    from transformers import AutoTokenizer
-
-    image_only = _image_only_class(family.processor_class())
+    image_only = _image_only_class(family)
     image_processor = family.image_processor_class().from_pretrained(folder, local_files_only=True, **budget)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     settings, _ = image_only.get_processor_dict(folder, local_files_only=True)
-    return image_only.from_args_and_dict([image_processor, tokenizer], settings)
+    parts = {"image_processor": image_processor, "tokenizer": _tokenizer(family, folder)}
+    wanted = image_only.__base__.get_attributes()
+    if wanted[0] not in parts:  # one that has to be given every part
+        parts = {name: parts.get(name) for name in wanted}
+        settings = {name: value for name, value in settings.items() if name not in wanted}
+    return image_only.from_args_and_dict(list(parts.values()), settings)
 
 
 @cache
-def _image_only_class(stock: Any) -> Any:
+def _without_parts() -> Any:
+    """A base between a stock processor and transformers' own that hides parts which are not there from the latter."""
+    from transformers import ProcessorMixin
+
+    def init(self: Any, *args: Any, **parts: Any) -> None:
+        given = {name: part for name, part in parts.items() if part is not None}
+        ProcessorMixin.__init__(self, *args, **given)
+
+    return type("ProcessorMixin", (ProcessorMixin,), {"__init__": init})
+
+
+@cache
+def _image_only_class(family: Family) -> Any:
+    stock = family.processor_class()
+    if getattr(stock, "is_dummy", False):
+        stock = _imported_without_torchvision(family)
     members = {
         "get_attributes": classmethod(lambda _cls: ["image_processor", "tokenizer"]),
         # Processes that read data get a copy; this class has no name that they could find.
-        "__reduce__": lambda self: (_image_only_copy, (stock, self.__dict__)),
+        "__reduce__": lambda self: (_image_only_copy, (family.name, self.__dict__)),
     }
-    return type(stock.__name__, (stock,), members)
+    return type(stock.__name__, (stock, _without_parts()), members)
 
 
-def _image_only_copy(stock: Any, state: dict[str, Any]) -> Any:
-    processor = object.__new__(_image_only_class(stock))
+_IMPORTING = Lock()
+
+
+def _imported_without_torchvision(family: Family) -> Any:
+    """The stock processor of a family whose module asks for the image processor that needs torchvision.
+
+    Pixtral's takes one function from there, which finds the size of a resized picture from integers; the module of the
+    PIL image processor has its twin. While the processor is imported, it stands in.
+    """
+    module = family.image_processor[0]
+    wanted = module.replace("_pil_", "_")
+    with _IMPORTING:
+        sys.modules[wanted] = importlib.import_module(module)
+        try:
+            own = importlib.import_module(module.replace("image_processing_pil_", "processing_"))
+        finally:
+            del sys.modules[wanted]
+    return getattr(own, family.processor)
+
+
+def _image_only_copy(family: str, state: dict[str, Any]) -> Any:
+    processor = object.__new__(_image_only_class(FAMILIES[family]))
     processor.__dict__.update(state)
     return processor
 
@@ -140,9 +194,13 @@ def _pixel_budget(family: Family, shown: str, low: int | None, high: int | None)
     if not budget:
         return {}
     if not family.pixel_budget:
+        does, instead = "cuts pictures into tiles of one size", ""
+        if family.resized_to:
+            what, key = family.resized_to
+            does, instead = f"resizes pictures to {what}", f" and set {key} in its processor_config.json"
         raise ConfigError(
-            f"min_pixels and max_pixels do not apply to '{shown}': {family.title} cuts pictures into tiles of one size",
-            hint="leave data.min_pixels and data.max_pixels out",
+            f"min_pixels and max_pixels do not apply to '{shown}': {family.title} {does}",
+            hint=f"leave data.min_pixels and data.max_pixels out{instead}",
         )
     if any(value <= 0 for value in budget.values()) or (low is not None and high is not None and low > high):
         raise ConfigError(f"min_pixels {low} and max_pixels {high} are not a range of pixel counts")

@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 import torch
 
-from vlsi_cli.engine.backbones.families import Family
+from vlsi_cli.config.experts import experts_of, require_unrounded
+from vlsi_cli.engine.backbones.family import Family
 from vlsi_cli.engine.backbones.placement import rooms
 from vlsi_cli.errors import ConfigError
 
@@ -45,6 +46,7 @@ def check_quantization(
     Raises:
         ConfigError: with the reason in one sentence.
     """
+    require_unrounded(experts_of(checkpoint), quantization, shown)
     if find_spec("bitsandbytes") is None:
         raise ConfigError(
             f"{quantization} weights need the package bitsandbytes, which is not installed",

@@ -74,6 +74,7 @@ def verify_student(
     from transformers import AutoModelForImageTextToText
 
     processor = load_processor(folder)
+    attention = backbone.config.get_text_config()._attn_implementation
     texts = [*_PROBE_TEXTS, render_probe(processor, image=True)]
     if processor.tokenizer(texts)["input_ids"] != backbone.tokenizer(texts)["input_ids"]:
         raise CheckpointError(f"the saved tokenizer in {folder} gives other ids than the one trained with")
@@ -82,7 +83,7 @@ def verify_student(
             saved = AutoModelForImageTextToText.from_pretrained(
                 folder,
                 dtype="auto",
-                attn_implementation=backbone.config.get_text_config()._attn_implementation,
+                attn_implementation=backbone.family.attention(attention, backbone.id),
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
@@ -146,8 +147,10 @@ def default_probes(backbone: Backbone) -> list[dict[str, Any]]:
 @torch.no_grad()
 def _largest_difference(backbone: Backbone, saved: Any, inputs: dict[str, Any]) -> float:
     """Largest difference of logits over the largest one, at the last 64 positions only (no wider tensor is needed)."""
-    ours = backbone.head(backbone.forward_base(inputs)[:, -64:]).float()
-    theirs = saved(**inputs, use_cache=False, logits_to_keep=64).logits.float()
+    ours = backbone.logits(backbone.forward_base(inputs)[:, -64:]).float()
+    # asked for by their places: of a number, some models compute only so many rows, which rounds otherwise
+    last = torch.arange(inputs["input_ids"].shape[1], device=backbone.device)[-64:]
+    theirs = saved(**inputs, use_cache=False, logits_to_keep=last).logits.float()
     return float((ours - theirs).abs().max() / ours.abs().max().clamp_min(torch.finfo(ours.dtype).tiny))
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlsi_cli.engine.backbones.arguments import positions
+
 #: Arguments of a decoder layer that belong to generation, not to the layer's reading of its input.
 _NOT_REPLAYED = ("cache", "past_key_values", "past_key_value", "use_cache", "cache_position")
 
@@ -27,8 +29,9 @@ class Tapped(Mapping[int, Tensor]):
     raw (before the final norm) where transformers gives it normed.
 
     Attributes:
-        call: layer number -> keyword arguments the layer was called with (attention mask, position embeddings, ...),
-            filled when the tap was opened with ``calls=True``; enough to run another decoder layer on the same input.
+        call: layer number -> arguments the layer was called with beside its input, by name (attention mask, position
+            embeddings, ...), filled when the tap was opened with ``calls=True``; enough to run another decoder layer on
+            the same input.
     """
 
     def __init__(self) -> None:
@@ -69,7 +72,7 @@ def tap(
         decoder_layers: all decoder layers, first to last.
         wanted: layer numbers, counted from 1.
         rows, cols: positions to keep, [R] each; None keeps whole tensors [B, S, H].
-        calls: keep the keyword arguments of each tapped layer in ``tapped.call``.
+        calls: keep the arguments of each tapped layer in ``tapped.call``.
 
     Yields:
         A :class:`Tapped`, filled after each forward pass; [R, H] a layer, or [B, S, H] without rows and cols.
@@ -102,7 +105,7 @@ def tap(
         tapped._whole.clear()
 
     def listen(layer: int) -> Any:
-        def hook(module: nn.Module, _: Any, kwargs: dict[str, Any], output: Any) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if not tapped._listening:
                 return
             state = output if isinstance(output, Tensor) else output[0]
@@ -111,7 +114,8 @@ def tap(
             else:
                 tapped._states[layer] = gather(state)
             if calls:
-                tapped.call[layer] = {k: v for k, v in kwargs.items() if k not in _NOT_REPLAYED}
+                named = dict(zip(positions(type(module).forward)[1:], args[1:], strict=False)) | kwargs
+                tapped.call[layer] = {k: v for k, v in named.items() if k not in _NOT_REPLAYED}
 
         return hook
 

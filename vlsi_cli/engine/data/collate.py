@@ -17,7 +17,8 @@ from torch import Tensor
 
 from vlsi_cli.engine.batch import Batch, PromptBatch
 from vlsi_cli.engine.data.digests import record_digest
-from vlsi_cli.engine.data.template import TOKEN_TYPES, Encoded, EncodedPrompt
+from vlsi_cli.engine.data.template import Encoded, EncodedPrompt
+from vlsi_cli.engine.data.tokens import TOKEN_TYPES
 from vlsi_cli.errors import ModelError
 
 Item = TypeVar("Item")

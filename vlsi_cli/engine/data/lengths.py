@@ -55,12 +55,16 @@ def _length(encoder: ChatEncoder, texts: Sequence[str], images: Sequence[ImageRe
 
 
 def _around(encoder: ChatEncoder) -> int:
-    """Tokens that Gemma 3's processor writes around the image tokens of a picture, and does not count."""
-    written = getattr(encoder.processor, "full_image_sequence", None)
-    if written is None:
+    """Tokens that Gemma's processors write around the image tokens of a picture, and do not count."""
+    processor = encoder.processor
+    written, image_tokens = getattr(processor, "full_image_sequence", None), 0
+    if written is not None:  # Gemma 3
+        image_tokens = int(processor.image_seq_length)
+    elif hasattr(processor, "boi_token"):  # Gemma 4
+        written = processor.boi_token + processor.eoi_token
+    else:
         return 0
-    ids = encoder.tokenizer(written, add_special_tokens=False)["input_ids"]
-    return len(ids) - int(encoder.processor.image_seq_length)
+    return len(encoder.tokenizer(written, add_special_tokens=False)["input_ids"]) - image_tokens
 
 
 def _image_tokens(count: Any, sizes: list[tuple[int, int]]) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,8 @@ from torch import Tensor
 from vlsi_cli.engine.data import thinking
 from vlsi_cli.engine.data.images import Fetch, ImageLimits, load_image
 from vlsi_cli.engine.data.records import BadRecord, Message, Record
+from vlsi_cli.engine.data.tokens import TOKEN_TYPES, expanded, image_token_ids, token_types_name
 from vlsi_cli.errors import ModelError
-
-#: Names of the inputs that tell image tokens (1) from text (0): of most models, and of Gemma 3.
-TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
 
 
 @dataclass(frozen=True)
@@ -101,9 +100,16 @@ class ChatEncoder:
         if not getattr(processor, "chat_template", None):
             raise ModelError(f"{type(processor).__name__} has no chat template: records cannot be rendered")
         self._can_be_told = self._can_think = thinking.can_be_told(processor.chat_template)
-        self._types_name = _token_types_name(processor)
+        self._has_channels = thinking.in_channels(processor.chat_template)
+        self._has_marks = thinking.has_marks(self.tokenizer)
+        self._can_think |= self._has_marks
+        #: Whether thoughts are begun by an answer, not by its prompt.
+        self.begins_thoughts = self._has_channels or self._has_marks
+        self._plain_system = False
+        self._types_name = token_types_name(processor)
         self._image_ids = torch.tensor(image_token_ids(processor), dtype=torch.long)
         try:
+            self._plain_system = self._wants_plain_system()
             self._control = self._control_tokens()
             #: Whether every answer begins inside a block of thoughts, whatever the template is told.
             self.always_thinks = thinking.is_open(self._render([Message("user", ("a",))], prompt=True))
@@ -153,8 +159,7 @@ class ChatEncoder:
         Raises:
             BadRecord: as :meth:`encode`.
         """
-        answers = [i for i, message in enumerate(record.messages) if message.role == "assistant"]
-        last = answers[turn]
+        last = [i for i, message in enumerate(record.messages) if message.role == "assistant"][turn]
         try:
             if self._can_think:  # what is sent at generation, where earlier blocks are dropped
                 self._refuse_control_tokens(record)
@@ -182,23 +187,30 @@ class ChatEncoder:
         has a space more); the one that the model is prompted with at generation is used. Blocks of thoughts that a
         template drops from earlier turns (``thinking``) stay as they were when those turns were the last: one
         sequence cannot hold each turn behind the history that the template would write for it.
+
+        Where thoughts stand in channels, a talk is thought about if any of its responses has thoughts; the others begin
+        with an empty channel then.
         """
         messages = record.messages
         self._refuse_control_tokens(record)
+        answers = (message.text for message in messages if message.role == "assistant")
+        asked = self._has_channels and any(map(thinking.has_thoughts, answers))
         turns: list[tuple[str, str]] = []
         history = dropped = carry = ""
         for index, message in enumerate(messages[: None if upto is None else upto + 1]):
             if message.role != "assistant":
                 continue
-            before = self._render(messages[:index])
-            prompted = self._render(messages[:index], prompt=True, think=thinking.has_thoughts(message.text))
-            whole = self._render(messages[: index + 1])
+            before = self._render(messages[:index], think=asked)
+            think = asked or thinking.has_thoughts(message.text)
+            prompted = self._render(messages[:index], prompt=True, think=think)
+            whole = self._render(messages[: index + 1], think=asked)
             if self._can_think and not before.startswith(history):
                 history = dropped
             if not (before.startswith(history) and prompted.startswith(before) and whole.startswith(before)):
                 raise BadRecord("template-history", f"at message {index + 1}")
             header, added = prompted[len(before) :], whole[len(before) :]
-            response, rest = self._response(added, header, message.text)
+            response, rest = self._response(added, header, self._said(message.text))
+            response = thinking.channel(message.text) + response if asked else response
             turns.append((carry + before[len(history) :] + header, response))
             history, dropped, carry = whole, before + thinking.without_block(added), rest
         return turns
@@ -248,7 +260,7 @@ class ChatEncoder:
                 raise BadRecord("template-refused", "it does not write one image token an image")
             outputs = self._process("".join(segments), images)
             expansions = [e["replacement"] for e in outputs.pop("text_replacement_offsets")[0]]
-            segments = _expand(segments, self.image_token, expansions)
+            segments = expanded(segments, self.image_token, expansions)
             text_names = {"input_ids", "attention_mask", *TOKEN_TYPES}
             made = ((name, value) for name, value in outputs.items() if name not in text_names)
             tensors = {name: torch.as_tensor(value) for name, value in made}
@@ -273,16 +285,7 @@ class ChatEncoder:
         return dict(outputs)
 
     def _render(self, messages: Iterable[Message], *, prompt: bool = False, think: bool = False) -> str:
-        talk = [
-            {
-                "role": message.role,
-                "content": [
-                    {"type": "image"} if isinstance(part, int) else {"type": "text", "text": part}
-                    for part in message.parts
-                ],
-            }
-            for message in messages
-        ]
+        talk = [{"role": message.role, "content": self._content(message)} for message in messages]
         if not talk:
             return ""
         told = {thinking.SWITCH: think} if self._can_be_told else {}
@@ -293,20 +296,44 @@ class ChatEncoder:
         except Exception as error:  # a template is somebody's program, and fails as programs do
             raise BadRecord("template-refused", str(error) or type(error).__name__) from error
 
+    def _content(self, message: Message) -> Any:
+        if self._plain_system and message.role == "system":
+            return message.text
+        said = self._said if message.role == "assistant" else str
+        return [
+            {"type": "image"} if isinstance(part, int) else {"type": "text", "text": said(part)}
+            for part in message.parts
+        ]
+
+    def _said(self, text: str) -> str:
+        """A response as the template is given it."""
+        if self._has_channels:
+            return thinking.words(text)
+        return thinking.marked(text) if self._has_marks else text
+
+    def _wants_plain_system(self) -> bool:
+        """Whether the template takes the system's words as a string only, and would write out a list of parts."""
+        try:
+            return "'type'" in self._render([Message("system", ("a",)), Message("user", ("b",))])
+        except BadRecord:  # it takes no system's words, or does not like the talk
+            return False
+
     def _control_tokens(self) -> frozenset[str]:
         """Special tokens that the template itself writes, the end of sequence, and image and video tokens.
 
-        Inside a record's text they would end turns or stand for images that do not exist. Other special
-        tokens, such as those that mark boxes, are ordinary text.
+        Inside a record's text they would end turns or stand for images that do not exist. Others are ordinary text.
         """
         probe = [Message("user", (0, "a")), Message("assistant", ("b",)), Message("user", ("c",))]
         rendered = self._render(probe, prompt=True)
+        with suppress(BadRecord):  # a template may refuse a system message
+            rendered += self._render([Message("system", ("s",)), *probe])
         special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         special |= {str(token) for token in self.tokenizer.all_special_tokens}
         control = {token for token in special if token and token in rendered}
         named = (self.tokenizer.eos_token, self.image_token, getattr(self.processor, "video_token", None))
-        control |= {str(token) for token in named if token}
-        control |= {str(self.tokenizer.convert_ids_to_tokens(i)) for i in self.image_token_ids}
+        pictures = self.tokenizer.convert_ids_to_tokens(list(self.image_token_ids))
+        control |= {str(token) for token in (*named, *pictures) if token}
+        control |= thinking.CHANNEL_TOKENS if self._has_channels else frozenset()
         return frozenset(control - {thinking.OPEN, thinking.CLOSE})
 
     def _token_types(self, ids: Tensor) -> tuple[Tensor | None, str]:
@@ -321,29 +348,3 @@ class ChatEncoder:
 
 def _mentioned(messages: Iterable[Message]) -> list[int]:
     return [part for message in messages for part in message.parts if isinstance(part, int)]
-
-
-def _expand(segments: list[str], token: str, expansions: list[str]) -> list[str]:
-    """Each ``token`` in the segments replaced by the next expansion."""
-    rest = iter(expansions)
-    return [re.sub(re.escape(token), lambda _: next(rest), segment) for segment in segments]
-
-
-def _token_types_name(processor: Any) -> str | None:
-    """The name under which a model takes the types of tokens, or None for one that does not."""
-    names, own = processor.model_input_names, processor.tokenizer.model_input_names
-    # a tokenizer's own token_type_ids tell first and second sentences apart, and no model here takes those
-    return next((name for name in reversed(TOKEN_TYPES) if name in names and name not in own), None)
-
-
-def image_token_ids(processor: Any) -> list[int]:
-    """Tokens that a processor writes for the features of pictures.
-
-    Raises:
-        ModelError: it does not say.
-    """
-    ids = getattr(processor, "image_token_ids", None) or [getattr(processor, "image_token_id", None)]
-    known = [int(i) for i in ids if i is not None]
-    if not known:
-        raise ModelError(f"{type(processor).__name__} does not say which token stands for an image")
-    return known

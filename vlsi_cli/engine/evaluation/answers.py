@@ -93,4 +93,4 @@ def _generate(backbone: Backbone, group: list[EncodedPrompt], greedy: Any, pad_i
         backbone.base.rope_deltas = None  # type: ignore[assignment]  # Qwen keeps the last call's offsets
     tokens = backbone.model.generate(**inputs, generation_config=greedy)
     new = tokens[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in backbone.tokenizer.batch_decode(new, skip_special_tokens=True)]
+    return [thinking.decoded(backbone.tokenizer, row).strip() for row in new.tolist()]

@@ -82,7 +82,7 @@ class Answerer:
         backbone: the model; its weights stay as they are.
         batch_size: questions together; None begins with ``AUTO_BATCH`` and halves when memory runs out.
         told: hears when the batch was made smaller.
-        thoughts: leave the thoughts of a model that always thinks in its answers.
+        thoughts: leave the thoughts of a model that thinks unasked in its answers.
         sampling: how answers are drawn; None: greedy, the most probable token each time.
         advice: what to do where one question alone does not fit.
     """
@@ -200,10 +200,11 @@ class Answerer:
     def _reply(self, row: list[int], ends: list[int], settings: Settings) -> Reply:
         length = next((n for n, token in enumerate(row) if token in ends), None)
         kept = row if length is None else row[:length]
-        text = str(self.backbone.tokenizer.decode(kept, skip_special_tokens=True))
-        if (
-            self.encoder.always_thinks and not self._thoughts
-        ):  # nothing is said before the thoughts have ended
+        text = thinking.decoded(self.backbone.tokenizer, kept)
+        thinks = self.encoder.always_thinks or (
+            self.encoder.begins_thoughts and text.startswith(thinking.OPEN)
+        )
+        if thinks and not self._thoughts:  # nothing is said before the thoughts have ended
             _, _, text = text.partition(thinking.CLOSE)
             text = text.lstrip()
         found = [place for stop in settings.until if (place := text.find(stop)) >= 0]
@@ -221,7 +222,7 @@ class Answerer:
         encoded = [_encoded(self.encoder.encode, question) for question in group]
         batch = collate(encoded, self.encoder.pad_id).to(backbone.device)
         states = backbone.forward_base(batch.inputs)[batch.rows, batch.cols]
-        logits = backbone.head(states)[:, : backbone.tokenizer_length].float()
+        logits = backbone.logits(states)[:, : backbone.tokenizer_length].float()
         losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none").cpu().double()
         greedy, rows = (logits.argmax(dim=-1) == batch.targets).cpu(), batch.rows.cpu()
         replies = []

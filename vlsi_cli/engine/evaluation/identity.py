@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from vlsi_cli.config.presence import weight_files
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.processors import PROCESSOR_FILES
 from vlsi_cli.engine.devices import precision_name
@@ -19,7 +20,7 @@ def identity(backbone: Backbone, low: int | None, high: int | None) -> dict[str,
 
     A file that the hub's cache keeps under its SHA-256 is not read again for it.
     """
-    weights = {path.name: _sha256(path) for path in sorted(backbone.folder.glob("*.safetensors"))}
+    weights = {path.name: _sha256(path) for path in weight_files(backbone.folder)}
     facts = {
         "weights": weights,
         "files": file_digests(backbone.folder),

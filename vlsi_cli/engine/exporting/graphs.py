@@ -10,21 +10,23 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.exporting.text import Decoder, Embeddings, MergedEmbeddings
-from vlsi_cli.engine.exporting.vision import LlavaVision, QwenVision, segment_attention
+from vlsi_cli.engine.exporting.layouts import MROPE, NESTED, stacked_features
+from vlsi_cli.engine.exporting.text import Decoder, Embeddings, MergedEmbeddings, deepstack_beside
+from vlsi_cli.engine.exporting.vision import LlavaVision, NestedVision, QwenVision, segment_attention
 from vlsi_cli.errors import ModelError
 
 #: Operator set of the graphs: onnxruntime, its web build and onnxruntime-genai all run it.
 OPSET = 18
 
 #: Families that have graphs, by ``model_type``.
-EXPORTABLE = ("qwen2_vl", "qwen2_5_vl", "llava_onevision")
+EXPORTABLE = (*MROPE, "llava_onevision", *NESTED)
 
 _BATCH, _LENGTH, _PAST, _TOTAL = (
     "batch_size",
@@ -78,7 +80,7 @@ def require_exportable(backbone_config: Any, title: str, shown: str) -> None:
 
 def has_mrope(config: Any) -> bool:
     """Whether positions have three parts (time, height, width)."""
-    return bool(config.model_type in ("qwen2_vl", "qwen2_5_vl"))
+    return bool(config.model_type in MROPE)
 
 
 def cache_names(layers: int, prefix: str) -> tuple[str, ...]:
@@ -89,6 +91,13 @@ def cache_names(layers: int, prefix: str) -> tuple[str, ...]:
 def vision_graph(backbone: Backbone, name: str, grid_name: str) -> Graph:
     """The vision tower with its projector."""
     vision: Any = backbone.config.vision_config
+    if backbone.config.model_type in NESTED:
+        side = int(backbone.processor.image_processor.max_image_size["longest_edge"])
+        tiles, mask = torch.ones(2, 3, 3, side, side), torch.ones(2, 3, side, side, dtype=torch.bool)
+        names, dims = ("pixel_values", "pixel_attention_mask"), {0: _BATCH, 1: "num_tiles"}
+        module: nn.Module = NestedVision(backbone.base)
+        within = partial(_attending, vision)
+        return Graph(name, module, (tiles, mask), names, ("image_features",), (dims, dims), within)
     if not has_mrope(backbone.config):
         tiles = torch.zeros(2, 3, vision.image_size, vision.image_size)
         module = LlavaVision(backbone.base, backbone.config)
@@ -110,13 +119,13 @@ def vision_graph(backbone: Backbone, name: str, grid_name: str) -> Graph:
 
 def embedding_graph(backbone: Backbone, name: str, *, merged: bool) -> Graph:
     """Token embeddings; ``merged`` has picture features put in their places inside the graph."""
-    ids = torch.zeros(2, 3, dtype=torch.long)
+    ids, stacked = torch.zeros(2, 3, dtype=torch.long), stacked_features(backbone.config)
     dynamic: dict[int, str] = {0: _BATCH, 1: _LENGTH}
     if not merged:
-        module: nn.Module = Embeddings(backbone.embeddings)
+        module: nn.Module = Embeddings(backbone.embeddings, stacked)
         return Graph(name, module, (ids,), ("input_ids",), ("inputs_embeds",), (dynamic,))
-    module = MergedEmbeddings(backbone.embeddings, backbone.image_token_id)
-    example = (ids, torch.zeros(2, backbone.hidden_size))
+    module = MergedEmbeddings(backbone.embeddings, backbone.image_token_id, stacked)
+    example = (ids, torch.zeros(2, (1 + stacked) * backbone.hidden_size))
     names = ("input_ids", "image_features")
     return Graph(name, module, example, names, ("inputs_embeds",), (dynamic, {0: "num_features"}))
 
@@ -126,7 +135,8 @@ def decoder_graph(backbone: Backbone, name: str, *, keep: bool) -> Graph:
     text: Any = backbone.config.get_text_config()
     heads = int(text.num_key_value_heads)
     width = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-    new, past, layers = 3, 4, backbone.num_layers
+    new, past, layers, stacked = 3, 4, backbone.num_layers, stacked_features(backbone.config)
+    wide = (1 + stacked) * backbone.hidden_size
     positions = torch.arange(past, past + new).expand(2, new)
     cache = [
         tuple(torch.zeros(2, heads, past, width, dtype=backbone.dtype) for _ in range(2))
@@ -134,7 +144,7 @@ def decoder_graph(backbone: Backbone, name: str, *, keep: bool) -> Graph:
     ]
     grown = {0: _BATCH, 2: _PAST}
     named: list[tuple[str, Any, Any]] = [
-        ("inputs_embeds", torch.zeros(2, new, backbone.hidden_size), {0: _BATCH, 1: _LENGTH}),
+        ("inputs_embeds", torch.zeros(2, new, wide), {0: _BATCH, 1: _LENGTH}),
         ("attention_mask", torch.ones(2, past + new, dtype=torch.long), {0: _BATCH, 1: _TOTAL}),
         ("position_ids", positions.contiguous(), {0: _BATCH, 1: _LENGTH}),
     ]
@@ -144,24 +154,30 @@ def decoder_graph(backbone: Backbone, name: str, *, keep: bool) -> Graph:
         named.append(("num_logits_to_keep", torch.tensor(2), {}))
     return Graph(
         name,
-        Decoder(backbone.decoder, backbone.head, keep=keep),
+        Decoder(backbone.decoder, backbone.head, keep=keep, stacked=stacked),
         (*(value for _, value, _ in named), *(() if keep else (None,)), cache),
         (*(label for label, _, _ in named), *cache_names(layers, "past_key_values")),
         ("logits", *cache_names(layers, "present")),
         (*(dims for _, _, dims in named), *(() if keep else (None,)), [(grown, grown) for _ in cache]),
-        lambda: _attending(backbone, "sdpa"),
+        partial(_decoding, backbone.decoder, text),
     )
 
 
 @contextmanager
-def _attending(backbone: Backbone, implementation: str) -> Iterator[None]:
-    text: Any = backbone.config.get_text_config()
-    before = text._attn_implementation
-    text._attn_implementation = implementation
+def _decoding(decoder: nn.Module, config: Any) -> Iterator[None]:
+    with _attending(config), deepstack_beside(decoder):
+        yield
+
+
+@contextmanager
+def _attending(config: Any) -> Iterator[None]:
+    """The part of a model that goes by ``config`` attends with torch's own product, which exports."""
+    before = config._attn_implementation
+    config._attn_implementation = "sdpa"
     try:
         yield
     finally:
-        text._attn_implementation = before
+        config._attn_implementation = before
 
 
 @torch.no_grad()
@@ -183,12 +199,18 @@ def trace(graph: Graph) -> Any:
         )
     model = program.model
     forget_origins(model)
-    logits = model.graph.outputs[0]
-    if logits.name == "logits":  # the exporter has no name for a size that depends on an input's value
-        import onnx_ir as ir
-
-        logits.shape = ir.Shape([_BATCH, "num_logits", logits.shape[2]])
+    _name_sizes(model.graph.outputs[0])
     return model
+
+
+def _name_sizes(output: Any) -> None:
+    """The exporter has no name for a size that depends on an input's value."""
+    import onnx_ir as ir
+
+    if output.name == "logits":
+        output.shape = ir.Shape([_BATCH, "num_logits", output.shape[2]])
+    elif str(output.shape[0]).startswith("u"):
+        output.shape = ir.Shape(["num_real_tiles", *output.shape[1:]])
 
 
 def forget_origins(model: Any) -> None:

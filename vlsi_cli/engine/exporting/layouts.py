@@ -30,6 +30,18 @@ PRECISIONS = {
 }
 
 
+#: Families whose positions have three parts (time, row, column).
+MROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+#: Families whose tiles are nested in the rows of a batch, with a mask of their pixels.
+NESTED = ("smolvlm", "idefics3")
+
+
+def stacked_features(config: Any) -> int:
+    """How many DeepStack features a picture has beside those in the places of its tokens: some in Qwen3-VL."""
+    return len(getattr(config.vision_config, "deepstack_visual_indexes", None) or ())
+
+
 @dataclass(frozen=True)
 class Layout:
     """File names and graph interfaces of a runtime.
@@ -82,6 +94,9 @@ def write_settings(
         # transformers 5 nests what the decoder is; transformers.js looks for it at the top for this family
         nested = config.get("text_config", {}) if config["model_type"] == "qwen2_vl" else {}
         config = {key: nested[key] for key in nested if key not in config} | config
+        if config["model_type"] in NESTED:
+            # a folder may leave out what the family takes for granted
+            config.setdefault("image_token_id", backbone.image_token_id)
         config["transformers.js_config"] = {
             "dtype": PRECISIONS[precision][0],
             "use_external_data_format": data_files,
@@ -108,11 +123,17 @@ def _write_processor(backbone: Backbone, folder: Path) -> None:
         settings |= json.loads(images.read_text(encoding="utf-8"))
     # transformers.js looks here for the class that joins pictures and text, and has one for all of the LLaVA kind;
     # transformers itself goes by the other file
-    llava = backbone.family.name == "llava_onevision"
-    settings["processor_class"] = "LlavaProcessor" if llava else backbone.family.processor
+    family = backbone.family.name
+    llava = family == "llava_onevision"
+    own = (
+        "SmolVLMProcessor" if family == "smolvlm" else backbone.family.processor
+    )  # read by Idefics3's twin here
+    settings["processor_class"] = "LlavaProcessor" if llava else own
     _write(images, settings)
     joint = json.loads(whole.read_text(encoding="utf-8")) if whole.is_file() else {}
-    joint.setdefault("processor_class", backbone.family.processor)
+    joint.setdefault("processor_class", own)
+    if family in NESTED:
+        joint.setdefault("image_seq_len", backbone.processor.image_seq_len)
     if llava:
         # transformers.js shows the model one tile a picture: its patches and one line break
         vision = backbone.config.vision_config
@@ -152,8 +173,8 @@ def _genai_config(backbone: Backbone, layout: Layout) -> dict[str, Any]:
             "decoder": {
                 "filename": f"{layout.decoder}.onnx",
                 "session_options": {"provider_options": []},
-                "head_size": text.hidden_size // text.num_attention_heads,
-                "hidden_size": text.hidden_size,
+                "head_size": getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+                "hidden_size": (1 + stacked_features(config)) * text.hidden_size,  # of the embeddings' rows
                 "num_attention_heads": text.num_attention_heads,
                 "num_hidden_layers": text.num_hidden_layers,
                 "num_key_value_heads": text.num_key_value_heads,

@@ -14,8 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from vlsi_cli.engine.exporting.layouts import PRECISIONS, Layout, layout_for
+from vlsi_cli.engine.exporting.layouts import MROPE, NESTED, PRECISIONS, Layout, layout_for
 from vlsi_cli.errors import CheckpointError
+
+#: Pixels of one call of a vision graph: 16 tiles of SmolVLM-256M, whose attention weights take 0.8 GB.
+_PIXELS = 2**22
 
 Inputs = Mapping[str, np.ndarray[Any, Any]]
 Array = np.ndarray[Any, Any]
@@ -52,19 +55,22 @@ class OnnxModel:
         self.layout, self.precision, self.config = _recognise(folder)
         self.files = self.layout.files(self.precision)
         self.vision, self.embedding, self.decoder = (_session(folder / name, threads) for name in self.files)
-        self.mrope = self.config["model_type"] != "llava_onevision"
+        self.mrope = self.config["model_type"] in MROPE
         self._cache = {i.name: i for i in self.decoder.get_inputs() if i.name.startswith("past_key_values.")}
 
     @property
     def image_token_id(self) -> int:
         """Id of the token that each picture feature replaces."""
-        return int(self.config["image_token_id" if self.mrope else "image_token_index"])
+        llava = self.config["model_type"] == "llava_onevision"
+        return int(self.config["image_token_index" if llava else "image_token_id"])
 
     def features(self, inputs: Inputs) -> Array:
         """Features of all pictures of a batch, [F, H], in the order of their tokens."""
         if self.mrope:
             feeds = {"pixel_values": inputs["pixel_values"], self.layout.grid: inputs["image_grid_thw"]}
             return _run(self.vision, feeds)
+        if self.config["model_type"] in NESTED:
+            return self._nested_features(inputs)
         return self._tile_features(inputs)
 
     def begin(self, inputs: Inputs, *, keep: int = 1) -> tuple[Array, Talk]:
@@ -142,6 +148,22 @@ class OnnxModel:
         logits, *grown = self.decoder.run(None, feeds | talk.cache)
         talk.cache = dict(zip(talk.cache, grown, strict=True))
         return np.asarray(logits if self.layout.keep or not keep else logits[:, -keep:])
+
+    def _nested_features(self, inputs: Inputs) -> Array:
+        """SmolVLM and Idefics3: tiles of all rows to features; the graph leaves padding out.
+
+        A large batch goes through in parts, since the graph holds the attention weights of all tiles of a call.
+        """
+        pixels, mask = inputs["pixel_values"], inputs["pixel_attention_mask"].astype(bool)
+        together = max(1, _PIXELS // pixels.shape[-1] ** 2)
+        if pixels.shape[0] * pixels.shape[1] > together:
+            pixels, mask = (value.reshape(1, -1, *value.shape[2:]) for value in (pixels, mask))
+        parts = [
+            _run(self.vision, {"pixel_values": pixels[:, at:end], "pixel_attention_mask": mask[:, at:end]})
+            for at, end in ((at, at + together) for at in range(0, pixels.shape[1], together))
+            if mask[:, at:end].any()
+        ]
+        return np.concatenate(parts).reshape(-1, parts[0].shape[-1])
 
     def _tile_features(self, inputs: Inputs) -> Array:
         """LLaVA-OneVision: tiles to features, laid out as transformers does it."""

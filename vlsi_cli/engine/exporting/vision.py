@@ -4,7 +4,7 @@ transformers' Qwen towers read the grid of each picture into Python numbers and 
 would freeze to the pictures of its example. Here every patch finds its own picture, row and column from the grids, and
 attention is one masked product in place of a loop. Same numbers, and a graph in which everything is dynamic.
 
-Shapes: I pictures, N patches of all pictures, P values of a patch, F features (N / merge size squared), H the
+Shapes: B rows, I pictures, N patches of all pictures, P values of a patch, F features (N / merge size squared), H the
 decoder's width, T tiles, S the side of a tile in pixels.
 """
 
@@ -101,8 +101,38 @@ def segment_attention(tower: nn.Module) -> Iterator[None]:
         ALL_ATTENTION_FUNCTIONS._global_mapping.pop(_ATTENTION, None)
 
 
+def resampled(grid: Tensor, index: PatchIndex, patches: int, side: int) -> tuple[Tensor, Tensor]:
+    """Which rows of a square table of learned positions each patch takes, and by which weights (bilinear, corners on
+    corners).
+
+    Args:
+        grid: [I, 3] frames, rows and columns of each picture, in patches.
+        index: where each patch stands.
+        patches: N.
+        side: rows and columns of the table.
+
+    Returns:
+        rows of the table and weights, [N, 4] each.
+    """
+    ends = grid.prod(dim=1).cumsum(dim=0)
+    picture = (torch.arange(patches, device=grid.device)[:, None] >= ends[None, :]).sum(dim=1)
+    sides = grid[picture, 1:]
+    place = index.position.float() * ((side - 1) / (sides - 1).clamp(min=1).float())  # [N, 2]
+    low = place.floor().long().clamp(max=side - 1)
+    high, part = (low + 1).clamp(max=side - 1), place - low
+    rows = torch.stack([low[:, 0], low[:, 0], high[:, 0], high[:, 0]], dim=1)
+    columns = torch.stack([low[:, 1], high[:, 1], low[:, 1], high[:, 1]], dim=1)
+    down, right = part[:, :1], part[:, 1:]
+    weights = torch.cat(
+        [(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right], dim=1
+    )
+    return rows * side + columns, weights
+
+
 class QwenVision(nn.Module):
-    """Patches to features: ``pixel_values`` [N, P], grids [I, 3] -> [F, H]; Qwen2-VL and Qwen2.5-VL.
+    """Patches to features: ``pixel_values`` [N, P], grids [I, 3] -> [F, W]; Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
+
+    W is H, and in Qwen3-VL H once more for each DeepStack feature, side by side (:mod:`.text`).
 
     Args:
         tower: the model's ``visual``; call it inside :func:`segment_attention`.
@@ -129,8 +159,12 @@ class QwenVision(nn.Module):
             # The blocks stay where they are: attention does not mind the order, so no sorting is needed.
             blocks = torch.arange(patches // self.merge**2, device=grid.device)
             known |= {"window_index": blocks, "cu_window_seqlens": index.window, "max_window_seqlen": patches}
+        if (side := getattr(self.tower, "num_grid_per_side", None)) is not None:
+            rows, weights = resampled(grid, index, patches, int(side))
+            known |= {"interp_indices": rows, "interp_weights": weights}
         dtype = next(self.tower.parameters()).dtype
-        features = self.tower(pixel_values.to(dtype), grid_thw=grid, **known).pooler_output
+        seen = self.tower(pixel_values.to(dtype), grid_thw=grid, **known)
+        features = torch.cat([seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ())], dim=-1)
         return features.float()
 
 
@@ -161,3 +195,41 @@ class LlavaVision(nn.Module):
         features = self.projector(chosen[:, 1:] if self.drop_first else chosen)
         line_break = self.newline[None, None].expand(features.shape[0], 1, -1)
         return torch.cat([features, line_break], dim=1).float()
+
+
+class NestedVision(nn.Module):
+    """Tiles of a batch to features: ``pixel_values`` [B, T, 3, S, S] -> [real tiles, tokens, H]; SmolVLM and Idefics3.
+
+    Rows with fewer tiles are filled up with tiles of zeros, which give no features: the others follow each other, row
+    by row. A tile is attended to where ``pixel_attention_mask`` [B, T, S, S] is true, and placed by the size of that
+    part.
+
+    Args:
+        base: the model without its head.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        tower: Any = base.get_submodule("vision_model")
+        self.tower, self.connector = tower, base.get_submodule("connector")
+        self.patch = int(tower.config.patch_size)
+
+    def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor) -> Tensor:
+        """Features of the tiles that hold something."""
+        tiles, mask = pixel_values.flatten(0, 1), pixel_attention_mask.flatten(0, 1)
+        # transformers goes by the pixels alone; a tile that nothing may attend to has no features either
+        real = (tiles != 0).flatten(1).any(dim=1) & mask.flatten(1).any(dim=1)
+        tiles, mask = tiles[real], mask[real]
+        whole = mask.shape[-1] // self.patch * self.patch  # what is left over is in no patch
+        sides = (-1, self.patch)
+        patches = mask[:, :whole, :whole].unflatten(2, sides).unflatten(1, sides).any(dim=4).any(dim=2)
+        tiles = tiles.to(next(self.tower.parameters()).dtype)
+        states = self.tower.embeddings(pixel_values=tiles, patch_attention_mask=patches)
+        # a sum, not a choice: for that the exporter would guard each softmax against rows that see nothing
+        hidden = torch.zeros_like(patches, dtype=states.dtype).masked_fill(
+            ~patches, torch.finfo(states.dtype).min
+        )
+        mask = hidden.flatten(1)[:, None, None, :]
+        seen = self.tower.encoder(inputs_embeds=states, attention_mask=mask).last_hidden_state
+        features: Tensor = self.connector(self.tower.post_layernorm(seen))
+        return features.float()

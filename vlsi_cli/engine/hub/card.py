@@ -156,7 +156,7 @@ class Facts:
 
 #: Families whose templates ask for thoughts where they are not told otherwise, which answers without thoughts are
 #: trained with (``data.thinking``).
-_THINKING = frozenset({"qwen3_5"})
+_THINKING = frozenset({"gemma4", "qwen3_5"})
 
 
 def make_card(facts: Facts) -> str:

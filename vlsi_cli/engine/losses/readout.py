@@ -48,7 +48,8 @@ class LogitRule:
         if self.softcap is None:
             return product if gain == 1.0 else product.mul_(gain)
         cap = self.softcap / temperature
-        return product.mul_(gain / cap).tanh_().mul_(cap)
+        # as models do it, bit for bit, where nothing but the cap is asked for
+        return (product.div_(cap) if gain == 1.0 else product.mul_(gain / cap)).tanh_().mul_(cap)
 
     def bend(self, logits: Tensor, temperature: float = 1.0) -> Tensor | None:
         """``1 - (logits / cap)^2``, what a cap makes of a gradient with respect to the logits; None without one.

@@ -19,7 +19,7 @@ from vlsi_cli.engine.backbones.folders import resolve_folder
 from vlsi_cli.engine.backbones.load import describe, load_backbone
 from vlsi_cli.engine.exporting import graphs
 from vlsi_cli.engine.exporting.check import TOKENS, Check, check
-from vlsi_cli.engine.exporting.layouts import LayoutName, layout_for
+from vlsi_cli.engine.exporting.layouts import MROPE, LayoutName, layout_for
 from vlsi_cli.engine.exporting.runtime import OnnxModel
 from vlsi_cli.engine.exporting.writing import half_precision, trace_all, write_export
 from vlsi_cli.engine.files import new_folder, write_json
@@ -247,7 +247,7 @@ def _refuse_unknown(model: str, revision: str | None, layout: LayoutName) -> Non
     known = describe(model, revision=revision)
     family = known.family
     graphs.require_exportable(known.config, family.title, model)
-    if layout == "ort-genai" and family.name == "llava_onevision":
+    if layout == "ort-genai" and family.name not in MROPE:
         raise ModelError(
             f"'{model}' is a {family.title} model, which onnxruntime-genai does not know",
             hint="use --layout transformers.js",

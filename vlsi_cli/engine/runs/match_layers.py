@@ -297,8 +297,14 @@ def _sets_of_run(run: Path, config: DistillConfig, at: At) -> dict[str, Path | N
         )
     if not config.interaction.verbalizes:
         return {"small": None, "large": None}
+    large = _set_in(config.teacher.verbalizers, "large")
+    if large is None and config.teacher.cache is not None:
+        raise CheckpointError(
+            f"the run {run} read its large model from the cache {config.teacher.cache} and has no verbalizers of it",
+            hint="name those that the cache was built with: --teacher-verbalizers RUN; or add --history",
+        )
     small = folder.verbalizers("small-after" if at == "end" else "small")
-    return {"small": small, "large": config.teacher.verbalizers or folder.verbalizers("large")}
+    return {"small": small, "large": large or folder.verbalizers("large")}
 
 
 def _describe(choice: MatchingConfig) -> str:

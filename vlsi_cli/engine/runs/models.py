@@ -15,6 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import Tensor
 
 from vlsi_cli.config import launching
+from vlsi_cli.config.experts import require_plain_verbalizers
 from vlsi_cli.config.run import DistillConfig, ModelConfig, VerbalizerConfig
 from vlsi_cli.engine import processes
 from vlsi_cli.engine.backbones.backbone import Backbone
@@ -203,10 +204,11 @@ def new_verbalizers(
 ) -> Verbalizers:
     """A fresh set for a backbone; on the device ``meta`` it has sizes and no memory."""
     text: Any = backbone.config.get_text_config()
+    require_plain_verbalizers(backbone.experts, make.architecture, backbone.id)
     return Verbalizers(
         targets,
         backbone.hidden_size,
-        int(text.intermediate_size),
+        backbone.intermediate_size,
         make.architecture,
         init=make.init,
         residual=make.residual,

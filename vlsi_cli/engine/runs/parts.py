@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vlsi_cli.config.experts import require_dense_student
 from vlsi_cli.config.run import DistillConfig
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.runs import models
@@ -94,6 +95,7 @@ class RunParts:
             model = model.model_copy(update=own)
         trained = not done and models.trains_weights(config)
         student = models.load_model(model, config, self.dtype, self.device, trained=trained)
+        require_dense_student(student.experts, model.id)
         if not done and after_interaction:
             student_files.restore_layers(self.folder.interaction, student)
         return student

@@ -10,6 +10,7 @@ from typing import Any
 
 from vlsi_cli.config.benchmarks import Benchmark as Row
 from vlsi_cli.config.benchmarks import table
+from vlsi_cli.config.presence import weight_files
 from vlsi_cli.engine.backbones.processors import PROCESSOR_FILES
 from vlsi_cli.engine.evaluation.scores import Result
 from vlsi_cli.engine.files import file_sha256
@@ -51,7 +52,7 @@ def scores_for(model: Path, run: Path | None, given: Sequence[Path], shown: str,
     folders = list(given) or (list(_inside(run)) if run is not None else [])
     if not folders:
         return Scores()
-    weights = {path.name: file_sha256(path) for path in sorted(model.glob("*.safetensors"))}
+    weights = {path.name: file_sha256(path) for path in weight_files(model)}
     benchmarks: dict[str, Benchmark] = {}
     measured: list[str] = []
     for folder in folders:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from vlsi_cli.config.experts import require_dense_student
 from vlsi_cli.config.planning import smaller_teacher
 from vlsi_cli.config.run import DistillConfig
 from vlsi_cli.engine.backbones.compatibility import check_pair
@@ -26,6 +27,7 @@ def describe_pair(config: DistillConfig, events: Events) -> tuple[Description, D
     """
     assert config.teacher is not None
     small = models.describe_model(config.student, config)
+    require_dense_student(small.experts, config.student.id)
     large = models.describe_model(config.teacher, config, chat_template=small.processor.chat_template)
     if config.teacher.quantization != "none":
         raw = read_config(large.folder, config.teacher.id)

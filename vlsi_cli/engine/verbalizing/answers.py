@@ -174,7 +174,7 @@ def read_answers(
 
 def _logits(backbone: Backbone, heads: Heads) -> Tensor:
     """[K, V] fp32, cut to the tokenizer's length."""
-    logits: Tensor = backbone.head(torch.stack(list(heads.values())))
+    logits = backbone.logits(torch.stack(list(heads.values())))
     return logits[:, : backbone.tokenizer_length].float()
 
 

@@ -9,6 +9,7 @@ them.
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -89,8 +90,8 @@ class TwoMatrices(nn.Module):
 class DecoderBlock(nn.Module):
     """One decoder layer of the backbone's own class, with its own attention, norms and residual connections.
 
-    It reads the whole sequence and the keyword arguments that the tapped layer itself was called with
-    (attention mask, position embeddings, ...).
+    It reads the whole sequence and what else the tapped layer itself was called with (attention mask, position
+    embeddings, ...). Of keys and values that layers leave for later ones it reads the backbone's, and leaves none.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -104,19 +105,21 @@ class DecoderBlock(nn.Module):
         return result
 
     def last(self) -> list[nn.Linear]:
-        """The projections that end the layer's two residual branches."""
-        ends = ("o_proj", "out_proj", "down_proj", "fc2")
+        """The projections that end the layer's residual branches."""
+        ends = ("o_proj", "out_proj", "down_proj", "fc2", "per_layer_projection")
         return [
             m for n, m in self.named_modules() if isinstance(m, nn.Linear) and n.rsplit(".", 1)[-1] in ends
         ]
 
 
 def _like(value: Any, x: Tensor) -> Any:
-    """Float tensors of a recorded call in the block's dtype: the verbalizer may be fp32 on a bf16 backbone."""
+    """A recorded call's float tensors in the block's dtype: the verbalizer may be fp32 on a bf16 backbone."""
     if isinstance(value, Tensor):
         return value.to(x.dtype) if value.is_floating_point() else value
     if isinstance(value, tuple):
         return tuple(_like(part, x) for part in value)
+    if isinstance(value, UserDict):  # what this block writes into it must not reach the backbone's layers
+        return UserDict({name: _like(part, x) for name, part in value.items()})
     return value
 
 

@@ -10,7 +10,7 @@ Shapes: H hidden width, S positions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.branches import Branches, can_branch
-from vlsi_cli.engine.data.template import TOKEN_TYPES
+from vlsi_cli.engine.backbones.lookups import as_embedded, token_tables
+from vlsi_cli.engine.data.tokens import TOKEN_TYPES
 from vlsi_cli.engine.verbalizing.verbalizer import Verbalizers
 
 #: Layer -> what enters the head behind it, [H].
@@ -171,7 +172,7 @@ class Recomputed:
 
 @contextmanager
 def _ending_in(backbone: Backbone, added: Sequence[int]) -> Iterator[None]:
-    """Within, a text's last tokens are embedded as these, whatever their ids say.
+    """Within, a text's last tokens are looked up as these, whatever their ids say.
 
     A layer may come to say a token that stands for a picture. As ids the model would miss the picture's features;
     behind a cache, as in generation, it is a token like any other.
@@ -179,13 +180,15 @@ def _ending_in(backbone: Backbone, added: Sequence[int]) -> Iterator[None]:
     if not added:
         yield
         return
-    said = backbone.embeddings(torch.tensor([added], device=backbone.device))
+    ids = as_embedded(backbone, torch.tensor([added], device=backbone.device))
 
-    def end(module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
-        return torch.cat([embedded[:, : -len(added)], said.to(embedded.dtype)], dim=1)
+    def ending_in(said: Tensor) -> Any:
+        def end(module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
+            return torch.cat([embedded[:, : -len(added)], said.to(embedded.dtype)], dim=1)
 
-    hook = backbone.embeddings.register_forward_hook(end)
-    try:
+        return end
+
+    with ExitStack() as stack:
+        for table, said in [(table, table(ids)) for table in token_tables(backbone)]:
+            stack.callback(table.register_forward_hook(ending_in(said)).remove)
         yield
-    finally:
-        hook.remove()
