@@ -241,7 +241,8 @@ def test_the_example_cuts_as_the_processor_does(family: str, mark: str, tmp_path
         else:
             tiles, rows, columns = example.nested_tiles_of(picture, settings)
             words = example.words_for(rows, columns, processor.image_seq_len)
-        np.testing.assert_allclose(tiles, expected["pixel_values"], atol=1e-6)
+        # one of 256 levels: where torchvision is installed, some are rounded otherwise
+        np.testing.assert_allclose(tiles, expected["pixel_values"], rtol=0, atol=1.01 / 255 / 0.5)
         assert words == expected["text_replacement_offsets"][0][0]["replacement"]
 
 
