@@ -144,10 +144,17 @@ def _gemma3(size: str, shape: _Shape, head_dim: int, vision: int) -> Entry:
     return _entry("Gemma-3", "gemma3", size, ids, shape, True, vision, head_dim=head_dim)
 
 
-def _gemma4(size: str, shape: _Shape, mixed: MixedLayers, vision: int, audio: int = 0) -> Entry:
+def _gemma4(
+    size: str,
+    shape: _Shape,
+    mixed: MixedLayers,
+    vision: int,
+    audio: int = 0,
+    experts: Experts | None = None,
+) -> Entry:
     ids = f"google/gemma-4-{size.upper()}-it"
     return _entry(
-        "Gemma-4", "gemma4", size, ids, shape, True, vision, head_dim=256, mixed=mixed, unread=audio
+        "Gemma-4", "gemma4", size, ids, shape, True, vision, 256, mixed=mixed, unread=audio, experts=experts
     )
 
 
@@ -225,6 +232,13 @@ ENTRIES: tuple[Entry, ...] = (
         (60, 5376, 21504, 32, 16, 262144),
         MixedLayers(10, 512, 4, keys_are_values=True),
         575_741_232,
+    ),
+    _gemma4(
+        "26b-a4b",
+        (30, 2816, 2112, 16, 8, 262144),
+        MixedLayers(5, 512, 2, keys_are_values=True),
+        572_792_112,
+        experts=Experts(128, 8, 704, 2112),
     ),
     _ministral3("3b", (26, 3072, 9216, 32, 8, 131072), True, 420_083_712),
     _ministral3("8b", (34, 4096, 14336, 32, 8, 131072), False, 428_472_320),
