@@ -81,7 +81,7 @@ def special_tokens(family: str) -> list[str]:
         return ["<pad>", "<|turn>", "<turn|>", "<bos>", "<eos>", *GEMMA4_TOKENS.values(), "<|video|>"]
     if family == "mistral3":
         marks = ["[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
-        return ["<pad>", "[INST]", "</s>", "<s>", *marks]
+        return ["<pad>", "[INST]", "</s>", "<s>", *marks, "[THINK]", "[/THINK]"]
     grid = [f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)]
     return [*base, "<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *grid]
 

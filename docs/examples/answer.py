@@ -2,8 +2,8 @@
 
     python answer.py FOLDER PICTURE "What is in the picture?"
 
-For Qwen2-VL, Qwen2.5-VL, SmolVLM and Idefics3 in the layout `transformers.js`. Needs onnxruntime, numpy, pillow,
-tokenizers and jinja2.
+For Qwen2-VL, Qwen2.5-VL, Qwen3-VL, SmolVLM and Idefics3 in the layout `transformers.js`. Needs onnxruntime, numpy,
+pillow, tokenizers and jinja2.
 """
 
 import json

@@ -159,9 +159,9 @@ def test_onnxruntime_genai(puzzle: int, fetched: Path, asked: Asked, torchs_answ
 QUESTION = "What is in the picture?"
 
 
-def outspoken(folder: Path) -> Path:
-    """A random Idefics3 that shows more of what it sees: its answers are letters only, and pictures weigh more."""
-    tiny_folder("idefics3", folder, layers=2, hidden=64, tied=False, seed=1)
+def outspoken(family: str, folder: Path, louder: str) -> Path:
+    """A random model that shows more of what it sees: its answers are letters only, ``louder`` weights weigh more."""
+    tiny_folder(family, folder, layers=2, hidden=64, tied=False, seed=1)
     weights = load_file(folder / "model.safetensors")
     words = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
     letters = [
@@ -170,12 +170,28 @@ def outspoken(folder: Path) -> Path:
     mute = torch.ones(len(weights["lm_head.weight"]), dtype=torch.bool)
     mute[letters] = False
     weights["lm_head.weight"][mute] = 0.0
-    weights["model.connector.modality_projection.proj.weight"] *= 8
+    loud = [name for name in weights if louder in name]
+    assert loud
+    for name in loud:
+        weights[name] *= 8
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    path = folder / "preprocessor_config.json"
-    settings = json.loads(path.read_text("utf-8")) | {"size": {"longest_edge": 48}}
-    path.write_text(json.dumps(settings), encoding="utf-8")
     return folder
+
+
+def torchs(model: Path, pictures: list[Path]) -> dict[str, str]:
+    """torch's answers about pictures, which are unlike one another."""
+    backbone = load_backbone(str(model))
+    encoder = ChatEncoder(backbone.processor)
+    talk = (Message("user", (0, QUESTION)), Message("assistant", ("-",)))
+    prompts = [
+        encoder.encode_prompt(Record(path.stem, talk, (ImageRef(picture=Image.open(path)),)))
+        for path in pictures
+    ]
+    end = int(backbone.tokenizer.eos_token_id)
+    found = answer_prompts(backbone, prompts, pad_id=encoder.pad_id, end_id=end, max_new_tokens=64)
+    answers = {path.stem: answer.prediction for path, answer in zip(pictures, found, strict=True)}
+    assert len({*answers.values()}) == len(pictures), "other pictures, other answers"
+    return answers
 
 
 @pytest.fixture(scope="module")
@@ -193,22 +209,13 @@ def tiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
     ):
         pixels = noise.integers(0, 256, (high, wide, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST).save(place / f"{name}.png")
-    model = outspoken(place / "model")
+    model = outspoken("idefics3", place / "model", "modality_projection.proj")
+    path = model / "preprocessor_config.json"
+    settings = json.loads(path.read_text("utf-8")) | {"size": {"longest_edge": 48}}
+    path.write_text(json.dumps(settings), encoding="utf-8")
     done = vlsi("export", model, "--output", place / "fp32")
     assert done.exit_code == 0, done.output
-    backbone = load_backbone(str(model))
-    encoder = ChatEncoder(backbone.processor)
-    pictures = sorted(place.glob("*.png"))
-    talk = (Message("user", (0, QUESTION)), Message("assistant", ("-",)))
-    prompts = [
-        encoder.encode_prompt(Record(path.stem, talk, (ImageRef(picture=Image.open(path)),)))
-        for path in pictures
-    ]
-    end = int(backbone.tokenizer.eos_token_id)
-    found = answer_prompts(backbone, prompts, pad_id=encoder.pad_id, end_id=end, max_new_tokens=64)
-    answers = {path.stem: answer.prediction for path, answer in zip(pictures, found, strict=True)}
-    assert len({*answers.values()}) == 3, "other pictures, other answers"
-    return place, answers
+    return place, torchs(model, sorted(place.glob("*.png")))
 
 
 @pytest.mark.parametrize("picture", ["wide", "free"])
@@ -226,4 +233,65 @@ def test_transformers_js_cuts_pictures_into_tiles(
     (tmp_path / "node_modules").symlink_to(modules)
     script = shutil.copy(EXAMPLES / "answer.mjs", tmp_path)
     said = run(node, script, place / "fp32", place / f"{picture}.png", QUESTION, cwd=tmp_path)
+    assert said == torchs[picture]
+
+
+def second_stack(model: Path) -> None:
+    """Give pictures features for the second decoder layer too, unlike those for the first."""
+    path = model / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["vision_config"]["deepstack_visual_indexes"] = [0, 1]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    weights = load_file(model / "model.safetensors")
+    first = "deepstack_merger_list.0."
+    more = {
+        name.replace(first, "deepstack_merger_list.1."): -0.5 * weight
+        for name, weight in weights.items()
+        if first in name
+    }
+    save_file(weights | more, model / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.fixture(scope="module")
+def stacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """Qwen3-VL in both layouts, and torch's answers to pictures that no runtime has to resize.
+
+    What the first decoder layers get of a picture besides its tokens counts: without it the answers are others.
+    """
+    place, noise = tmp_path_factory.mktemp("stacked"), np.random.default_rng(0)
+    for name, size in (("wide", (32, 24)), ("high", (16, 40))):
+        Image.fromarray(noise.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(place / f"{name}.png")
+    model = outspoken("qwen3_vl", place / "model", "deepstack_merger_list")
+    second_stack(model)
+    for layout in ("transformers.js", "ort-genai"):
+        done = vlsi("export", model, "--output", place / layout, "--layout", layout)
+        assert done.exit_code == 0, done.output
+    pictures = sorted(place.glob("*.png"))
+    answers = torchs(model, pictures)
+    weights = load_file(model / "model.safetensors")
+    weights |= {name: 0 * weight for name, weight in weights.items() if "deepstack" in name}
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    blind = torchs(model, pictures)
+    assert all(answers[name] != blind[name] for name in answers)
+    return place, answers
+
+
+@pytest.mark.parametrize("picture", ["wide", "high"])
+@pytest.mark.parametrize("runtime", ["python", "transformers.js", "ort-genai"])
+def test_all_that_a_picture_of_qwen3_vl_says(
+    runtime: str, picture: str, stacked: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    place, torchs = stacked
+    asked = (place / f"{picture}.png", QUESTION)
+    if runtime == "python":
+        said = run(sys.executable, EXAMPLES / "answer.py", place / "transformers.js", *asked)
+    elif runtime == "transformers.js":
+        node, modules = needs.node()
+        (tmp_path / "node_modules").symlink_to(modules)
+        script = shutil.copy(EXAMPLES / "answer.mjs", tmp_path)
+        said = run(node, script, place / "transformers.js", *asked, cwd=tmp_path)
+    else:
+        needs.genai()
+        said = run(sys.executable, EXAMPLES / "answer_genai.py", place / "ort-genai", *asked)
+        said = said[: len(torchs[picture])]  # it writes on where torch was told to stop
     assert said == torchs[picture]

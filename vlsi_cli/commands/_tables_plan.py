@@ -95,7 +95,9 @@ def _ladder(place: Placement, found: Advice) -> Table:
         )
     if found.cached is not None:
         fits = "yes" if found.cached <= place.device.memory else "no"
-        why = "instead of all of these: the large model from a teacher cache, which a run of its own builds"
+        why = "instead of all of these: the large model from a teacher cache"
+        if found.building is not None:
+            why += f", behind a run of verbalization alone ({_tables.size(found.building)})"
         table.add_row("teacher.cache=DIR", _tables.size(found.cached), fits, why)
     return table
 

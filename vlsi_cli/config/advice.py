@@ -93,6 +93,7 @@ class Advice:
         ladder: changes in the order in which they are tried, up to the first that fits; empty when the plan fits.
         cached: bytes of the largest stage of the plan if a teacher cache took the large model's place, where the plan
             does not fit with it; else None.
+        building: bytes of the largest stage of the run that would come before it, which trains the verbalizers.
     """
 
     peaks: tuple[int | None, ...]
@@ -100,6 +101,7 @@ class Advice:
     fits: bool | None
     ladder: tuple[Rung, ...]
     cached: int | None = None
+    building: int | None = None
 
 
 def advise(
@@ -138,7 +140,10 @@ def advise(
         if changed.host_memory:
             why = f"{why} ({changed.host_memory / 2**30:.0f} GiB a process)"
         ladder.append(Rung(tuple(change), why, peak, peak <= place.device.memory))
-    return Advice(peaks, seconds, fits, tuple(ladder), None if fits else _cached(place, records, again))
+    cached = None if fits else _cached(place, records, again)
+    first = [peak for peak, stage in zip(peaks, made.stages, strict=True) if stage.stage == "verbalization"]
+    building = None if cached is None or not first else _largest(first)
+    return Advice(peaks, seconds, fits, tuple(ladder), cached, building)
 
 
 def _cached(place: Placement, records: Records, again: Callable[[Sequence[str]], Resolved]) -> int | None:

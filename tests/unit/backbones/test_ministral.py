@@ -24,8 +24,10 @@ from vlsi_cli.engine.backbones.compatibility import check_pair
 from vlsi_cli.engine.backbones.fingerprint import weights_fingerprint
 from vlsi_cli.engine.backbones.load import describe, load_backbone
 from vlsi_cli.engine.backbones.processors import load_processor
+from vlsi_cli.engine.data import thinking
 from vlsi_cli.engine.data.records import BadRecord, Message, make_record
 from vlsi_cli.engine.data.template import ChatEncoder
+from vlsi_cli.engine.evaluation.generation import Answerer, Settings
 from vlsi_cli.engine.verbalizing.answers import read_answers
 from vlsi_cli.errors import CompatibilityError, ConfigError, ModelError
 
@@ -200,6 +202,50 @@ def test_a_picture_behind_its_question_is_written_in_front(folders: Folders) -> 
         for parts in (("What?", 0), (0, "What?"))
     ]
     assert torch.equal(*ids)
+
+
+@pytest.mark.parametrize(
+    ("said", "written"),
+    [
+        ("Red.", "Red."),
+        ("<think>\nIt glows.\n</think>\n\nRed.", "[THINK]It glows.[/THINK]Red."),
+        ("<think>\n\n</think>\n\nRed.", "Red."),
+        ("[THINK]It glows.[/THINK]Red.", "[THINK]It glows.[/THINK]Red."),
+    ],
+)
+def test_thoughts_are_written_between_tokens(said: str, written: str, folders: Folders) -> None:
+    """Into the response that has them, where they are trained and stay; nothing of the prompt asks for them."""
+    encoder = ChatEncoder(load_processor(folders("mistral3")))
+    record = conversation("What?", said, "And?", "Blue.")
+    encoded = encoder.encode(record)
+    decode = encoder.tokenizer.decode
+    assert decode(encoded.input_ids[encoded.trained]) == f"{written}</s>Blue.</s>"
+    start = "<s>[SYSTEM_PROMPT]Answer shortly.[/SYSTEM_PROMPT][INST]What?[/INST]"
+    assert decode(encoded.input_ids) == f"{start}{written}</s>[INST]And?[/INST]Blue.</s>"
+    prompt = encoder.encode_prompt(record, 0)
+    assert decode(prompt.input_ids) == start
+    assert prompt.reference == ("Red." if said.startswith("<think>") else said)
+    last = int((~encoded.trained).nonzero().max()) + 1
+    assert torch.equal(encoder.encode_prompt(record).input_ids, encoded.input_ids[:last])
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ("Red.", "Red."),
+        ("[THINK]It glows.[/THINK]Red.", "<think>\nIt glows.\n</think>\n\nRed."),
+        ("[THINK][/THINK]Red.", "Red."),
+        ("[THINK]It glows and", "<think>\nIt glows and"),
+    ],
+)
+def test_thoughts_that_are_said_become_a_block(said: str, text: str, folders: Folders) -> None:
+    """Their tokens are special ones, without which the thoughts would be an answer's first words."""
+    backbone = load_backbone(str(folders("mistral3")))
+    row = backbone.tokenizer(said, add_special_tokens=False)["input_ids"]
+    assert thinking.decoded(backbone.tokenizer, row) == text
+    words = "Red." if "Red." in said else ""
+    assert Answerer(backbone, 1)._reply(row, [], Settings(99)).text == words
+    assert Answerer(backbone, 1, thoughts=True)._reply(row, [], Settings(99)).text == text
 
 
 # ---------------------------------------------------------------- checkpoints

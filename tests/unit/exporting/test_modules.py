@@ -13,13 +13,15 @@ from tests.tiny import tiny_folder
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.exporting.graphs import require_exportable
+from vlsi_cli.engine.exporting.layouts import stacked_features
 from vlsi_cli.engine.exporting.runtime import mrope_positions
-from vlsi_cli.engine.exporting.text import Decoder, MergedEmbeddings
+from vlsi_cli.engine.exporting.text import Decoder, Embeddings, MergedEmbeddings, deepstack_beside
 from vlsi_cli.engine.exporting.vision import (
     LlavaVision,
     NestedVision,
     QwenVision,
     patch_index,
+    resampled,
     segment_attention,
 )
 from vlsi_cli.errors import ModelError
@@ -30,7 +32,7 @@ GRIDS = torch.tensor([[1, 4, 6], [1, 2, 10], [2, 6, 4], [1, 2, 2]])
 ROUNDING = 1e-5
 
 
-@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl"])
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def qwen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     path = tmp_path_factory.mktemp("models") / request.param
     return load_backbone(str(tiny_folder(request.param, path, layers=2, hidden=32)))
@@ -64,15 +66,31 @@ def test_windows_are_those_of_the_model() -> None:
     assert torch.equal(same, expected[:, None] == expected[None, :])
 
 
+def test_learned_positions_are_resampled_as_the_model_does() -> None:
+    from transformers import vision_utils
+
+    grids = torch.tensor([[1, 4, 6], [2, 6, 4], [1, 2, 2], [1, 20, 30]])
+    patches = int(grids.prod(dim=1).sum())
+    rows, weights = resampled(grids, patch_index(grids, patches, 2), patches, 7)
+    table = torch.randn(49, 3, generator=torch.manual_seed(0))
+    theirs = vision_utils.get_vision_interpolation_indices_and_weights(
+        grids, 7, align_corners=True, spatial_merge_size=2
+    )
+    mixed = [(table[r] * w[..., None]).sum(dim=1) for r, w in ((rows, weights), theirs)]
+    torch.testing.assert_close(*mixed, atol=ROUNDING, rtol=0)
+
+
 def test_vision_equals_the_tower(qwen: Backbone) -> None:
     tower: Any = qwen.base.get_submodule("visual")
     values = torch.randn(int(GRIDS.prod(dim=1).sum()), 3 * 2 * 4 * 4, generator=torch.manual_seed(0))
     before = tower.config._attn_implementation
     with torch.no_grad():
-        expected = tower(values, grid_thw=GRIDS).pooler_output
+        seen = tower(values, grid_thw=GRIDS)
+        expected = torch.cat([seen.pooler_output, *getattr(seen, "deepstack_features", ())], dim=-1)
         with segment_attention(tower):
             ours = QwenVision(tower)(values, GRIDS)
     torch.testing.assert_close(ours, expected, atol=ROUNDING, rtol=0)
+    assert ours.shape[1] == 32 * (1 + stacked_features(qwen.config))
     assert tower.config._attn_implementation == before, "the tower is as it was"
 
 
@@ -117,11 +135,12 @@ def test_decoder_reads_padding_and_cache_like_the_model(qwen: Backbone) -> None:
     mask[0, :3] = 0
     positions, _ = mrope_positions(ids.numpy(), mask.numpy(), None, qwen.image_token_id, 2)
     places = torch.from_numpy(positions)
-    graph = Decoder(qwen.decoder, qwen.head, keep=True)
+    stacked = stacked_features(qwen.config)
+    graph = Decoder(qwen.decoder, qwen.head, keep=True, stacked=stacked)
     heads = qwen.config.get_text_config().num_key_value_heads
     empty = [(torch.zeros(2, heads, 0, 16), torch.zeros(2, heads, 0, 16)) for _ in range(qwen.num_layers)]
-    embeds = qwen.embeddings(ids)
-    with torch.no_grad():
+    with torch.no_grad(), deepstack_beside(qwen.decoder):
+        embeds = Embeddings(qwen.embeddings, stacked)(ids)
         expected = qwen.head(qwen.forward_base({"input_ids": ids, "attention_mask": mask}))
         whole, _ = graph(embeds, mask, places, torch.tensor(0), empty)
         first, cache = graph(embeds[:, :5], mask[:, :5], places[..., :5], torch.tensor(1), empty)
@@ -162,7 +181,7 @@ def test_features_go_where_their_tokens_are() -> None:
     assert torch.equal(plain[ids != 9], embeddings(ids)[ids != 9])
 
 
-@pytest.mark.parametrize(("family", "title"), [("gemma3", "Gemma 3"), ("qwen3_vl", "Qwen3-VL")])
+@pytest.mark.parametrize(("family", "title"), [("gemma3", "Gemma 3"), ("qwen3_5", "Qwen3.5")])
 def test_other_families_are_refused_by_name(family: str, title: str, tmp_path: Path) -> None:
     from transformers import AutoConfig
 

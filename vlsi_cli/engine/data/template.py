@@ -21,7 +21,7 @@ from torch import Tensor
 from vlsi_cli.engine.data import thinking
 from vlsi_cli.engine.data.images import Fetch, ImageLimits, load_image
 from vlsi_cli.engine.data.records import BadRecord, Message, Record
-from vlsi_cli.engine.data.tokens import TOKEN_TYPES, image_token_ids, token_types_name
+from vlsi_cli.engine.data.tokens import TOKEN_TYPES, expanded, image_token_ids, token_types_name
 from vlsi_cli.errors import ModelError
 
 
@@ -100,8 +100,11 @@ class ChatEncoder:
         if not getattr(processor, "chat_template", None):
             raise ModelError(f"{type(processor).__name__} has no chat template: records cannot be rendered")
         self._can_be_told = self._can_think = thinking.can_be_told(processor.chat_template)
-        #: Whether thoughts stand in a channel (``thinking``).
-        self.has_channels = thinking.in_channels(processor.chat_template)
+        self._has_channels = thinking.in_channels(processor.chat_template)
+        self._has_marks = thinking.has_marks(self.tokenizer)
+        self._can_think |= self._has_marks
+        #: Whether thoughts are begun by an answer, not by its prompt.
+        self.begins_thoughts = self._has_channels or self._has_marks
         self._plain_system = False
         self._types_name = token_types_name(processor)
         self._image_ids = torch.tensor(image_token_ids(processor), dtype=torch.long)
@@ -191,7 +194,7 @@ class ChatEncoder:
         messages = record.messages
         self._refuse_control_tokens(record)
         answers = (message.text for message in messages if message.role == "assistant")
-        asked = self.has_channels and any(map(thinking.has_thoughts, answers))
+        asked = self._has_channels and any(map(thinking.has_thoughts, answers))
         turns: list[tuple[str, str]] = []
         history = dropped = carry = ""
         for index, message in enumerate(messages[: None if upto is None else upto + 1]):
@@ -206,8 +209,7 @@ class ChatEncoder:
             if not (before.startswith(history) and prompted.startswith(before) and whole.startswith(before)):
                 raise BadRecord("template-history", f"at message {index + 1}")
             header, added = prompted[len(before) :], whole[len(before) :]
-            said = thinking.words(message.text) if self.has_channels else message.text
-            response, rest = self._response(added, header, said)
+            response, rest = self._response(added, header, self._said(message.text))
             response = thinking.channel(message.text) + response if asked else response
             turns.append((carry + before[len(history) :] + header, response))
             history, dropped, carry = whole, before + thinking.without_block(added), rest
@@ -258,7 +260,7 @@ class ChatEncoder:
                 raise BadRecord("template-refused", "it does not write one image token an image")
             outputs = self._process("".join(segments), images)
             expansions = [e["replacement"] for e in outputs.pop("text_replacement_offsets")[0]]
-            segments = _expand(segments, self.image_token, expansions)
+            segments = expanded(segments, self.image_token, expansions)
             text_names = {"input_ids", "attention_mask", *TOKEN_TYPES}
             made = ((name, value) for name, value in outputs.items() if name not in text_names)
             tensors = {name: torch.as_tensor(value) for name, value in made}
@@ -297,13 +299,17 @@ class ChatEncoder:
     def _content(self, message: Message) -> Any:
         if self._plain_system and message.role == "system":
             return message.text
-        said = self.has_channels and message.role == "assistant"
+        said = self._said if message.role == "assistant" else str
         return [
-            {"type": "image"}
-            if isinstance(part, int)
-            else {"type": "text", "text": thinking.words(part) if said else part}
+            {"type": "image"} if isinstance(part, int) else {"type": "text", "text": said(part)}
             for part in message.parts
         ]
+
+    def _said(self, text: str) -> str:
+        """A response as the template is given it."""
+        if self._has_channels:
+            return thinking.words(text)
+        return thinking.marked(text) if self._has_marks else text
 
     def _wants_plain_system(self) -> bool:
         """Whether the template takes the system's words as a string only, and would write out a list of parts."""
@@ -327,7 +333,7 @@ class ChatEncoder:
         named = (self.tokenizer.eos_token, self.image_token, getattr(self.processor, "video_token", None))
         pictures = self.tokenizer.convert_ids_to_tokens(list(self.image_token_ids))
         control |= {str(token) for token in (*named, *pictures) if token}
-        control |= thinking.CHANNEL_TOKENS if self.has_channels else frozenset()
+        control |= thinking.CHANNEL_TOKENS if self._has_channels else frozenset()
         return frozenset(control - {thinking.OPEN, thinking.CLOSE})
 
     def _token_types(self, ids: Tensor) -> tuple[Tensor | None, str]:
@@ -342,9 +348,3 @@ class ChatEncoder:
 
 def _mentioned(messages: Iterable[Message]) -> list[int]:
     return [part for message in messages for part in message.parts if isinstance(part, int)]
-
-
-def _expand(segments: list[str], token: str, expansions: list[str]) -> list[str]:
-    """Each ``token`` in the segments replaced by the next expansion."""
-    rest = iter(expansions)
-    return [re.sub(re.escape(token), lambda _: next(rest), segment) for segment in segments]

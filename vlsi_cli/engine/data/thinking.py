@@ -14,6 +14,9 @@ Gemma 4's are told too, by the same variable, and have other words for it: thoug
 ``<|channel>thought`` and ``<channel|>``, and a token among the system's words asks for them, so for all answers of a
 talk or for none. They write no thoughts into a response, so that is done here. In data, and in what models are said to
 have answered, thoughts are a block as everywhere.
+
+Mistral's stand between ``[THINK]`` and ``[/THINK]``, and no template asks for them, unless by the system's words. They
+are written into a response that has some, and stay when the talk goes on.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ SWITCH = "enable_thinking"
 #: Begin and end of a channel, and the word of the one that holds thoughts; what asks for them.
 CHANNEL, CHANNEL_END, _THOUGHT, _ASKED = "<|channel>", "<channel|>", "thought", "<|think|>"
 CHANNEL_TOKENS = frozenset({CHANNEL, CHANNEL_END, _ASKED})
+#: Begin and end of thoughts in Mistral's tokens.
+MARK, MARK_END = "[THINK]", "[/THINK]"
 _BLOCK = re.compile(f"{OPEN}.*?{CLOSE}\\n*", re.DOTALL)
 
 
@@ -52,11 +57,31 @@ def words(text: str) -> str:
     return parts(text)[1] if has_thoughts(text) else text
 
 
+def has_marks(tokenizer: Any) -> bool:
+    """Whether a tokenizer has Mistral's tokens for thoughts."""
+    return None not in _ids(tokenizer, MARK, MARK_END)
+
+
+def marked(text: str) -> str:
+    """A response as Mistral's templates write it: its thoughts, if it has any, between tokens instead of in a block."""
+    thoughts, said = parts(text) if has_thoughts(text) else ("", text)
+    return f"{MARK}{thoughts}{MARK_END}{said}" if thoughts else said
+
+
+def _ids(tokenizer: Any, *tokens: str) -> list[int | None]:
+    found = [
+        tokenizer.convert_tokens_to_ids(token) for token in tokens
+    ]  # of the unknown one, where it has one
+    there = [id is not None and tokenizer.convert_ids_to_tokens(id) for id in found]
+    return [id if token == one else None for id, token, one in zip(found, tokens, there, strict=True)]
+
+
 def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of tokens that a model has said, without special ones; thoughts in a channel as a block."""
-    begin, end = (tokenizer.get_vocab().get(token) for token in (CHANNEL, CHANNEL_END))
+    """The text of tokens that a model has said, without special ones; thoughts in a channel or marked, as a block."""
     held = list(ids)
-    if begin is None or end is None or begin not in held:
+    pairs = (_ids(tokenizer, *pair) for pair in ((CHANNEL, CHANNEL_END), (MARK, MARK_END)))
+    begin, end = next((pair for pair in pairs if None not in pair and pair[0] in held), (None, None))
+    if begin is None or end is None:
         return str(tokenizer.decode(held, skip_special_tokens=True))
     last = len(held) - 1 - held[::-1].index(end) if end in held else len(held)
     thoughts, said = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from vlsi_cli.errors import ModelError
@@ -15,6 +16,12 @@ def token_types_name(processor: Any) -> str | None:
     names, own = processor.model_input_names, processor.tokenizer.model_input_names
     # a tokenizer's own token_type_ids tell first and second sentences apart, and no model here takes those
     return next((name for name in reversed(TOKEN_TYPES) if name in names and name not in own), None)
+
+
+def expanded(segments: list[str], token: str, expansions: list[str]) -> list[str]:
+    """Each ``token`` in the segments replaced by the next expansion."""
+    rest = iter(expansions)
+    return [re.sub(re.escape(token), lambda _: next(rest), segment) for segment in segments]
 
 
 def image_token_ids(processor: Any) -> list[int]:

@@ -201,7 +201,9 @@ class Answerer:
         length = next((n for n, token in enumerate(row) if token in ends), None)
         kept = row if length is None else row[:length]
         text = thinking.decoded(self.backbone.tokenizer, kept)
-        thinks = self.encoder.always_thinks or (self.encoder.has_channels and text.startswith(thinking.OPEN))
+        thinks = self.encoder.always_thinks or (
+            self.encoder.begins_thoughts and text.startswith(thinking.OPEN)
+        )
         if thinks and not self._thoughts:  # nothing is said before the thoughts have ended
             _, _, text = text.partition(thinking.CLOSE)
             text = text.lstrip()

@@ -60,8 +60,9 @@ class Manner:
 
 
 def can_think(encoder: ChatEncoder) -> bool:
-    """Whether a model can be had to think before it answers, or always does."""
-    return encoder.always_thinks or thinking.can_be_told(encoder.processor.chat_template)
+    """Whether a model can be had to think before it answers, always does, or has tokens for it."""
+    told = thinking.can_be_told(encoder.processor.chat_template)
+    return encoder.always_thinks or encoder.begins_thoughts or told
 
 
 @dataclass
@@ -267,7 +268,7 @@ class Labeller:
             return text.strip()
         thoughts, words = thinking.parts(text)
         begun = self._manner.think or self._encoder.always_thinks
-        if self._encoder.has_channels:  # which are begun by the answer, not by the prompt
+        if self._encoder.begins_thoughts:
             begun = text.startswith(thinking.OPEN)
         if thinking.CLOSE not in text and begun:
             return ""  # thoughts that came to no answer

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.exporting.layouts import MROPE, NESTED
-from vlsi_cli.engine.exporting.text import Decoder, Embeddings, MergedEmbeddings
+from vlsi_cli.engine.exporting.layouts import MROPE, NESTED, stacked_features
+from vlsi_cli.engine.exporting.text import Decoder, Embeddings, MergedEmbeddings, deepstack_beside
 from vlsi_cli.engine.exporting.vision import LlavaVision, NestedVision, QwenVision, segment_attention
 from vlsi_cli.errors import ModelError
 
@@ -119,13 +119,13 @@ def vision_graph(backbone: Backbone, name: str, grid_name: str) -> Graph:
 
 def embedding_graph(backbone: Backbone, name: str, *, merged: bool) -> Graph:
     """Token embeddings; ``merged`` has picture features put in their places inside the graph."""
-    ids = torch.zeros(2, 3, dtype=torch.long)
+    ids, stacked = torch.zeros(2, 3, dtype=torch.long), stacked_features(backbone.config)
     dynamic: dict[int, str] = {0: _BATCH, 1: _LENGTH}
     if not merged:
-        module: nn.Module = Embeddings(backbone.embeddings)
+        module: nn.Module = Embeddings(backbone.embeddings, stacked)
         return Graph(name, module, (ids,), ("input_ids",), ("inputs_embeds",), (dynamic,))
-    module = MergedEmbeddings(backbone.embeddings, backbone.image_token_id)
-    example = (ids, torch.zeros(2, backbone.hidden_size))
+    module = MergedEmbeddings(backbone.embeddings, backbone.image_token_id, stacked)
+    example = (ids, torch.zeros(2, (1 + stacked) * backbone.hidden_size))
     names = ("input_ids", "image_features")
     return Graph(name, module, example, names, ("inputs_embeds",), (dynamic, {0: "num_features"}))
 
@@ -135,7 +135,8 @@ def decoder_graph(backbone: Backbone, name: str, *, keep: bool) -> Graph:
     text: Any = backbone.config.get_text_config()
     heads = int(text.num_key_value_heads)
     width = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-    new, past, layers = 3, 4, backbone.num_layers
+    new, past, layers, stacked = 3, 4, backbone.num_layers, stacked_features(backbone.config)
+    wide = (1 + stacked) * backbone.hidden_size
     positions = torch.arange(past, past + new).expand(2, new)
     cache = [
         tuple(torch.zeros(2, heads, past, width, dtype=backbone.dtype) for _ in range(2))
@@ -143,7 +144,7 @@ def decoder_graph(backbone: Backbone, name: str, *, keep: bool) -> Graph:
     ]
     grown = {0: _BATCH, 2: _PAST}
     named: list[tuple[str, Any, Any]] = [
-        ("inputs_embeds", torch.zeros(2, new, backbone.hidden_size), {0: _BATCH, 1: _LENGTH}),
+        ("inputs_embeds", torch.zeros(2, new, wide), {0: _BATCH, 1: _LENGTH}),
         ("attention_mask", torch.ones(2, past + new, dtype=torch.long), {0: _BATCH, 1: _TOTAL}),
         ("position_ids", positions.contiguous(), {0: _BATCH, 1: _LENGTH}),
     ]
@@ -153,13 +154,19 @@ def decoder_graph(backbone: Backbone, name: str, *, keep: bool) -> Graph:
         named.append(("num_logits_to_keep", torch.tensor(2), {}))
     return Graph(
         name,
-        Decoder(backbone.decoder, backbone.head, keep=keep),
+        Decoder(backbone.decoder, backbone.head, keep=keep, stacked=stacked),
         (*(value for _, value, _ in named), *(() if keep else (None,)), cache),
         (*(label for label, _, _ in named), *cache_names(layers, "past_key_values")),
         ("logits", *cache_names(layers, "present")),
         (*(dims for _, _, dims in named), *(() if keep else (None,)), [(grown, grown) for _ in cache]),
-        partial(_attending, text),
+        partial(_decoding, backbone.decoder, text),
     )
+
+
+@contextmanager
+def _decoding(decoder: nn.Module, config: Any) -> Iterator[None]:
+    with _attending(config), deepstack_beside(decoder):
+        yield
 
 
 @contextmanager

@@ -31,10 +31,15 @@ PRECISIONS = {
 
 
 #: Families whose positions have three parts (time, row, column).
-MROPE = ("qwen2_vl", "qwen2_5_vl")
+MROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 #: Families whose tiles are nested in the rows of a batch, with a mask of their pixels.
 NESTED = ("smolvlm", "idefics3")
+
+
+def stacked_features(config: Any) -> int:
+    """How many DeepStack features a picture has beside those in the places of its tokens: some in Qwen3-VL."""
+    return len(getattr(config.vision_config, "deepstack_visual_indexes", None) or ())
 
 
 @dataclass(frozen=True)
@@ -168,8 +173,8 @@ def _genai_config(backbone: Backbone, layout: Layout) -> dict[str, Any]:
             "decoder": {
                 "filename": f"{layout.decoder}.onnx",
                 "session_options": {"provider_options": []},
-                "head_size": text.hidden_size // text.num_attention_heads,
-                "hidden_size": text.hidden_size,
+                "head_size": getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+                "hidden_size": (1 + stacked_features(config)) * text.hidden_size,  # of the embeddings' rows
                 "num_attention_heads": text.num_attention_heads,
                 "num_hidden_layers": text.num_hidden_layers,
                 "num_key_value_heads": text.num_key_value_heads,

@@ -101,8 +101,38 @@ def segment_attention(tower: nn.Module) -> Iterator[None]:
         ALL_ATTENTION_FUNCTIONS._global_mapping.pop(_ATTENTION, None)
 
 
+def resampled(grid: Tensor, index: PatchIndex, patches: int, side: int) -> tuple[Tensor, Tensor]:
+    """Which rows of a square table of learned positions each patch takes, and by which weights (bilinear, corners on
+    corners).
+
+    Args:
+        grid: [I, 3] frames, rows and columns of each picture, in patches.
+        index: where each patch stands.
+        patches: N.
+        side: rows and columns of the table.
+
+    Returns:
+        rows of the table and weights, [N, 4] each.
+    """
+    ends = grid.prod(dim=1).cumsum(dim=0)
+    picture = (torch.arange(patches, device=grid.device)[:, None] >= ends[None, :]).sum(dim=1)
+    sides = grid[picture, 1:]
+    place = index.position.float() * ((side - 1) / (sides - 1).clamp(min=1).float())  # [N, 2]
+    low = place.floor().long().clamp(max=side - 1)
+    high, part = (low + 1).clamp(max=side - 1), place - low
+    rows = torch.stack([low[:, 0], low[:, 0], high[:, 0], high[:, 0]], dim=1)
+    columns = torch.stack([low[:, 1], high[:, 1], low[:, 1], high[:, 1]], dim=1)
+    down, right = part[:, :1], part[:, 1:]
+    weights = torch.cat(
+        [(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right], dim=1
+    )
+    return rows * side + columns, weights
+
+
 class QwenVision(nn.Module):
-    """Patches to features: ``pixel_values`` [N, P], grids [I, 3] -> [F, H]; Qwen2-VL and Qwen2.5-VL.
+    """Patches to features: ``pixel_values`` [N, P], grids [I, 3] -> [F, W]; Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
+
+    W is H, and in Qwen3-VL H once more for each DeepStack feature, side by side (:mod:`.text`).
 
     Args:
         tower: the model's ``visual``; call it inside :func:`segment_attention`.
@@ -129,8 +159,12 @@ class QwenVision(nn.Module):
             # The blocks stay where they are: attention does not mind the order, so no sorting is needed.
             blocks = torch.arange(patches // self.merge**2, device=grid.device)
             known |= {"window_index": blocks, "cu_window_seqlens": index.window, "max_window_seqlen": patches}
+        if (side := getattr(self.tower, "num_grid_per_side", None)) is not None:
+            rows, weights = resampled(grid, index, patches, int(side))
+            known |= {"interp_indices": rows, "interp_weights": weights}
         dtype = next(self.tower.parameters()).dtype
-        features = self.tower(pixel_values.to(dtype), grid_thw=grid, **known).pooler_output
+        seen = self.tower(pixel_values.to(dtype), grid_thw=grid, **known)
+        features = torch.cat([seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ())], dim=-1)
         return features.float()
 
 
