@@ -81,11 +81,10 @@ ALONE = (Placement, Advice)
 LEFT_OUT = {("Plan", "settings"), ("VerbalizeReport", "rows"), ("PictureReading", "source")}
 #: What is printed beside the fields.
 ADDED = {
-    "Memory": ("total", "number", "all of these."),
+    "Memory": (("total", "number", "all of these."),),
     "ModelFacts": (
-        "parameters",
-        "number",
-        "of the language model, and of the vision tower where that is known.",
+        ("parameters", "number", "of the language model, and of the vision tower where that is known."),
+        ("idle_parameters", "number", "of them, those of experts that a token does not pass."),
     ),
 }
 TAIL = """\
@@ -148,8 +147,7 @@ def _section(title: str, report: type, more: str, inner: list[type], level: int 
             meaning = f"see `{near[0]}`"
         cells = [f"`{field.name}`", _value(hints[field.name], inner), meaning]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    if (added := ADDED.get(report.__name__)) is not None:
-        lines.append("| `{}` | {} | {} |".format(*added))
+    lines += ["| `{}` | {} | {} |".format(*added) for added in ADDED.get(report.__name__, ())]
     return "\n".join([*lines, ""])
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
+from collections import Counter
+from pathlib import Path
 
 # Before torch and transformers are imported. One thread: on a shared machine two threads that wait for each
 # other are many times slower than one. Offline: a test that would reach for a hub must fail here too.
@@ -15,6 +19,10 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.disks import do_not_wait
+
+do_not_wait()
+
 # No deadline: the first example pays for imports and caches, and a busy machine is not a wrong program.
 settings.register_profile(
     "vlsi",
@@ -26,8 +34,36 @@ settings.register_profile(
 settings.load_profile("vlsi")
 
 
+#: Files that take longest, which several processes begin with. By the number of their tests, as pytest-xdist has it,
+#: they would come last, and but one core be busy at the end.
+LONGEST = (
+    "runs/test_demo.py",
+    "faults/test_faults.py",
+    "runs/test_zero.py",
+    "runs/test_export_examples.py",
+    "runs/test_processes.py",
+    "runs/test_resume.py",
+    "runs/test_eval_processes.py",
+    "runs/test_machines.py",
+    "runs/test_cache_run.py",
+    "runs/test_distill.py",
+    "runs/test_push.py",
+    "runs/test_smoke_script.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave the order of files to what is below."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what is marked `gpu` on a machine without a CUDA device."""
+    """Put files in order for several processes; skip what is marked `gpu` on a machine without a CUDA device."""
+    if hasattr(config, "workerinput"):
+        here, count = Path(__file__).parent, Counter(item.path for item in items)
+        first = {here / name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: (first.get(item.path, len(first)), -count[item.path]))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
@@ -37,3 +73,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     for item in marked:
         item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    _set_aside()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    if len(sys.modules) > _known + 100:
+        _set_aside()
+
+
+_known = 0
+
+
+def _set_aside() -> None:
+    """Leave what the imports made, and nothing will free, out of every later search for garbage.
+
+    Each stage of a run and each loaded model asks for one, which otherwise walks over some 400,000 objects of torch and
+    transformers: nearly half the time of a tiny run.
+    """
+    global _known
+    _known = len(sys.modules)
+    gc.collect()
+    gc.freeze()

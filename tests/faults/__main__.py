@@ -50,7 +50,10 @@ def main() -> int:
         print(f"{name} is left out: {missing[name][0]} is not installed", file=sys.stderr)
         chosen.remove(name)
 
+    from tests.disks import do_not_wait
     from tests.faults.subjects import Broken
+
+    do_not_wait()
 
     def tell(text: str) -> None:
         if asked.verbose:

@@ -13,6 +13,7 @@ The warm process computes nothing itself: autograd that has run before a fork do
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import mmap
@@ -203,3 +204,5 @@ def _learn(seen: Path) -> None:
                 with suppress(Exception):
                     importlib.import_module(name)
     seen.unlink()
+    gc.collect()
+    gc.freeze()  # what was imported stays; no child has to look through it for garbage, or copy it

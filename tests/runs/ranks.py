@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from tests import pairs
+from tests.disks import do_not_wait
 from vlsi_cli import events
 from vlsi_cli.config.loading import load_saved, resolve
 from vlsi_cli.config.run import ReinforcementConfig
@@ -152,6 +153,7 @@ def not_finite(output: Path, sets: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
+    do_not_wait()
     folder, small = Path(sys.argv[1]), sys.argv[2]
     sets = json.loads((folder / "sets.json").read_text("utf-8"))
     found: dict[str, Any] = {}

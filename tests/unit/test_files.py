@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.disks import real_fsync
 from vlsi_cli.engine import files
 from vlsi_cli.engine.outlets import is_outlet
 from vlsi_cli.engine.places import require_writable
@@ -190,7 +191,7 @@ def test_files_and_the_list_of_their_names_reach_the_disk(
 ) -> None:
     """What is renamed is flushed before, and the folder that lists it after."""
     done: list[str] = []
-    sync, rename = os.fsync, os.rename
+    sync, rename = real_fsync, os.rename
 
     def syncing(handle: int) -> None:
         done.append(f"sync {Path(os.readlink(f'/proc/self/fd/{handle}')).name}")
