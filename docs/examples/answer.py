@@ -2,8 +2,8 @@
 
     python answer.py FOLDER PICTURE "What is in the picture?"
 
-For Qwen2-VL, Qwen2.5-VL, Qwen3-VL, SmolVLM and Idefics3 in the layout `transformers.js`. Needs onnxruntime, numpy,
-pillow, tokenizers and jinja2.
+For Qwen2-VL, Qwen2.5-VL, Qwen3-VL, SmolVLM, Idefics3 and InternVL in the layout `transformers.js`. Needs onnxruntime,
+numpy, pillow, tokenizers and jinja2.
 """
 
 import json
@@ -55,7 +55,17 @@ def with_longest(size: tuple[int, int], longest: int) -> tuple[int, int]:
     return (longest, int(longest / ratio)) if ratio >= 1 else (int(longest * ratio), longest)
 
 
-def tiles_of(picture: Image.Image, settings: dict) -> tuple[np.ndarray, int, int]:
+def cut(large: Image.Image, small: Image.Image, settings: dict) -> np.ndarray:
+    """The large picture in tiles [T, 3, S, S] of the small one's size, row by row, and behind them the small one."""
+    side, (columns, rows) = small.width, (n // small.width for n in large.size)
+    tiles = pixels_of(small, settings)[None]
+    if rows * columns > 1:
+        grid = pixels_of(large, settings).reshape(rows, side, columns, side, 3).swapaxes(1, 2)
+        tiles = np.concatenate([grid.reshape(-1, side, side, 3), tiles])
+    return tiles.transpose(0, 3, 1, 2)
+
+
+def nested_tiles_of(picture: Image.Image, settings: dict) -> tuple[np.ndarray, int, int]:
     """SmolVLM and Idefics3: tiles [1, T, 3, S, S], the whole picture last, and how many rows and columns they form.
 
     A picture that is one tile, by its size or since the settings do not want it split, has 0 rows and columns.
@@ -70,13 +80,26 @@ def tiles_of(picture: Image.Image, settings: dict) -> tuple[np.ndarray, int, int
         longest = -(-max(picture.size) // side) * side
         columns, rows = (-(-n // side) for n in with_longest(picture.size, longest))
         picture = picture.resize((columns * side, rows * side), resample)
-    tiles = [pixels_of(picture.resize((side, side), resample), settings)[None]]
+    small = picture.resize((side, side), resample)
     if rows * columns == 1:
-        rows = columns = 0
-    else:
-        grid = pixels_of(picture, settings).reshape(rows, side, columns, side, 3).swapaxes(1, 2)
-        tiles.insert(0, grid.reshape(-1, side, side, 3))
-    return np.concatenate(tiles).transpose(0, 3, 1, 2)[None], rows, columns
+        return cut(small, small, settings)[None], 0, 0
+    return cut(picture, small, settings)[None], rows, columns
+
+
+def tiles_of(picture: Image.Image, settings: dict) -> np.ndarray:
+    """InternVL: tiles [T, 3, S, S] in the grid whose shape is nearest to the picture's, and the whole picture last."""
+    side, resample, most = settings["size"]["height"], settings["resample"], settings["max_patches"]
+    picture = picture.convert("RGB")
+    grids = [(c, r) for c in range(1, most + 1) for r in range(1, most + 1)]
+    best, nearest = (1, 1), np.inf
+    for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+        if settings["min_patches"] <= columns * rows <= most:
+            off = abs(picture.width / picture.height - columns / rows)
+            large = picture.width * picture.height > side**2 * columns * rows / 2
+            if off < nearest or (off == nearest and large):
+                best, nearest = (columns, rows), off
+    large = picture.resize((best[0] * side, best[1] * side), resample)
+    return cut(large, picture.resize((side, side), resample), settings)
 
 
 def words_for(rows: int, columns: int, tokens: int) -> str:
@@ -114,18 +137,23 @@ def answer(folder: Path, picture: Image.Image, question: str, max_new_tokens: in
         load(name) for name in ("vision_encoder", "embed_tokens", "decoder_model_merged")
     )
 
+    # The template writes one token for the picture; the model expects one for every feature.
     qwen = config["model_type"].startswith("qwen")
     if qwen:
-        pixels, second = patches_of(picture, settings)
-        rows, columns = (int(n) // settings["merge_size"] for n in second[0, 1:])
+        pixels, grid = patches_of(picture, settings)
+        rows, columns = (int(n) // settings["merge_size"] for n in grid[0, 1:])
+        features = vision.run(None, {"pixel_values": pixels, vision.get_inputs()[1].name: grid})[0]
+        mark, expanded = "<|image_pad|>", "<|image_pad|>" * len(features)
+    elif config["model_type"] == "internvl":
+        features = vision.run(None, {"pixel_values": tiles_of(picture, settings)})[0]
+        mark = "<IMG_CONTEXT>"
+        expanded = f"<img>{mark * features.shape[0] * features.shape[1]}</img>"
     else:
-        pixels, rows, columns = tiles_of(picture, settings)
-        second = np.ones(pixels.shape[:2] + pixels.shape[3:], bool)  # which pixels are no padding
-    features = vision.run(None, {"pixel_values": pixels, vision.get_inputs()[1].name: second})[0]
+        pixels, rows, columns = nested_tiles_of(picture, settings)
+        whole = np.ones(pixels.shape[:2] + pixels.shape[3:], bool)  # no pixel is padding
+        features = vision.run(None, {"pixel_values": pixels, "pixel_attention_mask": whole})[0]
+        mark, expanded = "<image>", words_for(rows, columns, features.shape[1])
 
-    # The template writes one token for the picture; the model expects one for every feature.
-    mark = "<|image_pad|>" if qwen else "<image>"
-    expanded = mark * len(features) if qwen else words_for(rows, columns, features.shape[1])
     template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(words["chat_template"])
     talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
     prompt = template.render(messages=talk, add_generation_prompt=True)

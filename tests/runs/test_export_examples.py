@@ -12,7 +12,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ from tests.hub_server import HubServer  # noqa: E402
 from tests.invariants.tree import ROOT  # noqa: E402
 from tests.tiny import tiny_folder  # noqa: E402
 from vlsi_cli.engine.backbones.load import load_backbone  # noqa: E402
+from vlsi_cli.engine.backbones.processors import load_processor  # noqa: E402
 from vlsi_cli.engine.data.patterns import pattern_record  # noqa: E402
 from vlsi_cli.engine.data.records import ImageRef, Message, Record  # noqa: E402
 from vlsi_cli.engine.data.sources import PatternsSource  # noqa: E402
@@ -216,6 +219,30 @@ def tiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
     done = vlsi("export", model, "--output", place / "fp32")
     assert done.exit_code == 0, done.output
     return place, torchs(model, sorted(place.glob("*.png")))
+
+
+@pytest.mark.parametrize(
+    ("family", "mark"), [("smolvlm", "<image>"), ("idefics3", "<image>"), ("internvl", "<IMG_CONTEXT>")]
+)
+def test_the_example_cuts_as_the_processor_does(family: str, mark: str, tmp_path: Path) -> None:
+    example: Any = ModuleType("answer")
+    SourceFileLoader("answer", str(EXAMPLES / "answer.py")).exec_module(example)
+    processor = load_processor(tiny_folder(family, tmp_path, layers=1, hidden=16))
+    images, noise = processor.image_processor, np.random.default_rng(0)
+    images.size = images.size if family == "internvl" else {"longest_edge": 48}
+    settings = json.loads(images.to_json_string())
+    for width, high in ((96, 64), (140, 252), (48, 16), (17, 300), (301, 20), (33, 33), (5, 3)):
+        picture = Image.fromarray(noise.integers(0, 256, (high, width, 3), dtype=np.uint8))
+        asked = {"images_kwargs": {"return_tensors": "np"}, "return_text_replacement_offsets": True}
+        expected = processor(text=[f"a{mark}b"], images=[[picture]], **asked)
+        if family == "internvl":
+            tiles = example.tiles_of(picture, settings)
+            words = f"<img>{mark * len(tiles) * processor.image_seq_length}</img>"
+        else:
+            tiles, rows, columns = example.nested_tiles_of(picture, settings)
+            words = example.words_for(rows, columns, processor.image_seq_len)
+        np.testing.assert_allclose(tiles, expected["pixel_values"], atol=1e-6)
+        assert words == expected["text_replacement_offsets"][0][0]["replacement"]
 
 
 @pytest.mark.parametrize("picture", ["wide", "free"])

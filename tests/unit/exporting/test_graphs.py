@@ -178,7 +178,7 @@ def test_half_precision(tmp_path: Path) -> None:
     assert cache.type == "tensor(float16)"
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava_onevision"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl"])
 def test_other_families(family: str, tmp_path: Path) -> None:
     backbone = load_backbone(str(tiny_folder(family, tmp_path / "model", layers=1, hidden=32)))
     layout = layout_for("transformers.js", family)

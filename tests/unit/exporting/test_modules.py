@@ -20,6 +20,7 @@ from vlsi_cli.engine.exporting.vision import (
     LlavaVision,
     NestedVision,
     QwenVision,
+    TileVision,
     patch_index,
     resampled,
     segment_attention,
@@ -110,6 +111,20 @@ def test_vision_of_llava_equals_the_models_own(tmp_path: Path) -> None:
     assert torch.equal(ours[1, -1], base.image_newline.detach())
 
 
+@pytest.mark.parametrize("layer", [-1, -2])
+def test_vision_of_internvl_equals_the_models_own(layer: int, tmp_path: Path) -> None:
+    backbone = load_backbone(str(tiny_folder("internvl", tmp_path / "m", layers=1, hidden=32)))
+    base: Any = backbone.base
+    backbone.config.vision_feature_layer = layer
+    tiles = torch.randn(3, 3, 16, 16, generator=torch.manual_seed(0))
+    with torch.no_grad():
+        ours = TileVision(base, backbone.config)(tiles)
+        expected = base.get_image_features(
+            tiles, vision_feature_layer=layer, vision_feature_select_strategy="default"
+        ).pooler_output
+    torch.testing.assert_close(ours, expected, atol=ROUNDING, rtol=0)
+
+
 @pytest.mark.parametrize("family", ["smolvlm", "idefics3"])
 @pytest.mark.parametrize("side", [16, 18])  # the second is no multiple of a patch, as in SmolVLM-Instruct
 def test_vision_of_nested_tiles_equals_the_models_own(family: str, side: int, tmp_path: Path) -> None:
@@ -121,7 +136,8 @@ def test_vision_of_nested_tiles_equals_the_models_own(family: str, side: int, tm
     mask[2, 1, 5:] = False
     with torch.no_grad():
         ours = NestedVision(base)(tiles, mask)
-        expected = torch.cat(base.get_image_features(tiles, mask).pooler_output)
+        # a list of tensors; in older versions one of three dimensions
+        expected = torch.cat(list(base.get_image_features(tiles, mask).pooler_output))
         whole = NestedVision(base)(tiles, torch.ones_like(mask))
     assert len(ours) == 3, "tiles that are real"
     torch.testing.assert_close(ours.flatten(0, 1), expected, atol=ROUNDING, rtol=0)
@@ -188,3 +204,11 @@ def test_other_families_are_refused_by_name(family: str, title: str, tmp_path: P
     folder = tiny_folder(family, tmp_path / "m", layers=1, hidden=32)
     with pytest.raises(ModelError, match=f"{title} cannot be exported to ONNX yet"):
         require_exportable(AutoConfig.from_pretrained(folder), title, "x/y")
+
+
+def test_experts_are_refused(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    folder = tiny_folder("internvl_moe", tmp_path / "m", layers=1, hidden=32)
+    with pytest.raises(ModelError, match="'x/y' has layers with experts"):
+        require_exportable(AutoConfig.from_pretrained(folder), "InternVL", "x/y")

@@ -17,16 +17,22 @@ import torch
 from torch import nn
 
 from vlsi_cli.engine.backbones.backbone import Backbone
-from vlsi_cli.engine.exporting.layouts import MROPE, NESTED, stacked_features
+from vlsi_cli.engine.exporting.layouts import MROPE, NESTED, TILED, stacked_features
 from vlsi_cli.engine.exporting.text import Decoder, Embeddings, MergedEmbeddings, deepstack_beside
-from vlsi_cli.engine.exporting.vision import LlavaVision, NestedVision, QwenVision, segment_attention
+from vlsi_cli.engine.exporting.vision import (
+    LlavaVision,
+    NestedVision,
+    QwenVision,
+    TileVision,
+    segment_attention,
+)
 from vlsi_cli.errors import ModelError
 
 #: Operator set of the graphs: onnxruntime, its web build and onnxruntime-genai all run it.
 OPSET = 18
 
 #: Families that have graphs, by ``model_type``.
-EXPORTABLE = (*MROPE, "llava_onevision", *NESTED)
+EXPORTABLE = (*MROPE, "llava_onevision", *NESTED, *TILED)
 
 _BATCH, _LENGTH, _PAST, _TOTAL = (
     "batch_size",
@@ -62,7 +68,7 @@ def require_exportable(backbone_config: Any, title: str, shown: str) -> None:
     """Refuse what has no graphs.
 
     Raises:
-        ModelError: another family, or layers with a sliding window.
+        ModelError: another family, layers with experts, or layers with a sliding window.
     """
     family = backbone_config.model_type
     if family not in EXPORTABLE:
@@ -70,7 +76,10 @@ def require_exportable(backbone_config: Any, title: str, shown: str) -> None:
             f"'{shown}' is of the family {title}, and {title} cannot be exported to ONNX yet",
             hint=f"families with graphs: {', '.join(EXPORTABLE)}",
         )
-    layers = getattr(backbone_config.get_text_config(), "layer_types", None) or ()
+    text = backbone_config.get_text_config()
+    if getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None):
+        raise ModelError(f"'{shown}' has layers with experts, which cannot be exported to ONNX yet")
+    layers = getattr(text, "layer_types", None) or ()
     if set(layers) - {"full_attention"}:
         raise ModelError(
             f"'{shown}' has layers of the kind {sorted(set(layers) - {'full_attention'})[0]}, "
@@ -99,9 +108,13 @@ def vision_graph(backbone: Backbone, name: str, grid_name: str) -> Graph:
         within = partial(_attending, vision)
         return Graph(name, module, (tiles, mask), names, ("image_features",), (dims, dims), within)
     if not has_mrope(backbone.config):
-        tiles = torch.zeros(2, 3, vision.image_size, vision.image_size)
-        module = LlavaVision(backbone.base, backbone.config)
-        return Graph(name, module, (tiles,), ("pixel_values",), ("image_features",), ({0: "num_tiles"},))
+        sides = vision.image_size if isinstance(vision.image_size, list | tuple) else [vision.image_size] * 2
+        kind = TileVision if backbone.config.model_type in TILED else LlavaVision
+        module, example = kind(backbone.base, backbone.config), (torch.zeros(2, 3, *sides),)
+        within = partial(_attending, vision)
+        return Graph(
+            name, module, example, ("pixel_values",), ("image_features",), ({0: "num_tiles"},), within
+        )
     tower = backbone.base.get_submodule("visual")
     values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     side = vision.spatial_merge_size

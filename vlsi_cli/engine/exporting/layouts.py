@@ -33,6 +33,9 @@ PRECISIONS = {
 #: Families whose positions have three parts (time, row, column).
 MROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
+#: Families whose tiles follow each other, over all rows of a batch. transformers.js has no class for them.
+TILED = ("internvl",)
+
 #: Families whose tiles are nested in the rows of a batch, with a mask of their pixels.
 NESTED = ("smolvlm", "idefics3")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vlsi_cli.engine.exporting.layouts import MROPE, NESTED, PRECISIONS, Layout, layout_for
+from vlsi_cli.engine.exporting.layouts import MROPE, NESTED, PRECISIONS, TILED, Layout, layout_for
 from vlsi_cli.errors import CheckpointError
 
 #: Pixels of one call of a vision graph: 16 tiles of SmolVLM-256M, whose attention weights take 0.8 GB.
@@ -71,7 +71,9 @@ class OnnxModel:
             return _run(self.vision, feeds)
         if self.config["model_type"] in NESTED:
             return self._nested_features(inputs)
-        return self._tile_features(inputs)
+        if self.config["model_type"] in TILED:
+            return self._tile_features(inputs["pixel_values"])
+        return self._packed_features(inputs)
 
     def begin(self, inputs: Inputs, *, keep: int = 1) -> tuple[Array, Talk]:
         """Read a batch of prompts.
@@ -165,7 +167,16 @@ class OnnxModel:
         ]
         return np.concatenate(parts).reshape(-1, parts[0].shape[-1])
 
-    def _tile_features(self, inputs: Inputs) -> Array:
+    def _tile_features(self, pixels: Array) -> Array:
+        """InternVL: tiles to features."""
+        together = max(1, _PIXELS // pixels.shape[-1] ** 2)
+        parts = [
+            _run(self.vision, {"pixel_values": pixels[at : at + together]})
+            for at in range(0, len(pixels), together)
+        ]
+        return np.concatenate(parts).reshape(-1, parts[0].shape[-1])
+
+    def _packed_features(self, inputs: Inputs) -> Array:
         """LLaVA-OneVision: tiles to features, laid out as transformers does it."""
         import torch
         from transformers import AutoConfig

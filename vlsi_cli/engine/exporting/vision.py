@@ -197,6 +197,37 @@ class LlavaVision(nn.Module):
         return torch.cat([features, line_break], dim=1).float()
 
 
+class TileVision(nn.Module):
+    """Tiles to features: ``pixel_values`` [T, 3, S, S] -> [T, tokens, H]; InternVL.
+
+    Args:
+        base: the model without its head.
+        config: the whole model's config.
+    """
+
+    def __init__(self, base: nn.Module, config: Any) -> None:
+        super().__init__()
+        self.tower: Any = base.get_submodule("vision_tower")
+        self.projector = base.get_submodule("multi_modal_projector")
+        self.layer = int(config.vision_feature_layer)
+        self.drop_first = config.vision_feature_select_strategy == "default"
+        self.joined = round(1 / config.downsample_ratio)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Features of all tiles."""
+        pixels = pixel_values.to(next(self.tower.parameters()).dtype)
+        if self.layer == -1:
+            seen = self.tower(pixels).last_hidden_state
+        else:
+            seen = self.tower(pixels, output_hidden_states=True).hidden_states[self.layer]
+        seen = seen[:, 1:] if self.drop_first else seen
+        # joined x joined neighbours become one feature: their columns first, then their rows
+        side, n = round(seen.shape[1] ** 0.5), self.joined
+        blocks = seen.unflatten(1, (side // n, n, side // n, n)).permute(0, 1, 3, 2, 4, 5)
+        features: Tensor = self.projector(blocks.flatten(3).flatten(1, 2))
+        return features.float()
+
+
 class NestedVision(nn.Module):
     """Tiles of a batch to features: ``pixel_values`` [B, T, 3, S, S] -> [real tiles, tokens, H]; SmolVLM and Idefics3.
 
@@ -204,32 +235,53 @@ class NestedVision(nn.Module):
     by row. A tile is attended to where ``pixel_attention_mask`` [B, T, S, S] is true, and placed by the size of that
     part.
 
+    transformers leaves padding out before the tower, here it is left out behind it: so only the last step has a size
+    that depends on values.
+
     Args:
         base: the model without its head.
     """
+
+    bounds: Tensor
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         tower: Any = base.get_submodule("vision_model")
         self.tower, self.connector = tower, base.get_submodule("connector")
         self.patch = int(tower.config.patch_size)
+        self.side = int(tower.embeddings.num_patches_per_side)
+        self.register_buffer("bounds", torch.arange(1 / self.side, 1.0, 1 / self.side), persistent=False)
 
     def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor) -> Tensor:
         """Features of the tiles that hold something."""
         tiles, mask = pixel_values.flatten(0, 1), pixel_attention_mask.flatten(0, 1)
         # transformers goes by the pixels alone; a tile that nothing may attend to has no features either
         real = (tiles != 0).flatten(1).any(dim=1) & mask.flatten(1).any(dim=1)
-        tiles, mask = tiles[real], mask[real]
         whole = mask.shape[-1] // self.patch * self.patch  # what is left over is in no patch
         sides = (-1, self.patch)
         patches = mask[:, :whole, :whole].unflatten(2, sides).unflatten(1, sides).any(dim=4).any(dim=2)
-        tiles = tiles.to(next(self.tower.parameters()).dtype)
-        states = self.tower.embeddings(pixel_values=tiles, patch_attention_mask=patches)
+        embeddings = self.tower.embeddings
+        tiles = tiles.to(embeddings.patch_embedding.weight.dtype)
+        states = embeddings.patch_embedding(tiles).flatten(2).transpose(1, 2)
+        states = states + embeddings.position_embedding(self._places(patches))
         # a sum, not a choice: for that the exporter would guard each softmax against rows that see nothing
-        hidden = torch.zeros_like(patches, dtype=states.dtype).masked_fill(
-            ~patches, torch.finfo(states.dtype).min
-        )
-        mask = hidden.flatten(1)[:, None, None, :]
-        seen = self.tower.encoder(inputs_embeds=states, attention_mask=mask).last_hidden_state
+        hidden = torch.zeros_like(patches, dtype=states.dtype)
+        hidden = hidden.masked_fill(~patches, torch.finfo(states.dtype).min).flatten(1)[:, None, None, :]
+        seen = self.tower.encoder(inputs_embeds=states, attention_mask=hidden).last_hidden_state
         features: Tensor = self.connector(self.tower.post_layernorm(seen))
-        return features.float()
+        return features[real].float()
+
+    def _places(self, patches: Tensor) -> Tensor:
+        """Rows of the table of positions for the patches of each tile, [tiles, patches].
+
+        The part that is no padding is stretched over the grid that the table was learned for, rounding as
+        transformers does.
+        """
+        places = []
+        for axis in (1, 2):
+            count = patches.any(dim=3 - axis).sum(dim=1).clamp(min=1)
+            share = torch.arange(patches.shape[axis], dtype=torch.float32)[None, :] * (1.0 / count)[:, None]
+            places.append((share.clamp(max=1.0 - 1e-6)[..., None] >= self.bounds).sum(dim=-1))
+        rows, columns = places
+        place = (rows[:, :, None] * self.side + columns[:, None, :]).flatten(1)
+        return torch.where(patches.flatten(1), place, 0)

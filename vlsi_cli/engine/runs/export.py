@@ -19,7 +19,7 @@ from vlsi_cli.engine.backbones.folders import resolve_folder
 from vlsi_cli.engine.backbones.load import describe, load_backbone
 from vlsi_cli.engine.exporting import graphs
 from vlsi_cli.engine.exporting.check import TOKENS, Check, check
-from vlsi_cli.engine.exporting.layouts import MROPE, LayoutName, layout_for
+from vlsi_cli.engine.exporting.layouts import MROPE, TILED, LayoutName, layout_for
 from vlsi_cli.engine.exporting.runtime import OnnxModel
 from vlsi_cli.engine.exporting.writing import half_precision, trace_all, write_export
 from vlsi_cli.engine.files import new_folder, write_json
@@ -106,6 +106,10 @@ def export(
     require_writable(target / EXPORT_REPORT)  # before the minutes that a large model takes
     backbone = load_backbone(model, revision=revision)
     chosen = layout_for(layout, backbone.family.name)
+    if backbone.family.name in TILED:
+        events(
+            Note(f"transformers.js has no {backbone.family.title}: the folder is for onnxruntime from Python")
+        )
     with new_folder(target) as partial:
         with half_precision(backbone) if precision == "fp16" else nullcontext():
             traced = trace_all(backbone, chosen, events=events)
