@@ -216,7 +216,7 @@ def tiny_folder(
     model.generation_config = GenerationConfig(
         eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id], pad_token_id=tokenizer.pad_token_id
     )
-    if family in GEMMA4:
+    if family in (*GEMMA4, "gemma4_moe"):
         model.generation_config.eos_token_id = [*tokenizer.convert_tokens_to_ids(["<eos>", "<turn|>"]), 0]
         _make_buffers_distinct(model)
     model.save_pretrained(folder)
@@ -234,7 +234,7 @@ def tiny_folder(
     elif image:
         (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2), encoding="utf-8")
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
-    family = family.removesuffix("_moe")
+    family = "gemma4 dense" if family == "gemma4_moe" else family.removesuffix("_moe")
     placeholder = "<|vision_start|><|image_pad|><|vision_end|>" if family in QWEN else "<image>\n"
     placeholder = "<IMG_CONTEXT>\n" if family == "internvl" else placeholder
     template = SMOL if family in ("smolvlm", "idefics3") else CHATML.replace("@IMAGE@", placeholder)

@@ -8,9 +8,9 @@ QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 #: Gemma 4 comes in two kinds: small ones, and "gemma4 dense" as its 31B is.
 GEMMA4 = ("gemma4", "gemma4 dense")
 FAMILIES = (*QWEN, "llava_onevision", "internvl", "gemma3", *GEMMA4, "mistral3", "smolvlm", "idefics3")
-#: With experts: they read texts and pictures as the families of their names do, and can teach only. The last one is
-#: InternVL with another decoder.
-EXPERTS = ("qwen3_vl_moe", "qwen3_5_moe", "internvl_moe")
+#: With experts: they read texts and pictures as the families of their names do, and can teach only. InternVL's has
+#: another decoder, Gemma 4's is dense beside them.
+EXPERTS = ("qwen3_vl_moe", "qwen3_5_moe", "internvl_moe", "gemma4_moe")
 
 #: Pixels of a patch's side, and of a tile's.
 PATCH, TILE = 4, 16
@@ -120,7 +120,7 @@ def tiny_config(
             image_token_index=ids["<image_soft_token>"],
             **common,
         )
-    if family in GEMMA4:
+    if family in (*GEMMA4, "gemma4_moe"):
         return _gemma4_config(family, text, ids, tokenizer, tower, common)
     if family == "mistral3":
         # heads wider together than the states; queries grow from position 32 on
@@ -151,7 +151,7 @@ def _gemma4_config(
 ) -> Any:
     """Two kinds of layers of unequal heads. The small kind has inputs of every layer, keys and values lent to the last
     layers, which are twice as wide inside, and an audio tower; the other one keys that are values, and pictures that
-    see one another."""
+    see one another. Experts stand beside the feed-forward part of that kind."""
     import transformers as tf
 
     layers, small = text["num_hidden_layers"], family == "gemma4"
@@ -167,6 +167,8 @@ def _gemma4_config(
             "num_global_key_value_heads": 1,
             "use_bidirectional_attention": "vision",
         }
+    if family == "gemma4_moe":
+        text |= {"enable_moe_block": True, "top_k_experts": text.pop("num_experts_per_tok")}
     tower = {name: value for name, value in tower.items() if name != "image_size"}
     tower |= {
         "num_key_value_heads": 2,

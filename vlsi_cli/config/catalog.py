@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from vlsi_cli.config.experts import Experts
 from vlsi_cli.config.facts import (
@@ -144,11 +145,9 @@ def _gemma3(size: str, shape: _Shape, head_dim: int, vision: int) -> Entry:
     return _entry("Gemma-3", "gemma3", size, ids, shape, True, vision, head_dim=head_dim)
 
 
-def _gemma4(size: str, shape: _Shape, mixed: MixedLayers, vision: int, audio: int = 0) -> Entry:
+def _gemma4(size: str, shape: _Shape, mixed: MixedLayers, vision: int, **more: Any) -> Entry:
     ids = f"google/gemma-4-{size.upper()}-it"
-    return _entry(
-        "Gemma-4", "gemma4", size, ids, shape, True, vision, head_dim=256, mixed=mixed, unread=audio
-    )
+    return _entry("Gemma-4", "gemma4", size, ids, shape, True, vision, head_dim=256, mixed=mixed, **more)
 
 
 def _ministral3(size: str, shape: _Shape, tied: bool, vision: int) -> Entry:
@@ -163,6 +162,9 @@ def _smol(size: str, hub_id: str, shape: tuple[int, int, int, int, int, int], vi
     return _entry("SmolVLM", "idefics3", size, f"HuggingFaceTB/{hub_id}", shape, False, vision)
 
 
+# layers that see the whole text, their heads; keys lent to the last layers; inputs of every layer
+_E2B = MixedLayers(7, 512, 1, shared=20, shared_whole=4, widening=2, inputs=256, input_vocab=262144)
+_E4B = MixedLayers(7, 512, 2, shared=18, shared_whole=3, inputs=256, input_vocab=262144)
 # shape: layers, hidden, ffn, heads, key/value heads, vocabulary rows
 ENTRIES: tuple[Entry, ...] = (
     _qwen2("2b", (28, 1536, 8960, 12, 2, 151936), True, 665_271_296),
@@ -206,25 +208,15 @@ ENTRIES: tuple[Entry, ...] = (
     _gemma3("4b", (34, 2560, 10240, 8, 4, 262208), 256, 419_816_304),
     _gemma3("12b", (48, 3840, 15360, 16, 8, 262208), 256, 421_290_864),
     _gemma3("27b", (62, 5376, 21504, 32, 16, 262208), 128, 423_060_336),
+    _gemma4("e2b", (35, 1536, 6144, 8, 1, 262144), _E2B, 168_544_256, unread=307_183_904),
+    _gemma4("e4b", (42, 2560, 10240, 8, 2, 262144), _E4B, 169_330_688, unread=308_756_768),
+    _gemma4("31b", (60, 5376, 21504, 32, 16, 262144), MixedLayers(10, 512, 4, True), 575_741_232),
     _gemma4(
-        "e2b",
-        (35, 1536, 6144, 8, 1, 262144),
-        MixedLayers(7, 512, 1, shared=20, shared_whole=4, widening=2, inputs=256, input_vocab=262144),
-        168_544_256,
-        307_183_904,
-    ),
-    _gemma4(
-        "e4b",
-        (42, 2560, 10240, 8, 2, 262144),
-        MixedLayers(7, 512, 2, shared=18, shared_whole=3, inputs=256, input_vocab=262144),
-        169_330_688,
-        308_756_768,
-    ),
-    _gemma4(
-        "31b",
-        (60, 5376, 21504, 32, 16, 262144),
-        MixedLayers(10, 512, 4, keys_are_values=True),
-        575_741_232,
+        "26b-a4b",
+        (30, 2816, 2112, 16, 8, 262144),
+        MixedLayers(5, 512, 2, True),
+        572_792_112,
+        experts=Experts(128, 8, 704, 2112),
     ),
     _ministral3("3b", (26, 3072, 9216, 32, 8, 131072), True, 420_083_712),
     _ministral3("8b", (34, 4096, 14336, 32, 8, 131072), False, 428_472_320),

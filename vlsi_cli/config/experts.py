@@ -19,7 +19,8 @@ class Experts:
         count: experts of a layer.
         chosen: how many of them a token goes to.
         ffn: inner width of one.
-        shared: inner width of the expert that every token goes to, behind a gate of its own; 0: there is none.
+        shared: inner width of what every token goes to beside them, behind a gate of its own; 0: there is none. Gemma 4
+            has no gate there, and as many numbers that scale what its router reads.
     """
 
     count: int
@@ -49,6 +50,11 @@ def experts_of(config: dict[str, Any]) -> Experts | None:
         KeyError, TypeError, ValueError: it leaves a number unsaid, or not all layers have experts.
     """
     text = {**config, **(config.get("text_config") or {})}
+    if text.get("model_type") == "gemma4_text":
+        if not text.get("enable_moe_block"):
+            return None
+        said = ("num_experts", "top_k_experts", "moe_intermediate_size", "intermediate_size")
+        return Experts(*(int(text[key]) for key in said))
     count = int(text.get("num_experts") or text.get("num_local_experts") or 0)
     if not count:
         return None

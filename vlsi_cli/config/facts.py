@@ -171,14 +171,17 @@ class ModelFacts:
     def layer_parameters(self) -> int:
         """One decoder layer: attention, gated feed-forward and norms; of several kinds of layers the largest."""
         if self.mixed is not None:
-            return max(self.mixed.parameters(kind, self.hidden) for kind in self.kinds)
+            return max(self.mixed.parameters(kind, self.hidden, self.experts) for kind in self.kinds)
         return max(self._attention(), self._linear()) + self._beside_attention()
 
     @property
     def decoder_parameters(self) -> int:
         """All decoder layers, without embeddings, final norm and head."""
         if self.mixed is not None:
-            return sum(kind.count * self.mixed.parameters(kind, self.hidden) for kind in self.kinds)
+            every = (
+                (kind.count, self.mixed.parameters(kind, self.hidden, self.experts)) for kind in self.kinds
+            )
+            return sum(count * one for count, one in every)
         mixing = self.attention_layers * self._attention()
         mixing += self.linear.layers * self._linear() if self.linear else 0
         return mixing + self.layers * self._beside_attention()

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vlsi_cli.config.experts import Experts
+
 
 @dataclass(frozen=True)
 class LayerKind:
@@ -83,9 +85,16 @@ class MixedLayers:
         every = self.shared if shared else layers - self.shared
         return seeing if whole else every - seeing
 
-    def parameters(self, kind: LayerKind, hidden: int) -> int:
-        """One layer of a kind: attention, feed-forward part, norms, and what makes its input a part of the states."""
-        return sum(self.linears(kind, hidden)[0]) + self._norms(kind, hidden)
+    def parameters(self, kind: LayerKind, hidden: int, experts: Experts | None = None) -> int:
+        """One layer of a kind: attention, feed-forward part, norms, and what makes its input a part of the states.
+
+        Args:
+            experts: what its feed-forward part is made of; they have three norms more, and a factor each.
+        """
+        every = sum(self.linears(kind, hidden)[0]) + self._norms(kind, hidden)
+        if experts is None:
+            return every
+        return every - 3 * hidden * kind.ffn + experts.parameters(hidden) + 3 * hidden + experts.count
 
     def sides(self, kind: LayerKind, hidden: int) -> int:
         """Inputs and outputs of the linear maps of a layer, added up."""

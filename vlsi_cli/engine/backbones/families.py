@@ -129,7 +129,7 @@ FAMILIES: dict[str, Family] = {
             placeholders=("image_token_id", "video_token_id", "audio_token_id"),
             unread=("audio_tower", "embed_audio"),
             flash=False,
-            refused=(("enable_moe_block", "experts (26B-A4B)"),),
+            experts_as_stored=True,
         ),
         # Mistral Small 3.1 is of the same class, with a decoder `mistral`; Mistral Small 4, with experts, is not read.
         Family(
@@ -222,12 +222,6 @@ def _with_decoder(family: Family, config: dict[str, Any], shown: str) -> Family:
             f"'{shown}' is of the family {family.title} with a decoder '{kind}', which has no adapter here",
             hint=f"{family.title} is read with these decoders: {', '.join(family.decoders)}",
         )
-    for key, what in family.refused:
-        if isinstance(text, dict) and text.get(key):
-            raise ModelError(
-                f"'{shown}' is of the family {family.title} with {what}, which has no adapter here",
-                hint=f"take another size of {family.title}; docs/models.md lists those that are read",
-            )
     try:
         experts_of(config)
     except (KeyError, TypeError, ValueError) as error:

@@ -40,12 +40,13 @@ class Family:
             also where it has said them itself.
         unread: attributes of the base model for what is never fed to it here (audio): kept as they are.
         flash: whether FlashAttention 2 can compute its attention, whose heads have at most 256 numbers.
+        experts_as_stored: whether checkpoints hold experts as the model does, so that they are read from the disk like
+            all other weights.
         gates: linear maps of a decoder layer that give one number a head (gates, decays), which is next to nothing of
             it: they are not quantized.
         decoders: ``model_type`` of the decoders that the family is read with; empty: it has one kind only, or its kinds
             have one plan.
         tekken: whether its tokenizer is Mistral's.
-        refused: keys of a text config which, where they are true, say what its model is not read with -> what that is.
     """
 
     name: str
@@ -66,11 +67,11 @@ class Family:
     placeholders: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     flash: bool = True
+    experts_as_stored: bool = False
     gates: tuple[str, ...] = ()
     decoders: tuple[str, ...] = ()
     resized_to: tuple[str, str] | tuple[()] = ()
     tekken: bool = False
-    refused: tuple[tuple[str, str], ...] = ()
 
     def base(self, model: nn.Module) -> nn.Module:
         """The model without its head: ids and pixels to final-normed hidden states."""

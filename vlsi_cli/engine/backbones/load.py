@@ -200,7 +200,7 @@ def load_backbone(
             options["device_map"] = {"": str(device)}
             options["quantization_config"] = quantizer(config, family, quantization, dtype)
         with fitting(too_large):
-            if placement == "disk" and experts_of(raw) is not None:
+            if placement == "disk" and experts_of(raw) is not None and not family.experts_as_stored:
                 load = partial(load_over_layers, family, device, id)
             else:
                 load = partial(_load, options)
