@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections import Counter
@@ -19,7 +18,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.disks import do_not_wait
+from tests.quick import do_not_wait, set_aside
 
 do_not_wait()
 
@@ -89,12 +88,6 @@ _known = 0
 
 
 def _set_aside() -> None:
-    """Leave what the imports made, and nothing will free, out of every later search for garbage.
-
-    Each stage of a run and each loaded model asks for one, which otherwise walks over some 400,000 objects of torch and
-    transformers: nearly half the time of a tiny run.
-    """
     global _known
     _known = len(sys.modules)
-    gc.collect()
-    gc.freeze()
+    set_aside()

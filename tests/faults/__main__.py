@@ -50,8 +50,8 @@ def main() -> int:
         print(f"{name} is left out: {missing[name][0]} is not installed", file=sys.stderr)
         chosen.remove(name)
 
-    from tests.disks import do_not_wait
     from tests.faults.subjects import Broken
+    from tests.quick import do_not_wait
 
     do_not_wait()
 

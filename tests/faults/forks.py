@@ -13,7 +13,6 @@ The warm process computes nothing itself: autograd that has run before a fork do
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import mmap
@@ -27,6 +26,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.quick import set_aside
 
 #: What counts as a file operation: audit events of CPython, raised before the operation is done.
 _OPERATIONS = {
@@ -204,5 +205,4 @@ def _learn(seen: Path) -> None:
                 with suppress(Exception):
                     importlib.import_module(name)
     seen.unlink()
-    gc.collect()
-    gc.freeze()  # what was imported stays; no child has to look through it for garbage, or copy it
+    set_aside()

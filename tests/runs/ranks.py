@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tests import pairs
-from tests.disks import do_not_wait
+from tests.quick import do_not_wait, set_aside
 from vlsi_cli import events
 from vlsi_cli.config.loading import load_saved, resolve
 from vlsi_cli.config.run import ReinforcementConfig
@@ -163,6 +163,7 @@ def main() -> None:
         found["first fails"] = processes.gather(caught(first_fails))
         torch.save(gradients(small, divided=False), folder / f"ddp-{processes.rank()}.pt")
         torch.save(gradients(small, divided=True), folder / f"fsdp-{processes.rank()}.pt")
+        set_aside()  # all is imported
         torch.save(states(folder / "experts", divided=True), folder / f"experts-{processes.rank()}.pt")
         run(resolve("demo", sets["whole"]), output=folder / "ddp", events=events.ignore)
         # the frozen towers stay whole there, so what they say can be kept

@@ -3,8 +3,8 @@
 Equality is up to rounding. Two processes add the same numbers in another order: each sums its own tokens in fp32 before
 the sums are added, and padding changes the shapes, and with them the blocks, of matrix products. That is a few units in
 the last place of a loss near 6 (2^-21 = 5e-7 each), and AdamW carries it on; 2e-5 leaves ten times of what 20 steps
-were seen to make of it, while a gradient that is off by the number of processes, or one record dealt out wrongly,
-differs in the second digit. Matched layers are equal exactly: no draw falls within rounding of a boundary here.
+(here it is 8) were seen to make of it, while a gradient that is off by the number of processes, or one record dealt out
+wrongly, differs in the second digit. Matched layers are equal exactly: no draw falls within rounding of a boundary.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vlsi_cli.errors import ConfigError, Interrupted
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 2e-5
-STEPS = ("verbalization.steps=2", "interaction.steps=20", "reinforcement.steps=4", "checkpoint_every=7")
+STEPS = ("verbalization.steps=2", "interaction.steps=8", "reinforcement.steps=4", "checkpoint_every=7")
 #: Records of one process; the run that is alone has twice as many, so that a step is the same.
 HALVES = (
     *("verbalization.batch_size=2", "interaction.batch_size=1", "reinforcement.batch_size=2"),

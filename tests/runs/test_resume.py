@@ -27,59 +27,81 @@ from vlsi_cli.engine.training import StageOutput
 from vlsi_cli.engine.training.signals import Wish
 from vlsi_cli.errors import CheckpointError, Interrupted, OutputError
 
-KILL = """
-import os, signal, sys
-from vlsi_cli.config.loading import load_saved, resolve
+#: Imports all that a run needs, which takes longer than one, and lets children run and kill themselves.
+KILLS = """
+import json, os, sys
+from pathlib import Path
+from tests.quick import do_not_wait, set_aside
+from vlsi_cli.config.loading import resolve
+from vlsi_cli.engine.backbones.load import load_backbone
 from vlsi_cli.engine.runs.distill import run
 from vlsi_cli.events import StepDone
-output, stage, side, step, number = sys.argv[1:6]
-seen = []
-def watch(event):
-    if type(event).__name__ == "StageStarted":
-        seen.append((event.stage, event.side))
-    if isinstance(event, StepDone) and seen[-1] == (stage, side) and event.step == int(step):
-        os.kill(os.getpid(), int(number))
-run(resolve("demo", sys.argv[6:]), output=__import__("pathlib").Path(output), events=watch)
+do_not_wait()
+kills = json.load(sys.stdin)
+load_backbone(kills[0]["small"])
+set_aside()
+codes = []
+for kill in kills:
+    pid = os.fork()
+    if pid == 0:
+        seen = []
+        def watch(event):
+            if type(event).__name__ == "StageStarted":
+                seen.append([event.stage, event.side])
+            if isinstance(event, StepDone) and [*seen[-1], event.step] == kill["at"]:
+                os.kill(os.getpid(), 9)
+        try:
+            run(resolve("demo", kill["sets"]), output=Path(kill["output"]), events=watch)
+        finally:
+            os._exit(1)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+print(json.dumps(codes))
 """
+ADAPTERS = (
+    *("interaction.train=lora", "interaction.lora.rank=2", "interaction.lora.dropout=0.2"),
+    *("reinforcement.train=lora", "reinforcement.lora.rank=2", "reinforcement.lora.dropout=0.2"),
+)
+At = tuple[str, str, int]
+#: Where runs are killed, and what each is told besides.
+AT: dict[str, tuple[At, tuple[str, ...]]] = {
+    "first": (("verbalization", "large", 3), ()),
+    "second": (("verbalization", "small", 1), ()),
+    # the run that it is compared with has no workers
+    "third": (("interaction", "small", 3), ("data.workers=1",)),
+    "last": (("reinforcement", "small", 5), ()),
+    "adapters, first": (("interaction", "small", 3), ADAPTERS),
+    "adapters, last": (("reinforcement", "small", 3), ADAPTERS),
+    "damaged": (("reinforcement", "small", 3), ()),
+}
 
 
-def broken(
-    output: Path, pair: tuple[Path, Path], stage: str, side: str, step: int, number: int, *more: str
-) -> int:
-    """A run in a process of its own that sends itself a signal after a step."""
+@pytest.fixture(scope="module")
+def killed(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs that got SIGKILL after a step, each of its own."""
     large, small = pair
-    sets = [f"teacher.id={large}", f"student.id={small}", *SHORT, *more]
+    outputs = {name: tmp_path_factory.mktemp("killed") / "run" for name in AT}
+    models = [f"teacher.id={large}", f"student.id={small}", *SHORT]
+    kills = [
+        {"output": str(outputs[name]), "at": at, "sets": [*models, *sets], "small": str(small)}
+        for name, (at, sets) in AT.items()
+    ]
     done = subprocess.run(
-        [sys.executable, "-c", KILL, str(output), stage, side, str(step), str(int(number)), *sets],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", KILLS],
+        input=json.dumps(kills),
         capture_output=True,
         text=True,
         check=False,
         cwd=Path(__file__).parents[2],
     )
-    return done.returncode
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [-signal.SIGKILL] * len(AT), done.stderr
+    return outputs
 
 
-@pytest.mark.parametrize(
-    ("stage", "side", "step", "sets"),
-    [
-        ("verbalization", "large", 3, ()),
-        ("verbalization", "small", 1, ()),
-        ("interaction", "small", 3, ("data.workers=1",)),  # the run that it is compared with has none
-        ("reinforcement", "small", 5, ()),
-    ],
-)
-def test_killed_and_resumed_is_as_if_never_killed(
-    whole: Path,
-    pair: tuple[Path, Path],
-    tmp_path: Path,
-    stage: str,
-    side: str,
-    step: int,
-    sets: tuple[str, ...],
-) -> None:
+@pytest.mark.parametrize("name", ["first", "second", "third", "last"])
+def test_killed_and_resumed_is_as_if_never_killed(whole: Path, killed: dict[str, Path], name: str) -> None:
     """SIGKILL after a step that has no checkpoint of its own; then every weight is equal, bit for bit."""
-    output = tmp_path / "run"
-    assert broken(output, pair, stage, side, step, signal.SIGKILL, *sets) == -signal.SIGKILL
+    output = killed[name]
     assert not (output / "student").exists()
     run(load_saved(output), output=output, events=events.ignore, resume=True)
     for name in (
@@ -97,18 +119,13 @@ def test_killed_and_resumed_is_as_if_never_killed(
         }
 
 
-def test_adapters_resume_too(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_adapters_resume_too(pair: tuple[Path, Path], killed: dict[str, Path], tmp_path: Path) -> None:
     """LoRA with dropout in both steps, killed inside the first and the second: the same student as unbroken."""
-    sets = (
-        *("interaction.train=lora", "interaction.lora.rank=2", "interaction.lora.dropout=0.2"),
-        *("reinforcement.train=lora", "reinforcement.lora.rank=2", "reinforcement.lora.dropout=0.2"),
-    )
-    run(short(pair, *sets), output=tmp_path / "whole", events=events.ignore)
-    for stage in ("interaction", "reinforcement"):
-        output = tmp_path / stage
-        assert broken(output, pair, stage, "small", 3, signal.SIGKILL, *sets) == -signal.SIGKILL
+    run(short(pair, *ADAPTERS), output=tmp_path / "whole", events=events.ignore)
+    theirs = load_file(tmp_path / "whole/student/model.safetensors")
+    for output in (killed["adapters, first"], killed["adapters, last"]):
         run(load_saved(output), output=output, events=events.ignore, resume=True)
-        ours, theirs = (load_file(tmp_path / n / "student/model.safetensors") for n in (stage, "whole"))
+        ours = load_file(output / "student/model.safetensors")
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
@@ -215,11 +232,8 @@ def test_a_complete_run_resumes_to_its_report(whole: Path) -> None:
     assert [score.who for score in report.scores] == ["small before", "small after", "large"]
 
 
-def test_a_damaged_checkpoint_is_named_and_skipped_when_asked(
-    whole: Path, pair: tuple[Path, Path], tmp_path: Path
-) -> None:
-    output = tmp_path / "run"
-    assert broken(output, pair, "reinforcement", "small", 3, signal.SIGKILL) == -signal.SIGKILL
+def test_a_damaged_checkpoint_is_named_and_skipped_when_asked(whole: Path, killed: dict[str, Path]) -> None:
+    output = killed["damaged"]
     file = output / "checkpoints" / "reinforcement-00000002" / "state.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="reinforcement-00000002 is damaged"):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from tests import pairs
+from tests.quick import do_not_wait, set_aside
 from tests.runs.ranks import CPU, not_finite, steps, stopped
 from tests.unit.stages.test_stages import stages
 from vlsi_cli import events
@@ -82,6 +83,7 @@ def trained(
 
 
 def main() -> None:
+    do_not_wait()
     folder, *folders = map(Path, sys.argv[1:])
     sets = json.loads((folder / "sets.json").read_text("utf-8"))
     found: dict[str, Any] = {}
@@ -91,6 +93,7 @@ def main() -> None:
                 values = trained((folders[0], folders[1]), kind, zero)
                 if processes.is_first():
                     torch.save(values, folder / f"zero{zero}-{kind}.pt")
+            set_aside()  # all is imported
             chosen = f"sharding=zero{zero}"
             run(resolve("demo", [*sets["whole"], chosen]), output=folder / chosen[9:], events=events.ignore)
         found["stopped"] = processes.gather(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.disks import real_fsync
+from tests.quick import real_fsync
 from vlsi_cli.engine import files
 from vlsi_cli.engine.outlets import is_outlet
 from vlsi_cli.engine.places import require_writable
