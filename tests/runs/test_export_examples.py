@@ -34,8 +34,8 @@ from tests.hub_client import use_hub, vlsi  # noqa: E402
 from tests.hub_server import HubServer  # noqa: E402
 from tests.invariants.tree import ROOT  # noqa: E402
 from tests.tiny import tiny_folder  # noqa: E402
+from vlsi_cli.engine.backbones import processors  # noqa: E402
 from vlsi_cli.engine.backbones.load import load_backbone  # noqa: E402
-from vlsi_cli.engine.backbones.processors import load_processor  # noqa: E402
 from vlsi_cli.engine.data.patterns import pattern_record  # noqa: E402
 from vlsi_cli.engine.data.records import ImageRef, Message, Record  # noqa: E402
 from vlsi_cli.engine.data.sources import PatternsSource  # noqa: E402
@@ -224,10 +224,13 @@ def tiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
 @pytest.mark.parametrize(
     ("family", "mark"), [("smolvlm", "<image>"), ("idefics3", "<image>"), ("internvl", "<IMG_CONTEXT>")]
 )
-def test_the_example_cuts_as_the_processor_does(family: str, mark: str, tmp_path: Path) -> None:
+def test_the_example_cuts_as_the_processor_does(
+    family: str, mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processors, "torchvision_works", lambda: False)  # it resizes otherwise than PIL
     example: Any = ModuleType("answer")
     SourceFileLoader("answer", str(EXAMPLES / "answer.py")).exec_module(example)
-    processor = load_processor(tiny_folder(family, tmp_path, layers=1, hidden=16))
+    processor = processors.load_processor(tiny_folder(family, tmp_path, layers=1, hidden=16))
     images, noise = processor.image_processor, np.random.default_rng(0)
     images.size = images.size if family == "internvl" else {"longest_edge": 48}
     settings = json.loads(images.to_json_string())
