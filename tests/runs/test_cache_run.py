@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from safetensors.torch import load_file
 from tests.pairs import tiny_pair
 from tests.runs.cachekit import ONE, Pair, beside, build, cached, same_weights, steps
 from tests.runs.conftest import lines, short
-from tests.runs.test_resume import broken
+from tests.runs.killed import kill
 from vlsi_cli import events
 from vlsi_cli.config import asking
 from vlsi_cli.config.loading import load_saved
@@ -98,7 +97,7 @@ def test_other_batches_differ_by_rounding_only(pair: Pair, live: Path, cache: Pa
 def test_killed_and_resumed_from_a_cache(pair: Pair, cache: Path, live: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     sets = (*ONE, f"teacher.cache={cache}")
-    assert broken(output, pair, "interaction", "small", 3, signal.SIGKILL, *sets) == -signal.SIGKILL
+    kill(pair, {output: (("interaction", "small", 3), sets)})
     run(load_saved(output), output=output, events=events.ignore, resume=True)
     assert same_weights(output, live)
 

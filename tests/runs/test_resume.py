@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.runs.conftest import SHORT, lines, short
+from tests.runs.conftest import lines, short
+from tests.runs.killed import At, kill
 from vlsi_cli import events
 from vlsi_cli.config.loading import load_saved
 from vlsi_cli.engine.batch import Batch
@@ -27,41 +26,10 @@ from vlsi_cli.engine.training import StageOutput
 from vlsi_cli.engine.training.signals import Wish
 from vlsi_cli.errors import CheckpointError, Interrupted, OutputError
 
-#: Imports all that a run needs, which takes longer than one, and lets children run and kill themselves.
-KILLS = """
-import json, os, sys
-from pathlib import Path
-from tests.quick import do_not_wait, set_aside
-from vlsi_cli.config.loading import resolve
-from vlsi_cli.engine.backbones.load import load_backbone
-from vlsi_cli.engine.runs.distill import run
-from vlsi_cli.events import StepDone
-do_not_wait()
-kills = json.load(sys.stdin)
-load_backbone(kills[0]["small"])
-set_aside()
-codes = []
-for kill in kills:
-    pid = os.fork()
-    if pid == 0:
-        seen = []
-        def watch(event):
-            if type(event).__name__ == "StageStarted":
-                seen.append([event.stage, event.side])
-            if isinstance(event, StepDone) and [*seen[-1], event.step] == kill["at"]:
-                os.kill(os.getpid(), 9)
-        try:
-            run(resolve("demo", kill["sets"]), output=Path(kill["output"]), events=watch)
-        finally:
-            os._exit(1)
-    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-print(json.dumps(codes))
-"""
 ADAPTERS = (
     *("interaction.train=lora", "interaction.lora.rank=2", "interaction.lora.dropout=0.2"),
     *("reinforcement.train=lora", "reinforcement.lora.rank=2", "reinforcement.lora.dropout=0.2"),
 )
-At = tuple[str, str, int]
 #: Where runs are killed, and what each is told besides.
 AT: dict[str, tuple[At, tuple[str, ...]]] = {
     "first": (("verbalization", "large", 3), ()),
@@ -78,23 +46,8 @@ AT: dict[str, tuple[At, tuple[str, ...]]] = {
 @pytest.fixture(scope="module")
 def killed(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Runs that got SIGKILL after a step, each of its own."""
-    large, small = pair
     outputs = {name: tmp_path_factory.mktemp("killed") / "run" for name in AT}
-    models = [f"teacher.id={large}", f"student.id={small}", *SHORT]
-    kills = [
-        {"output": str(outputs[name]), "at": at, "sets": [*models, *sets], "small": str(small)}
-        for name, (at, sets) in AT.items()
-    ]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", KILLS],
-        input=json.dumps(kills),
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == [-signal.SIGKILL] * len(AT), done.stderr
+    kill(pair, {outputs[name]: how for name, how in AT.items()})
     return outputs
 
 

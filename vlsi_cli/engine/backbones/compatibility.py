@@ -234,8 +234,10 @@ def _image_processor_settings(image_processor: Any) -> dict[str, Any]:
     names = ("image_processor_type", "processor_class", "auto_map", "device", "return_tensors")
     # A setting without a value is no setting: old folders write nulls where new ones write nothing. The budget of
     # pixels is written twice in some folders; `size` is the one that is read.
-    left_out = (*names, "min_pixels", "max_pixels", "data_format", "input_data_format")
+    left_out: tuple[str, ...] = (*names, "min_pixels", "max_pixels", "data_format", "input_data_format")
     settings = image_processor.to_dict()
+    if "max_soft_tokens" in settings:  # Gemma 4's folders may have sizes too, which nothing reads
+        left_out = (*left_out, "size", "image_seq_length")
     return {k: _plain(v) for k, v in settings.items() if v is not None and k not in left_out and k[0] != "_"}
 
 
