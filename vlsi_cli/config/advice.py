@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vlsi_cli.config.accelerators import Accelerator
-from vlsi_cli.config.catalog import facts_of
 from vlsi_cli.config.loading import Resolved
 from vlsi_cli.config.memory import TRAINED_WEIGHT, ZERO_BUCKETS
 from vlsi_cli.config.planning import plan
@@ -205,13 +204,13 @@ def _next(config: DistillConfig, tried: set[str]) -> tuple[str, list[str], str] 
     if "8bit" not in tried:
         return (
             "8bit",
-            ["teacher.quantization=8bit"] if movable and bits == "none" and not _has_experts(config) else [],
+            ["teacher.quantization=8bit"] if movable and bits == "none" else [],
             "the large model's layers in 8 bits a weight: what it says changes a little",
         )
     if "4bit" not in tried:
         return (
             "4bit",
-            ["teacher.quantization=4bit"] if movable and bits != "4bit" and not _has_experts(config) else [],
+            ["teacher.quantization=4bit"] if movable and bits != "4bit" else [],
             "the large model's layers in 4 bits a weight: what it says changes more",
         )
     if "placement" not in tried:
@@ -223,9 +222,3 @@ def _next(config: DistillConfig, tried: set[str]) -> tuple[str, list[str], str] 
             "teacher cache that way once, and train from it",
         )
     return None
-
-
-def _has_experts(config: DistillConfig) -> bool:
-    """Whether the large model is known to have experts, which are not quantized."""
-    facts = facts_of(config.teacher.id, config.teacher.revision) if config.teacher else None
-    return facts is not None and facts.experts is not None
