@@ -72,7 +72,7 @@ def test_learned_positions_are_resampled_as_the_model_does() -> None:
 
     grids = torch.tensor([[1, 4, 6], [2, 6, 4], [1, 2, 2], [1, 20, 30]])
     patches = int(grids.prod(dim=1).sum())
-    rows, weights = resampled(grids, patch_index(grids, patches, 2), patches, 7)
+    rows, weights = resampled(patch_index(grids, patches, 2), 7)
     table = torch.randn(49, 3, generator=torch.manual_seed(0))
     theirs = vision_utils.get_vision_interpolation_indices_and_weights(
         grids, 7, align_corners=True, spatial_merge_size=2

@@ -26,11 +26,13 @@ class PatchIndex(NamedTuple):
 
     Attributes:
         position: [N, 2] row and column in its picture, in patches.
+        sides: [N, 2] rows and columns of that picture.
         frame: [N] a number that patches of one frame of one picture share and no others have.
         window: [N] the same for the windows of Qwen2.5-VL; equal to ``frame`` without windows.
     """
 
     position: Tensor
+    sides: Tensor
     frame: Tensor
     window: Tensor
 
@@ -50,7 +52,8 @@ def patch_index(grid: Tensor, patches: int, merge: int, window: int | None = Non
     number = torch.arange(patches, device=grid.device)
     picture = (number[:, None] >= ends[None, :]).sum(dim=1)
     start = (ends - grid.prod(dim=1))[picture]
-    rows, columns = grid[picture, 1], grid[picture, 2]
+    sides = grid[picture, 1:]
+    rows, columns = sides.unbind(dim=1)
     place = (number - start) % (rows * columns)
     block, inside = place // merge**2, place % merge**2
     across = columns // merge
@@ -60,11 +63,11 @@ def patch_index(grid: Tensor, patches: int, merge: int, window: int | None = Non
     )
     frame = number - place
     if window is None:
-        return PatchIndex(position, frame, frame)
+        return PatchIndex(position, sides, frame, frame)
     # fewer windows than patches in a frame: the sums never reach the next frame's number
     windows_across = (across + window - 1) // window
     return PatchIndex(
-        position, frame, frame + (block_row // window) * windows_across + block_column // window
+        position, sides, frame, frame + (block_row // window) * windows_across + block_column // window
     )
 
 
@@ -101,23 +104,18 @@ def segment_attention(tower: nn.Module) -> Iterator[None]:
         ALL_ATTENTION_FUNCTIONS._global_mapping.pop(_ATTENTION, None)
 
 
-def resampled(grid: Tensor, index: PatchIndex, patches: int, side: int) -> tuple[Tensor, Tensor]:
+def resampled(index: PatchIndex, side: int) -> tuple[Tensor, Tensor]:
     """Which rows of a square table of learned positions each patch takes, and by which weights (bilinear, corners on
     corners).
 
     Args:
-        grid: [I, 3] frames, rows and columns of each picture, in patches.
         index: where each patch stands.
-        patches: N.
         side: rows and columns of the table.
 
     Returns:
         rows of the table and weights, [N, 4] each.
     """
-    ends = grid.prod(dim=1).cumsum(dim=0)
-    picture = (torch.arange(patches, device=grid.device)[:, None] >= ends[None, :]).sum(dim=1)
-    sides = grid[picture, 1:]
-    place = index.position.float() * ((side - 1) / (sides - 1).clamp(min=1).float())  # [N, 2]
+    place = index.position.float() * ((side - 1) / (index.sides - 1).clamp(min=1).float())  # [N, 2]
     low = place.floor().long().clamp(max=side - 1)
     high, part = (low + 1).clamp(max=side - 1), place - low
     rows = torch.stack([low[:, 0], low[:, 0], high[:, 0], high[:, 0]], dim=1)
@@ -160,7 +158,7 @@ class QwenVision(nn.Module):
             blocks = torch.arange(patches // self.merge**2, device=grid.device)
             known |= {"window_index": blocks, "cu_window_seqlens": index.window, "max_window_seqlen": patches}
         if (side := getattr(self.tower, "num_grid_per_side", None)) is not None:
-            rows, weights = resampled(grid, index, patches, int(side))
+            rows, weights = resampled(index, int(side))
             known |= {"interp_indices": rows, "interp_weights": weights}
         dtype = next(self.tower.parameters()).dtype
         seen = self.tower(pixel_values.to(dtype), grid_thw=grid, **known)
