@@ -13,6 +13,7 @@ import torch
 
 from vlsi_cli.config.experts import Experts, experts_of
 from vlsi_cli.config.facts import rounded
+from vlsi_cli.config.presence import weight_files
 from vlsi_cli.config.ranges import require_range, require_whole
 from vlsi_cli.engine.backbones.backbone import Backbone
 from vlsi_cli.engine.backbones.checks import (
@@ -191,22 +192,20 @@ def load_backbone(
         with fitting(too_large):
             model = _random_model(folder, config, attention, seed).to(device=device, dtype=dtype)
     else:
+        over_layers = placement == "disk" and experts_of(raw) is not None and not family.experts_as_stored
         # Straight to the device: through host memory a 72B model would need its size in RAM first.
         places = {"": str(device)} if device.type == "cuda" else None
-        if placement != "device":
+        if placement != "device" and not over_layers:
             places = device_map(config, family, device, placement, dtype, id)
         options: dict[str, Any] = {} if places is None else {"device_map": places}
         if quantization != "none":
             options["device_map"] = {"": str(device)}
             options["quantization_config"] = quantizer(config, family, quantization, dtype)
         with fitting(too_large):
-            if placement == "disk" and experts_of(raw) is not None and not family.experts_as_stored:
-                load = partial(load_over_layers, family, device, id)
-            else:
-                load = partial(_load, options)
+            load = partial(load_over_layers, family, device, id) if over_layers else partial(_load, options)
             model, info = _read_weights(load, folder, config, dtype, attention, id)
         require_weights(model, info, id)
-        model = model if options else model.to(device)
+        model = model if options or over_layers else model.to(device)
     backbone = Backbone(
         model=model, family=family, processor=processor, id=id, revision=revision, folder=folder
     )
@@ -266,7 +265,7 @@ def _read_weights(
         if is_out_of_memory(error) or isinstance(error, ModelError):
             raise
         # safetensors says of a file that may not be read that there is none
-        closed = [file.name for file in sorted(folder.glob("*.safetensors")) if not os.access(file, os.R_OK)]
+        closed = [file.name for file in weight_files(folder) if not os.access(file, os.R_OK)]
         cause = f"{closed[0]} may not be read" if closed else _last_line(error)
         raise ModelError(
             f"the weights of '{id}' cannot be loaded: {cause}", hint=f"folder: {folder}"

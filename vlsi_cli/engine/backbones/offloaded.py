@@ -21,6 +21,7 @@ from accelerate.hooks import attach_align_device_hook
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from vlsi_cli.config.presence import weight_files
 from vlsi_cli.engine.backbones.family import Family
 from vlsi_cli.engine.backbones.placement import hollow, rooms_of
 from vlsi_cli.errors import ModelError
@@ -49,9 +50,8 @@ class LayerTensors(Mapping[str, Tensor]):
         self, folder: Path, layers: nn.ModuleList, room: str, dtype: torch.dtype, shown: str
     ) -> None:
         self._dtype = dtype
-        self._files = {file: safe_open(file, framework="pt") for file in sorted(folder.glob("*.safetensors"))}
         places: dict[tuple[int, str], tuple[Any, str]] = {}
-        for opened in self._files.values():
+        for opened in [safe_open(file, framework="pt") for file in weight_files(folder)]:
             for key in opened.keys():  # noqa: SIM118 - not a mapping
                 if found := _IN_LAYER.match(key):
                     places[int(found[1]), found[2]] = opened, key
