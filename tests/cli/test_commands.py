@@ -11,26 +11,16 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner, Result
 
+from tests.hub_client import vlsi
 from vlsi_cli import __version__
 from vlsi_cli import events as ev
-from vlsi_cli.app import app, main
+from vlsi_cli.app import main
 from vlsi_cli.config import reach
 from vlsi_cli.config.folders import claim
 from vlsi_cli.errors import Interrupted, TrainingError
 
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs go to a scratch folder; the hub's cache is empty and the hub away."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
-def vlsi(*words: str) -> Result:
-    return CliRunner().invoke(app, words, prog_name="vlsi")
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def test_version_and_help() -> None:

@@ -7,22 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from vlsi_cli.app import app
+from tests.hub_client import vlsi
 from vlsi_cli.config import reach
 
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub's cache is empty and the hub away."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
-def vlsi(*words: str) -> Result:
-    return CliRunner().invoke(app, words, prog_name="vlsi")
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def test_dry_run_of_the_papers_pair_is_offline_and_complete() -> None:

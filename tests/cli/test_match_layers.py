@@ -9,22 +9,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner, Result
 
-from vlsi_cli.app import app
+from tests.hub_client import vlsi
 from vlsi_cli.commands._tables_match import report_parts
 from vlsi_cli.engine.runs.match_reports import MatchReport, SideReport, Survey
 
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
-def vlsi(*words: str) -> Result:
-    return CliRunner().invoke(app, words, prog_name="vlsi")
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def test_without_arguments_it_reads_the_demo_pair(tmp_path: Path) -> None:

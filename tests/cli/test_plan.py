@@ -13,11 +13,7 @@ from vlsi_cli.app import app
 PAIR = ("--teacher", "Qwen/Qwen2-VL-7B", "--student", "2b")
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def vlsi(*words: str) -> Result:
