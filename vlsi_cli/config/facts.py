@@ -252,7 +252,7 @@ def facts_from_folder(folder: Path, name: str | None = None) -> ModelFacts | Non
     try:
         model_type = str(config["model_type"])
         hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
-        experts = experts_of(text)
+        experts, sizes = experts_of(text), _stored_sizes(folder)
         return ModelFacts(
             name=name or folder.name,
             model_type=model_type,
@@ -266,14 +266,14 @@ def facts_from_folder(folder: Path, name: str | None = None) -> ModelFacts | Non
             tied=bool(text.get("tie_word_embeddings", False)),
             attention_bias=model_type in ATTENTION_BIASED or _decoder_of(text) in ATTENTION_BIASED,
             qk_norm=model_type in QK_NORMED or _decoder_of(text) in QK_NORMED,
-            vision=_stored_parameters(folder, _NOT_LANGUAGE),
+            vision=_parameters_named(sizes, _NOT_LANGUAGE) if sizes else None,
             gated=model_type in GATED,
             norms=NORMS.get(model_type, 2),
             linear=_linear_attention(text),
             experts=experts,
             rounded=rounded(config),
             mixed=mixed_of(text),
-            unread=_stored_parameters(folder, _UNREAD) or 0,
+            unread=_parameters_named(sizes, _UNREAD),
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
@@ -306,19 +306,22 @@ def _linear_attention(text: dict[str, Any]) -> LinearAttention | None:
     )
 
 
-def _stored_parameters(folder: Path, marks: tuple[str, ...]) -> int | None:
-    """Parameters whose names have one of the marks, read from the headers of the safetensors files."""
+def _stored_sizes(folder: Path) -> dict[str, int]:
+    """Number of values of each tensor of a checkpoint, from the headers of its files; none if one cannot be read."""
     shapes: dict[str, int] = {}
     for file in weight_files(folder):
         try:
             shapes.update(_tensor_sizes(file))
         except (OSError, ValueError, RecursionError, struct.error):
-            return None
-    if not shapes:
-        return None
+            return {}
+    return shapes
+
+
+def _parameters_named(sizes: dict[str, int], marks: tuple[str, ...]) -> int:
+    """Parameters whose names have one of the marks."""
     return sum(
         size
-        for name, size in shapes.items()
+        for name, size in sizes.items()
         if any(mark in name for mark in marks) and not name.endswith(_BUFFERS)
     )
 
